@@ -1,0 +1,83 @@
+"""`python -m trainers experiment.yaml key=value`: one run, alone or under torchrun. Needs neither Ray nor MLflow.
+
+The run lands in `--run-dir` (default: runs/<digest>); starting it again continues it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainers.config import apply_overrides, parse
+from trainers.problems import InvalidInput
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one experiment and print one line an epoch. Exit code 2: bad input, nothing was started."""
+    parser = argparse.ArgumentParser(prog="python -m trainers", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("words", nargs="*", metavar="experiment.yaml | key=value")
+    parser.add_argument("--run-dir", type=Path, help="default: runs/<digest of the experiment>")
+    parser.add_argument("--threads", type=int, help="CPU threads of each process")
+    options = parser.parse_args(arguments)
+    try:
+        experiment = parse(read_words(options.words))
+    except InvalidInput as error:
+        print(error, file=sys.stderr)
+        return 2
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+    import torch
+    import torch.distributed as dist
+
+    from trainers.loop import fit
+    from trainers.ranks import Ranks
+    from trainers.reporting import describe
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    distributed = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    if distributed:
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    ranks = Ranks.current()
+    run_dir = options.run_dir or Path("runs") / experiment.digest()
+    try:
+        if ranks.is_first:
+            print(f"run folder {run_dir}, {experiment.training_passes} passes per image", flush=True)
+        for record in fit(experiment, run_dir.absolute(), ranks=ranks):
+            if ranks.is_first:
+                print(describe(record, experiment.epochs), flush=True)
+    except InvalidInput as error:
+        print(error, file=sys.stderr)
+        return 2
+    finally:
+        if distributed:
+            dist.destroy_process_group()
+    return 0
+
+
+def read_words(words: list[str]) -> dict[str, Any]:
+    """Merge YAML files and key=value words, later ones winning, into one raw configuration."""
+    raw: dict[str, Any] = {}
+    for word in words:
+        if "=" in word:
+            raw = apply_overrides(raw, [word])
+            continue
+        try:
+            content = yaml.safe_load(Path(word).read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise InvalidInput.single(word, f"can't be read: {error}") from error
+        if not isinstance(content, dict):
+            raise InvalidInput.single(word, "is not a table of settings")
+        raw |= content
+    return raw
+
+
+if __name__ == "__main__":
+    sys.exit(main())

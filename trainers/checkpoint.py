@@ -1,0 +1,146 @@
+"""Checkpoints: weights as safetensors, the rest of the state, the Experiment, and a manifest with checksums.
+
+A checkpoint is a folder, written under another name and renamed when it is complete, so a crash leaves either the
+whole or nothing. Reading verifies the checksums; a broken newest checkpoint falls back to the one before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from trainers.config import Experiment, parse
+from trainers.models.build import build_model
+from trainers.problems import InvalidInput
+from trainers.records import EpochRecord
+
+logger = logging.getLogger(__name__)
+
+KEEP = 2
+_MODEL, _TRAINING, _RECORD, _EXPERIMENT, _MANIFEST = (
+    "model.safetensors",
+    "training.pt",
+    "record.json",
+    "experiment.json",
+    "manifest.json",
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint folder. `record` is the epoch that it ends."""
+
+    path: Path
+    experiment: Experiment
+    record: EpochRecord
+
+    def load_model(self, device: torch.device | str = "cpu") -> nn.Module:
+        """The model with this checkpoint's weights, in eval mode."""
+        model = build_model(self.experiment)
+        model.load_state_dict(load_file(self.path / _MODEL))
+        return model.to(device).eval()
+
+    def weights(self) -> dict[str, Tensor]:
+        """Parameters and buffers by name."""
+        weights: dict[str, Tensor] = load_file(self.path / _MODEL)
+        return weights
+
+    def training_state(self) -> dict[str, Any]:
+        """The optimizer's state. (Learning rates and random numbers are functions of the epoch: nothing to store.)"""
+        state: dict[str, Any] = torch.load(self.path / _TRAINING, map_location="cpu", weights_only=True)
+        return state
+
+
+class CorruptCheckpoint(InvalidInput):
+    """A checkpoint folder whose files are missing or do not match their checksums."""
+
+
+def save(
+    run_dir: Path, experiment: Experiment, model: nn.Module, state: Mapping[str, Any], record: EpochRecord
+) -> Path:
+    """Write `checkpoints/epoch_NNNN` atomically, then remove all but the newest `KEEP`."""
+    folder = run_dir / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"epoch_{record.epoch:04d}"
+    staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
+    weights = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
+    save_file(weights, staging / _MODEL)
+    torch.save(dict(state), staging / _TRAINING)
+    (staging / _RECORD).write_text(record.to_json() + "\n")
+    (staging / _EXPERIMENT).write_text(json.dumps(experiment.to_dict(), indent=1) + "\n")
+    sums = {name: _sha256(staging / name) for name in (_MODEL, _TRAINING, _RECORD, _EXPERIMENT)}
+    (staging / _MANIFEST).write_text(json.dumps({"sha256": sums, "digest": experiment.digest()}, indent=1) + "\n")
+    _publish(staging, target)
+    for old in _by_epoch(folder)[KEEP:]:
+        shutil.rmtree(old)
+    for abandoned in folder.glob(".writing-*"):
+        shutil.rmtree(abandoned, ignore_errors=True)
+    return target
+
+
+def mark_best(run_dir: Path, source: Path) -> None:
+    """Make `checkpoints/best` a copy of `source` (hard links: no second copy of the weights on disk)."""
+    folder = run_dir / "checkpoints"
+    staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
+    for file in source.iterdir():
+        os.link(file, staging / file.name)
+    _publish(staging, folder / "best")
+
+
+def load(path: Path) -> Checkpoint:
+    """Read and verify one checkpoint folder. Raises CorruptCheckpoint, saying which file is at fault."""
+    manifest_file = path / _MANIFEST
+    try:
+        manifest = json.loads(manifest_file.read_text())
+        for name, expected in manifest["sha256"].items():
+            if _sha256(path / name) != expected:
+                raise CorruptCheckpoint.single(str(path), f"{name} does not match its checksum")
+        experiment = parse(json.loads((path / _EXPERIMENT).read_text()))
+        record = EpochRecord.from_json((path / _RECORD).read_text())
+    except (OSError, KeyError, json.JSONDecodeError) as error:
+        raise CorruptCheckpoint.single(str(path), f"is not a complete checkpoint ({error})") from error
+    return Checkpoint(path, experiment, record)
+
+
+def latest(run_dir: Path) -> Checkpoint | None:
+    """The newest checkpoint of a run that is whole, or None. Says so in the log if it had to go back."""
+    for path in _by_epoch(run_dir / "checkpoints"):
+        try:
+            return load(path)
+        except CorruptCheckpoint as error:
+            logger.warning("skipping a broken checkpoint: %s", error)
+    return None
+
+
+def _by_epoch(folder: Path) -> list[Path]:
+    return sorted(folder.glob("epoch_*"), reverse=True)
+
+
+def _publish(staging: Path, target: Path) -> None:
+    for file in staging.iterdir():
+        with open(file, "rb") as handle:
+            os.fsync(handle.fileno())
+    if target.exists():
+        aside = Path(tempfile.mkdtemp(prefix=".writing-", dir=target.parent))
+        os.rename(target, aside / "old")
+        os.rename(staging, target)
+        shutil.rmtree(aside)
+    else:
+        os.rename(staging, target)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

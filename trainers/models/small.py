@@ -1,0 +1,22 @@
+"""A three-block convolutional net that trains within a minute on one CPU core and still overfits catastrophically."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def small(num_classes: int, channels: int, *, width: int = 16, norm: str = "batch") -> nn.Module:
+    """conv-norm-ReLU blocks of width, 2·width and 4·width (strides 1, 2, 2), average pooling, linear."""
+
+    def block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
+        layer = nn.BatchNorm2d(outputs) if norm == "batch" else nn.GroupNorm(1, outputs)
+        return [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), layer, nn.ReLU()]
+
+    return nn.Sequential(
+        *block(channels, width, 1),
+        *block(width, 2 * width, 2),
+        *block(2 * width, 4 * width, 2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4 * width, num_classes),
+    )

@@ -1,0 +1,87 @@
+"""Who am I among the workers? Rank, world size and device, and collectives that do nothing when alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One process's place in the group. Whoever starts the process group ends it; this class only uses it."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @classmethod
+    def current(cls, device: torch.device | str | None = None) -> Ranks:
+        """From the default process group if there is one, else alone. `device` defaults to a GPU if there is one."""
+        joined = dist.is_available() and dist.is_initialized()
+        if device is None:
+            local = int(os.environ.get("LOCAL_RANK", 0))
+            cuda = torch.cuda.is_available()
+            device = torch.device("cuda", local % torch.cuda.device_count()) if cuda else torch.device("cpu")
+        rank, size = (dist.get_rank(), dist.get_world_size()) if joined else (0, 1)
+        return cls(rank, size, torch.device(device))
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes the files."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def concatenate(self, values: Tensor) -> Tensor:
+        """Rows of all ranks in rank order; the ranks may hold different numbers of rows."""
+        if self.world_size == 1:
+            return values
+        counts = torch.zeros(self.world_size, dtype=torch.long, device=values.device)
+        counts[self.rank] = len(values)
+        sizes = self.sum(counts).tolist()
+        padded = values.new_zeros((max(sizes), *values.shape[1:]))
+        padded[: len(values)] = values
+        gathered = [torch.empty_like(padded) for _ in range(self.world_size)]
+        dist.all_gather(gathered, padded)
+        return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])
+
+    def share(self, count: int) -> slice:
+        """This rank's contiguous part of `count` rows; parts differ by one row at most."""
+        return slice(count * self.rank // self.world_size, count * (self.rank + 1) // self.world_size)
+
+    def broadcast(self, value: T) -> T:
+        """Rank 0's value, on every rank."""
+        if self.world_size == 1:
+            return value
+        box: list[Any] = [value]
+        dist.broadcast_object_list(box, src=0)
+        received: T = box[0]
+        return received
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def average_buffers(self, model: nn.Module) -> None:
+        """Replace floating-point buffers (batch-norm statistics, which drift per rank) by their mean over ranks."""
+        if self.world_size == 1:
+            return
+        buffers: Sequence[Tensor] = [b for b in model.buffers() if b.is_floating_point() and b.numel()]
+        if not buffers:
+            return
+        flat = self.sum(torch.cat([b.detach().flatten() for b in buffers])) / self.world_size
+        for buffer, mean in zip(buffers, torch.split(flat, [b.numel() for b in buffers]), strict=True):
+            buffer.copy_(mean.view_as(buffer))
