@@ -237,6 +237,7 @@ MODELS: dict[str, Entry] = {
         parameters={
             "width": Parameter(16, "channels of the first block", low=1),
             "norm": Parameter("batch", "normalization layer", choices=("batch", "group")),
+            "stem_stride": Parameter(1, "stride of the first block; 2 is three times faster", choices=(1, 2)),
         },
     ),
     "preact_resnet18": Entry(

@@ -201,6 +201,14 @@ def set_path(raw: dict[str, Any], path: str, value: Any) -> None:
     table[last] = value
 
 
+def apply_values(raw: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a nested dict with the value at each dotted path set."""
+    result = copy.deepcopy(dict(raw))
+    for path, value in values.items():
+        set_path(result, path, value)
+    return result
+
+
 def apply_overrides(raw: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:
     """Apply `key.path=value` words of a command line to a nested dict; values are read as YAML."""
     result = copy.deepcopy(dict(raw))

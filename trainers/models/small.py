@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 
-def small(num_classes: int, channels: int, *, width: int = 16, norm: str = "batch") -> nn.Module:
+def small(num_classes: int, channels: int, *, width: int = 16, norm: str = "batch", stem_stride: int = 1) -> nn.Module:
     """conv-norm-ReLU blocks of width, 2·width and 4·width (strides 1, 2, 2), average pooling, linear."""
 
     def block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
@@ -13,7 +13,7 @@ def small(num_classes: int, channels: int, *, width: int = 16, norm: str = "batc
         return [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), layer, nn.ReLU()]
 
     return nn.Sequential(
-        *block(channels, width, 1),
+        *block(channels, width, stem_stride),
         *block(width, 2 * width, 2),
         *block(2 * width, 4 * width, 2),
         nn.AdaptiveAvgPool2d(1),

@@ -1,0 +1,125 @@
+"""Ray: start a private one or join one, quietly, and say how many trials fit."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from search_spaces.study import Resources
+from trainers.problems import InvalidInput
+
+TRIAL_SLOT = "trial_slot"
+
+# Read by Ray when it starts, so they are set before it is imported; see `connect` for clusters that already run.
+ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads of neighbouring workers slow each other down
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the default throttles reports to one per two seconds
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `orchestrator.interrupt` decides what Ctrl-C means
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # the state of a study is its journal, not Tune's snapshot
+}
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What a cluster has, and whether it is our own."""
+
+    cpus: int
+    gpus: float
+    private: bool
+
+    def concurrent_trials(self, resources: Resources) -> tuple[int, str]:
+        """(how many trials run at once, what limits it). Tune and Train do not share their accounting: we count."""
+        by_cpu = self.cpus // (resources.workers * resources.cpus_per_worker)
+        count, limit = by_cpu, f"{self.cpus} CPUs"
+        if resources.gpus_per_worker:
+            by_gpu = int(self.gpus / (resources.workers * resources.gpus_per_worker) + 1e-9)
+            if by_gpu < count:
+                count, limit = by_gpu, f"{self.gpus:g} GPUs"
+        if resources.concurrent_trials is not None and resources.concurrent_trials < count:
+            count, limit = resources.concurrent_trials, "resources.concurrent_trials"
+        return count, limit
+
+    def require(self, resources: Resources, section: str) -> int:
+        """Concurrent trials, or InvalidInput if not even one fits."""
+        count, limit = self.concurrent_trials(resources)
+        if count < 1:
+            raise InvalidInput.single(
+                f"{section}.workers",
+                f"{resources.workers} workers of {resources.cpus_per_worker} CPUs and {resources.gpus_per_worker:g} "
+                f"GPUs do not fit: the cluster has {self.cpus} CPUs and {self.gpus:g} GPUs (limit: {limit})",
+            )
+        return count
+
+
+def local_capacity() -> Capacity:
+    """This machine, without starting anything."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Capacity(cpus, _visible_gpus(), private=True)
+
+
+def address_in_use(address: str | None) -> str | None:
+    """The cluster to join: the option, else RAY_ADDRESS; None means a private one."""
+    chosen = address or os.environ.get("RAY_ADDRESS")
+    return None if chosen in (None, "", "local") else chosen
+
+
+@contextmanager
+def connect(address: str | None, trial_slots: int) -> Iterator[Capacity]:
+    """Join `address`, or run a private Ray that is gone afterwards. Raises ConnectionError if it can't be reached."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    address = address_in_use(address)
+    # Short: Ray puts Unix sockets below it, whose paths are limited to 107 bytes.
+    scratch = Path(tempfile.mkdtemp(prefix="orc-")) if address is None else None
+    if scratch is not None:
+        _use_own_token(scratch)
+
+    import ray
+
+    quiet = {"logging_level": "error", "log_to_driver": False}
+    if address is None:
+        ray.init(
+            address="local",
+            resources={TRIAL_SLOT: trial_slots},
+            include_dashboard=False,
+            _temp_dir=str(scratch),
+            **quiet,
+        )
+    else:
+        ray.init(address=address, runtime_env={"env_vars": ENVIRONMENT}, **quiet)
+    try:
+        total = ray.cluster_resources()
+        yield Capacity(int(total.get("CPU", 0)), float(total.get("GPU", 0)), private=address is None)
+    finally:
+        ray.shutdown()
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _use_own_token(folder: Path) -> None:
+    """Ray's ports listen on all interfaces; a token of our own keeps strangers out of a private cluster."""
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+
+
+def _visible_gpus() -> int:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([part for part in visible.split(",") if part.strip() not in ("", "-1")])
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if Path("/proc/driver/nvidia/gpus").is_dir() else 0

@@ -1,0 +1,176 @@
+"""The study's own memory: append-only JSON lines in its folder. Tracking, reports and resuming read it; the driver writes.
+
+runs/NAME/
+  study.yaml            the study as it was started
+  study.json            its identity
+  journal.jsonl         one event a line: proposed, ended, confirming, interrupted, …
+  optuna.db             what the sampler knows
+  trials/0003/          a run folder of `trainers.fit`: experiment.yaml, records.jsonl, checkpoints/
+  confirm/0003-seed1/   likewise, with evaluation.json and the shards behind it
+  figures/, report.html
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from search_spaces.loader import read_yaml
+from search_spaces.study import Study, parse_study
+from trainers.config import Experiment, parse
+from trainers.evaluation_result import Evaluation
+from trainers.problems import InvalidInput
+from trainers.records import EpochRecord, append_line, read_lines, read_records
+
+STUDY_FILE, IDENTITY_FILE, JOURNAL_FILE = "study.yaml", "study.json", "journal.jsonl"
+EVALUATION_FILE = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of a study: a trial, or a confirmation of one with another seed.
+
+    `state` is running, complete, pruned or failed; `values` is its point of the space, by path.
+    """
+
+    key: str
+    kind: str
+    trial: int
+    values: Mapping[str, Any]
+    experiment: Experiment
+    folder: Path
+    state: str = "running"
+    reason: str = ""
+    objectives: tuple[float, ...] = ()
+    records: tuple[EpochRecord, ...] = field(default=(), repr=False)
+    evaluation: Evaluation | None = field(default=None, repr=False)
+
+
+class Journal:
+    """The folder of one study."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+
+    @classmethod
+    def create(cls, folder: Path, study: Study) -> Journal:
+        """Claim a folder for a study, or re-open it. Raises InvalidInput if it holds a different one."""
+        journal = cls(folder)
+        text = study.to_yaml()
+        if (journal.folder / STUDY_FILE).exists():
+            different = _differences(journal.study(), study)
+            if different:
+                raise InvalidInput.single(
+                    different, f"differs from the study in {folder}; use another name, or resume that one unchanged"
+                )
+            return journal
+        journal.folder.mkdir(parents=True, exist_ok=True)
+        identity = {"id": uuid.uuid4().hex, "created": time.time()}
+        (journal.folder / IDENTITY_FILE).write_text(json.dumps(identity) + "\n")
+        (journal.folder / STUDY_FILE).write_text(text)
+        return journal
+
+    @classmethod
+    def open(cls, folder: Path) -> Journal:
+        """Open an existing study folder. Raises InvalidInput if it is none."""
+        journal = cls(folder)
+        if not (journal.folder / STUDY_FILE).exists():
+            raise InvalidInput.single(str(folder), f"is not a study folder (no {STUDY_FILE})")
+        return journal
+
+    def study(self) -> Study:
+        """The study as it was started."""
+        return parse_study(read_yaml(self.folder / STUDY_FILE))
+
+    @property
+    def identity(self) -> str:
+        """A unique id: tracking finds its own runs by it."""
+        return str(json.loads((self.folder / IDENTITY_FILE).read_text())["id"])
+
+    @property
+    def storage_url(self) -> str:
+        """Optuna's storage."""
+        return f"sqlite:///{self.folder / 'optuna.db'}"
+
+    def append(self, event: str, **content: Any) -> None:
+        """Write one event, durably."""
+        append_line(self.folder / JOURNAL_FILE, json.dumps({"event": event, "time": time.time(), **content}))
+
+    def events(self) -> list[dict[str, Any]]:
+        """All events, oldest first."""
+        return [json.loads(line) for line in read_lines(self.folder / JOURNAL_FILE)]
+
+    def trial_folder(self, number: int) -> Path:
+        """Where a trial lives, by its Optuna number."""
+        return self.folder / "trials" / f"{number:04d}"
+
+    def propose(self, number: int, values: Mapping[str, Any], experiment: Experiment) -> Path:
+        """Record that a trial was issued; returns its folder."""
+        self.append("proposed", trial=number, values=dict(values), experiment=experiment.to_dict())
+        return self.trial_folder(number)
+
+    def confirm(self, trial: int, seed: int, values: Mapping[str, Any], experiment: Experiment) -> Path:
+        """Record that a trial is trained again with another seed; returns the folder."""
+        key = confirmation_key(trial, seed)
+        self.append("confirming", key=key, trial=trial, values=dict(values), experiment=experiment.to_dict())
+        return self.folder / "confirm" / key
+
+    def ended(self, key: str, state: str, reason: str, objectives: list[float] | None = None) -> None:
+        """Record how a run ended."""
+        self.append("ended", key=key, state=state, reason=reason, objectives=objectives or [])
+
+    def runs(self) -> list[Run]:
+        """Every run with its records and its evaluation: trials by number, then confirmations."""
+        found: dict[str, Run] = {}
+        for event in self.events():
+            if event["event"] in ("proposed", "confirming"):
+                is_trial = event["event"] == "proposed"
+                key = trial_key(event["trial"]) if is_trial else event["key"]
+                folder = self.trial_folder(event["trial"]) if is_trial else self.folder / "confirm" / key
+                kind = "trial" if is_trial else "confirmation"
+                experiment = parse(event["experiment"])
+                found[key] = Run(key, kind, event["trial"], event["values"], experiment, folder)
+            elif event["event"] == "ended" and event["key"] in found:
+                found[event["key"]] = replace(
+                    found[event["key"]],
+                    state=event["state"],
+                    reason=event["reason"],
+                    objectives=tuple(event["objectives"]),
+                )
+        runs = [
+            replace(run, records=tuple(read_records(run.folder)), evaluation=_evaluation(run.folder))
+            for run in found.values()
+        ]
+        return sorted(runs, key=lambda run: (run.kind != "trial", run.key))
+
+
+def trial_key(number: int) -> str:
+    """`trial-0003`."""
+    return f"trial-{number:04d}"
+
+
+def confirmation_key(trial: int, seed: int) -> str:
+    """`0003-seed1`."""
+    return f"{trial:04d}-seed{seed}"
+
+
+def _evaluation(folder: Path) -> Evaluation | None:
+    file = folder / EVALUATION_FILE
+    return Evaluation.load(file) if file.exists() else None
+
+
+def _differences(held: Study, given: Study) -> str | None:
+    """The first section that may not change between a start and a resume, or None."""
+    for section in ("name", "experiment", "space", "search", "confirm"):
+        old, new = getattr(held, section), getattr(given, section)
+        if section == "search":
+            # More trials, or fewer, is no contradiction: the total is counted anew.
+            old, new = (part.model_copy(update={"trials": 1}) for part in (old, new))
+        if old != new:
+            return section
+    return None

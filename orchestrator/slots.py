@@ -1,0 +1,296 @@
+"""Where a trial runs: a slot, a reused Tune actor that takes one run after the other.
+
+With one worker the slot runs `fit` in its own process. With several it owns one `TorchTrainer` whose worker group
+outlives the trial: starting such a group costs a minute, handing it the next job costs nothing. The trial actor and the
+group talk through a mailbox; a trial is stopped by the answer to its report, never by a kill. The group itself knows
+nothing between two jobs: `fit` resumes from its own checkpoint.
+
+A trial's configuration is `{"experiment": dict, "run_dir": str, "threads": int}`, a report is one epoch's metrics.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.util
+from ray import tune
+
+from search_spaces.study import Resources
+from trainers.config import parse
+from trainers.records import EpochRecord
+
+Report = dict[str, Any]
+GROUP_FILE = "placement_group"
+_HALT_SECONDS = 600
+_POLL_SECONDS = 1.0
+
+
+def report_of(record: EpochRecord, epochs: int, actor: str) -> Report:
+    """What Tune is told: the metrics, the epoch, and whether that was the last one."""
+    return {
+        **record.metrics,
+        "epoch": record.epoch,
+        "time": record.time,
+        "done": record.epoch + 1 >= epochs,
+        "pid": actor,
+    }
+
+
+class ProcessSlot(tune.Trainable):
+    """One worker: `fit` runs in this actor, one epoch a step."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Take the first run."""
+        self._start(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next run in the same process."""
+        self._records.close()
+        self._start(new_config)
+        return True
+
+    def step(self) -> Report:
+        """One epoch."""
+        record = next(self._records)
+        return report_of(record, self._epochs, str(os.getpid()))
+
+    def cleanup(self) -> None:
+        """Leave the current run where its last checkpoint is."""
+        self._records.close()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: the run folder has its own checkpoints."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing: `fit` resumes by itself."""
+
+    def _start(self, config: dict[str, Any]) -> None:
+        self._epochs = int(config["experiment"]["epochs"])
+        self._records = run_job(config)
+
+
+class Mailbox:
+    """Async actor between a slot's trial actor and its worker group. It holds the job, so a restarted group finds it."""
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Condition()
+        self._job: dict[str, Any] | None = None
+        self._outcome: str | None = None
+        self._reports: list[Report] = []
+        self._stop = False
+        self._closed = False
+
+    async def start(self, job: dict[str, Any]) -> None:
+        """Trial actor: here is the next job."""
+        await self._set(_job=job, _outcome=None, _reports=[], _stop=False)
+
+    async def take(self, seconds: float) -> tuple[Report | None, str | None]:
+        """Trial actor: the next report, or how the job ended, or neither within `seconds`."""
+        async with self._changed:
+            try:
+                await asyncio.wait_for(self._changed.wait_for(lambda: self._reports or self._outcome), seconds)
+            except TimeoutError:
+                return None, None
+            report = self._reports.pop(0) if self._reports else None
+            self._changed.notify_all()
+            return report, None if report else self._outcome
+
+    async def halt(self, seconds: float) -> None:
+        """Trial actor: stop the current job and wait until the group has."""
+        await self._set(_stop=True)
+        async with self._changed:
+            await asyncio.wait_for(self._changed.wait_for(lambda: self._job is None), seconds)
+
+    async def close(self) -> None:
+        """Trial actor: there will be no more jobs."""
+        await self._set(_closed=True)
+
+    async def next_job(self) -> dict[str, Any] | None:
+        """Rank 0: wait for a job; None means go home."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._closed or self._job)
+            return None if self._closed else self._job
+
+    async def report(self, report: Report) -> bool:
+        """Rank 0: one epoch is done. Answers "stop?". The group runs ahead of the driver by one epoch at most."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._stop or not self._reports)
+            if not self._stop:
+                self._reports.append(report)
+                self._changed.notify_all()
+            return self._stop
+
+    async def finish(self, outcome: str) -> None:
+        """Rank 0: the job has ended; `outcome` is "completed", "stopped" or the text of an error."""
+        await self._set(_job=None, _outcome=outcome)
+
+    async def _set(self, **values: Any) -> None:
+        async with self._changed:
+            self.__dict__.update(values)
+            self._changed.notify_all()
+
+
+class GroupSlot(tune.Trainable):
+    """Several workers: this actor passes jobs to a group of Ray Train workers and passes their reports on.
+
+    Subclassed by `group_slot` with the resources of the study.
+    """
+
+    resources: Resources
+    storage: str
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Start the worker group and hand it the first run."""
+        self._mailbox = ray.remote(Mailbox).options(num_cpus=0, max_concurrency=8).remote()
+        self._error: BaseException | None = None
+        self._over = False
+        self._thread = threading.Thread(target=self._run_group, daemon=True)
+        self._thread.start()
+        self._start(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Hand the same group the next run."""
+        self._halt()
+        self._start(new_config)
+        return True
+
+    def step(self) -> Report:
+        """The next epoch's report. An error of `fit` fails this trial at once; the group stays."""
+        while True:
+            report, outcome = ray.get(self._mailbox.take.remote(_POLL_SECONDS))
+            if report is not None:
+                return dict(report)
+            if outcome is not None:
+                raise RuntimeError(outcome)
+            if self._over:
+                raise self._error or RuntimeError("the worker group ended")
+
+    def cleanup(self) -> None:
+        """Stop the job, send the group home, wait for it."""
+        self._halt()
+        ray.get(self._mailbox.close.remote())
+        self._thread.join(60)
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: the run folder has its own checkpoints."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing: `fit` resumes by itself."""
+
+    def _start(self, config: dict[str, Any]) -> None:
+        ray.get(self._mailbox.start.remote(dict(config)))
+
+    def _halt(self) -> None:
+        if not self._over:
+            ray.get(self._mailbox.halt.remote(_HALT_SECONDS))
+
+    def _run_group(self) -> None:
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        needs = {"CPU": float(self.resources.cpus_per_worker)}
+        on_gpu = self.resources.gpus_per_worker > 0
+        if on_gpu:
+            needs["GPU"] = self.resources.gpus_per_worker
+        try:
+            TorchTrainer(
+                worker_group,
+                train_loop_config={"mailbox": self._mailbox},
+                torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+                scaling_config=ScalingConfig(
+                    num_workers=self.resources.workers, use_gpu=on_gpu, resources_per_worker=needs
+                ),
+                run_config=RunConfig(
+                    name=f"slot-{self.trial_id}-{time.time_ns()}",
+                    storage_path=self.storage,
+                    failure_config=FailureConfig(max_failures=3, controller_failure_limit=3),
+                ),
+            ).fit()
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._over = True
+
+
+def group_slot(resources: Resources, storage: Path) -> type[GroupSlot]:
+    """A GroupSlot for these resources; Ray Train keeps its own notes under `storage`."""
+    return type("GroupSlot", (GroupSlot,), {"resources": resources, "storage": str(storage)})
+
+
+def worker_group(config: dict[str, Any]) -> None:
+    """What every Ray Train worker does: take a job, fit, report, take the next one."""
+    import ray.train
+
+    from trainers.ranks import Ranks
+
+    mailbox = config["mailbox"]
+    device = ray.train.torch.get_device()
+    while True:
+        ranks = Ranks.current(device)
+        job = ranks.broadcast(ray.get(mailbox.next_job.remote()) if ranks.is_first else None)
+        if job is None:
+            return
+        if ranks.is_first:
+            note_placement_group(Path(job["run_dir"]))
+        outcome = "completed"
+        try:
+            for record in run_job(job, device):
+                epochs = int(job["experiment"]["epochs"])
+                report = report_of(record, epochs, str(os.getpid()))
+                if ranks.broadcast(ray.get(mailbox.report.remote(report)) if ranks.is_first else False):
+                    outcome = "stopped"
+                    break
+        except Exception as error:
+            # A bug or a diverged run must fail this trial, not look like a crashed worker and be retried.
+            outcome = f"{type(error).__name__}: {error}"
+        if ranks.is_first:
+            ray.get(mailbox.finish.remote(outcome))
+
+
+def run_job(job: dict[str, Any], device: Any = None) -> Iterator[EpochRecord]:
+    """`fit` for one job in this process, with a process state that does not depend on the job before."""
+    import torch
+
+    from trainers.loop import fit
+    from trainers.ranks import Ranks
+
+    torch.set_num_threads(int(job["threads"]))
+    torch.manual_seed(0)
+    yield from fit(parse(job["experiment"]), Path(job["run_dir"]), ranks=Ranks.current(device))
+
+
+def note_placement_group(run_dir: Path) -> None:
+    """Write down which placement group this worker group holds: whoever cleans up after a crash needs its id."""
+    group = ray.util.get_current_placement_group()
+    if group is not None:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / GROUP_FILE).write_text(group.id.hex())
+
+
+class ReleasePlacementGroups(tune.Callback):
+    """A killed trial actor leaves its workers' placement group reserved: remove it, or the next slot waits for ever."""
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Tune is about to start the trial again in a new actor."""
+        _release(Path(trial.config["run_dir"]))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """The trial has failed for good; its actor is gone."""
+        _release(Path(trial.config["run_dir"]))
+
+
+def _release(run_dir: Path) -> None:
+    from ray import PlacementGroupID
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    note = run_dir / GROUP_FILE
+    if note.exists():
+        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(note.read_text()))))
+        note.unlink()

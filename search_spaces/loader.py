@@ -1,0 +1,49 @@
+"""Studies from YAML files: the ones that ship with this package by name, the user's by path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from search_spaces.study import Study, parse_study
+from trainers.config import apply_overrides
+from trainers.problems import InvalidInput, unknown_name
+
+_FOLDER = Path(__file__).parent
+
+
+def shipped() -> dict[str, Path]:
+    """Name -> file of every study that comes with this package."""
+    return {path.stem: path for path in sorted(_FOLDER.glob("*.yaml"))}
+
+
+def load_study(source: str | Path, overrides: list[str] | None = None) -> Study:
+    """Read a study from a file or by its shipped name, apply `key=value` words, validate. Raises InvalidInput."""
+    path = Path(source)
+    if not path.is_file():
+        by_name = shipped()
+        if path.suffix or path.parent != Path("."):
+            raise InvalidInput.single(str(source), "no such file")
+        if str(source) not in by_name:
+            raise InvalidInput.single(str(source), unknown_name(source, by_name, "study"))
+        path = by_name[str(source)]
+    return parse_study(apply_overrides(read_yaml(path), overrides or []))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML table, or InvalidInput with the line at fault."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InvalidInput.single(str(path), f"can't be read: {error}") from error
+    if not isinstance(content, dict):
+        raise InvalidInput.single(str(path), "is not a table of settings")
+    return content
+
+
+def header(path: Path) -> str:
+    """The first comment line of a study file: what it asks."""
+    first = path.read_text(encoding="utf-8").split("\n", 1)[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""

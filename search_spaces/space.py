@@ -1,0 +1,156 @@
+"""What may vary in a study: dimensions over dotted paths of the Experiment, some of them only under a condition."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Protocol, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from trainers.config import PixelValue, Section, apply_values, parse
+from trainers.problems import InvalidInput, Problem
+
+Bound = Annotated[float, BeforeValidator(lambda value: float(PixelValue(value)))]
+
+
+class Suggests(Protocol):
+    """The part of an Optuna trial that a space needs (so that this room does not import Optuna)."""
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """One of `choices`."""
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, log: bool = False, step: float | None = None
+    ) -> float:
+        """A number between the bounds."""
+
+    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
+        """A whole number between the bounds, inclusive."""
+
+
+class Dimension(Section):
+    """One dimension: either `choices`, or `low` and `high` (with `log`, `step` or `integer`); `when` conditions it."""
+
+    path: str
+    choices: tuple[Any, ...] | None = None
+    low: Bound | None = None
+    high: Bound | None = None
+    log: bool = False
+    step: Bound | None = None
+    integer: bool = False
+    when: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        ranged = self.low is not None and self.high is not None
+        if (self.choices is None) == (not ranged) or (self.choices is not None and not self.choices):
+            raise ValueError("give either choices, or low and high")
+        if self.low is not None and self.high is not None and not self.low < self.high:
+            raise ValueError(f"low {self.low:g} must be below high {self.high:g}")
+        if self.log and not (self.low is not None and self.low > 0):
+            raise ValueError("log needs a low above 0")
+        if self.log and self.step is not None:
+            raise ValueError("log and step exclude each other")
+        return self
+
+    def active(self, values: Mapping[str, Any]) -> bool:
+        """Whether this dimension exists, given the values of those before it."""
+        return all(path in values and values[path] in allowed for path, allowed in self.when.items())
+
+    def suggest(self, trial: Suggests) -> Any:
+        """Ask the trial for a value."""
+        if self.choices is not None:
+            return trial.suggest_categorical(self.path, self.choices)
+        assert self.low is not None
+        assert self.high is not None
+        if self.integer:
+            return trial.suggest_int(self.path, int(self.low), int(self.high), log=self.log)
+        return trial.suggest_float(self.path, self.low, self.high, log=self.log, step=self.step)
+
+    @property
+    def extremes(self) -> tuple[Any, ...]:
+        """Values that must all be valid for the dimension to be: every choice, or both ends."""
+        if self.choices is not None:
+            return self.choices
+        ends = (self.low, self.high)
+        return tuple(int(end or 0) for end in ends) if self.integer else ends
+
+    def __str__(self) -> str:
+        span = " | ".join(map(str, self.choices)) if self.choices else f"{self.low:g} … {self.high:g}"
+        kind = " (log)" if self.log else f" (step {self.step:g})" if self.step else " (integer)" if self.integer else ""
+        condition = " and ".join(f"{path} = {' | '.join(map(str, allowed))}" for path, allowed in self.when.items())
+        return f"{self.path}: {span}{kind}" + (f"  when {condition}" if condition else "")
+
+
+def read_space(raw: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The YAML form, `path: [choices]` or `path: {low, high, …}`, as keyword tables for `Dimension`."""
+    table = []
+    for path, content in raw.items():
+        fields: dict[str, Any] = {"choices": content} if isinstance(content, list) else dict(content or {})
+        conditions = fields.get("when", {})
+        fields["when"] = {key: value if isinstance(value, list) else [value] for key, value in conditions.items()}
+        table.append({"path": path, **fields})
+    return table
+
+
+def suggest(space: Iterable[Dimension], trial: Suggests) -> dict[str, Any]:
+    """Values of all dimensions that are active, by path, in order."""
+    values: dict[str, Any] = {}
+    for dimension in space:
+        if dimension.active(values):
+            values[dimension.path] = dimension.suggest(trial)
+    return values
+
+
+def corners(space: Sequence[Dimension]) -> list[dict[str, Any]]:
+    """Assignments that together reach every condition, and every extreme of every dimension under each of them."""
+    gates = {path for dimension in space for path in dimension.when}
+    gating = [dimension for dimension in space if dimension.path in gates]
+    assignments = []
+    for chosen in itertools.product(*(dimension.extremes for dimension in gating)):
+        fixed = dict(zip((dimension.path for dimension in gating), chosen, strict=True))
+        base: dict[str, Any] = {}
+        active = []
+        for dimension in space:
+            if dimension.active(base):
+                base[dimension.path] = fixed.get(dimension.path, dimension.extremes[0])
+                active.append(dimension)
+        assignments.append(base)
+        assignments += [
+            base | {dimension.path: extreme}
+            for dimension in active
+            if dimension.path not in fixed
+            for extreme in dimension.extremes[1:]
+        ]
+    return assignments
+
+
+def check_space(space: Sequence[Dimension], base: Mapping[str, Any]) -> list[Problem]:
+    """Every way in which the space leaves what an Experiment allows; empty if it does not."""
+    problems: dict[str, Problem] = {}
+    seen: set[str] = set()
+    for dimension in space:
+        for path in dimension.when:
+            if path not in seen:
+                field = f"space.{dimension.path}.when.{path}"
+                problems[field] = Problem(field, "is not a dimension before this one")
+        if dimension.path in seen:
+            problems[dimension.path] = Problem(f"space.{dimension.path}", "is given twice")
+        seen.add(dimension.path)
+    for values in corners(space):
+        for problem in _invalid(base, values):
+            at = f" (at {', '.join(f'{path}={value}' for path, value in values.items())})" if values else ""
+            # A path that the space names is the space's mistake; anything else is the base experiment's.
+            mine = any(problem.field.startswith(path) or path.startswith(problem.field) for path in values)
+            field = f"space.{problem.field}" if mine else f"experiment.{problem.field}"
+            problems.setdefault(field, Problem(field, problem.message + (at if mine else "")))
+    return list(problems.values())
+
+
+def _invalid(base: Mapping[str, Any], values: Mapping[str, Any]) -> Sequence[Problem]:
+    try:
+        parse(apply_values(base, values))
+    except InvalidInput as error:
+        return error.problems
+    return ()

@@ -1,0 +1,153 @@
+"""A Study: experiment + space + search + confirm + resources + tracking. What `orchestrator sweep` reads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from search_spaces.space import Dimension, check_space, read_space
+from trainers.config import Experiment, Section, apply_values, explain, parse
+from trainers.problems import InvalidInput, Problem, unknown_name
+
+SAMPLERS = ("tpe", "random", "nsga2", "qmc", "grid")
+Metric = Literal["val/clean_accuracy", "val/pgd10_accuracy"]
+OBJECTIVES: tuple[Metric, ...] = ("val/clean_accuracy", "val/pgd10_accuracy")
+
+
+class Search(Section):
+    """How trials are proposed. `trials` is a total: resuming does not add to it."""
+
+    sampler: Literal["tpe", "random", "nsga2", "qmc", "grid"] = "tpe"
+    trials: int = Field(default=20, ge=1)
+    startup_trials: int = Field(default=5, ge=1, description="random trials before TPE models anything")
+    seed: int = Field(default=0, ge=0)
+    objectives: tuple[Metric, ...] = Field(
+        default=OBJECTIVES, min_length=1, max_length=2, description="one or two, maximized"
+    )
+    checkpoint: Literal["best", "last"] = Field(
+        default="best", description="which epoch of a trial counts: the most robust on the held-out slice, or the last"
+    )
+    start: tuple[dict[str, Any], ...] = Field(default=(), description="points (path: value) that are tried first")
+
+
+class Confirm(Section):
+    """What happens to the best: trained again with fresh seeds, attacked on the test set."""
+
+    top: int = Field(default=3, ge=0, description="configurations of the Pareto front; 0 = no confirmation")
+    seeds: int = Field(default=3, ge=1)
+    workers: int | None = Field(default=None, ge=1, description="default: resources.workers")
+    attack: Literal["clean", "pgd20", "autoattack"] = "autoattack"
+    samples: int = Field(default=1000, ge=1, description="test images")
+    shard: int = Field(default=500, ge=1, description="images per shard: part of the protocol")
+    batch_size: int = Field(default=250, ge=1, description="images per attack batch: part of the protocol")
+    seed: int = Field(default=0, ge=0, description="of the attacks")
+
+
+class Resources(Section):
+    """What one trial gets. Workers are DDP ranks; a GPU count of 0 means CPU."""
+
+    workers: int = Field(default=1, ge=1)
+    cpus_per_worker: int = Field(default=1, ge=1)
+    gpus_per_worker: float = Field(default=0, ge=0)
+    concurrent_trials: int | None = Field(default=None, ge=1, description="default: what fits on the cluster")
+
+
+class Tracking(Section):
+    """Where MLflow is. `uri` defaults to MLFLOW_TRACKING_URI, then to sqlite:///mlflow.db."""
+
+    uri: str | None = None
+    experiment: str = "adversarial-training"
+
+
+class Study(Section):
+    """One study. `experiment` stays as it was written: each trial fills it anew around its own values."""
+
+    name: str
+    experiment: dict[str, Any] = Field(default_factory=dict)
+    space: tuple[Dimension, ...] = ()
+    search: Search = Search()
+    confirm: Confirm = Confirm()
+    resources: Resources = Resources()
+    tracking: Tracking = Tracking()
+
+    def experiment_for(self, values: Mapping[str, Any]) -> Experiment:
+        """The complete Experiment at one point of the space."""
+        return parse(apply_values(self.experiment, values))
+
+    def to_yaml(self) -> str:
+        """A file that `load_study` reads back as this study."""
+        content = self.model_dump(mode="json", exclude={"space"})
+        space = {}
+        for dimension in self.space:
+            fields = dimension.model_dump(mode="json", exclude={"path"}, exclude_defaults=True)
+            space[dimension.path] = fields
+        return yaml.safe_dump(content | {"space": space}, sort_keys=False, allow_unicode=True)
+
+
+def parse_study(raw: Mapping[str, Any]) -> Study:
+    """Validate a study completely: fields, base experiment, every corner of the space. Raises InvalidInput."""
+    content = dict(raw)
+    if isinstance(content.get("space"), Mapping):
+        content["space"] = read_space(content["space"])
+    try:
+        study = Study.model_validate(content)
+    except ValidationError as error:
+        raise InvalidInput(_name_dimensions(explain(error, Study), content)) from None
+    problems = [*check_space(study.space, study.experiment), *_contradictions(study)]
+    if problems:
+        raise InvalidInput(problems)
+    return study
+
+
+def _contradictions(study: Study) -> list[Problem]:
+    problems = []
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", study.name):
+        problems.append(Problem("name", f"{study.name!r}: letters, digits, '.', '_' and '-' only (it names a folder)"))
+    paths = {dimension.path for dimension in study.space}
+    evaluation = study.experiment.get("evaluation")
+    fixed = isinstance(evaluation, Mapping) and "epsilon" in evaluation
+    if "evaluation.epsilon" in paths:
+        problems.append(
+            Problem("space.evaluation.epsilon", "robust accuracies at different epsilons can't be compared: fix it")
+        )
+    if "attack.epsilon" in paths and not fixed:
+        problems.append(
+            Problem("experiment.evaluation.epsilon", "is missing: a study that varies attack.epsilon must fix it")
+        )
+    for index, point in enumerate(study.search.start):
+        problems += [
+            Problem(f"search.start.{index}.{path}", unknown_name(path, paths, "dimension"))
+            for path in point
+            if path not in paths
+        ]
+    problems += _undivided_batches(study)
+    return problems
+
+
+def _undivided_batches(study: Study) -> list[Problem]:
+    try:
+        batch = parse(study.experiment).optimizer.batch_size
+    except InvalidInput:
+        return []
+    sections = {"resources.workers": study.resources.workers, "confirm.workers": study.confirm.workers or 1}
+    return [
+        Problem(field, f"{workers}: the global batch of {batch} can't be divided evenly among them")
+        for field, workers in sections.items()
+        if batch % workers
+    ]
+
+
+def _name_dimensions(problems: list[Problem], content: Mapping[str, Any]) -> list[Problem]:
+    """`space.3.low` -> `space.method.beta.low`."""
+    space = content.get("space")
+    named = []
+    for problem in problems:
+        parts = problem.field.split(".")
+        if len(parts) > 1 and parts[0] == "space" and parts[1].isdigit() and isinstance(space, list):
+            parts[1] = space[int(parts[1])]["path"]
+        named.append(Problem(".".join(parts), problem.message))
+    return named
