@@ -16,6 +16,7 @@ from trainers.records import EpochRecord
 CLEAN_ACCURACY = "val/clean_accuracy"
 ROBUST_ACCURACY = "val/pgd10_accuracy"
 DELTA_ENERGY = "probe/delta_energy/mean"
+REFERENCE_DELTA_ENERGY = "probe_reference/delta_energy/mean"
 _OWN_ACCURACY = "probe/adversarial_accuracy"
 _REFERENCE_ACCURACY = "probe_reference/pgd10_accuracy"
 
@@ -113,12 +114,13 @@ def onsets(records: Sequence[EpochRecord], chance: float) -> list[Onset]:
         return []
     curve = {
         name: [record.metrics[name] for record in records]
-        for name in (ROBUST_ACCURACY, DELTA_ENERGY, _OWN_ACCURACY, _REFERENCE_ACCURACY)
+        for name in (ROBUST_ACCURACY, DELTA_ENERGY, REFERENCE_DELTA_ENERGY, _OWN_ACCURACY, _REFERENCE_ACCURACY)
     }
     gap = [own - pgd for own, pgd in zip(curve[_OWN_ACCURACY], curve[_REFERENCE_ACCURACY], strict=True)]
     error = [1 - accuracy for accuracy in curve[ROBUST_ACCURACY]]
     found = [
-        catastrophic_onset(curve[ROBUST_ACCURACY], curve[DELTA_ENERGY], chance, single_step_gap=gap),
+        # Under the method's own single step a collapsed net shows nothing: the jump of ΔE is seen under PGD.
+        catastrophic_onset(curve[ROBUST_ACCURACY], curve[REFERENCE_DELTA_ENERGY], chance, single_step_gap=gap),
         robust_onset(curve[DELTA_ENERGY], error),
     ]
     return [onset for onset in found if onset is not None]

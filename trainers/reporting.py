@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainers.overfitting import CLEAN_ACCURACY, DELTA_ENERGY, ROBUST_ACCURACY
+from trainers.overfitting import CLEAN_ACCURACY, REFERENCE_DELTA_ENERGY, ROBUST_ACCURACY
 from trainers.records import EpochRecord
 
 
@@ -12,5 +12,5 @@ def describe(record: EpochRecord, epochs: int) -> str:
     return (
         f"epoch {record.epoch + 1}/{epochs}  loss {metrics['train/loss']:.3f}  "
         f"clean {100 * metrics[CLEAN_ACCURACY]:.1f} %  PGD-10 {100 * metrics[ROBUST_ACCURACY]:.1f} %  "
-        f"ΔE {metrics[DELTA_ENERGY]:+.2f}  {metrics['epoch/seconds']:.1f} s"
+        f"ΔE {metrics[REFERENCE_DELTA_ENERGY]:+.2f}  {metrics['epoch/seconds']:.1f} s"
     )
