@@ -38,11 +38,6 @@ def stages(attack: str) -> tuple[str, ...]:
     return ATTACKS[attack]
 
 
-def shards(samples: int, length: int) -> list[tuple[int, int]]:
-    """Index ranges of fixed length that cover `samples`, whatever the number of workers."""
-    return [(start, min(start + length, samples)) for start in range(0, samples, length)]
-
-
 def evaluate_range(
     model: nn.Module, images: ImageSet, protocol: Protocol, start: int, stop: int,
     progress: Callable[[str], None] | None = None,

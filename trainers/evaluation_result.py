@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -30,6 +31,11 @@ class Protocol:
             f"{self.data}/{self.split} n={self.samples} {self.attack} ε={self.epsilon} {self.checkpoint} "
             f"seed={self.seed} shard={self.shard} batch={self.batch_size} {self.precision}"
         )
+
+    @property
+    def digest(self) -> str:
+        """Short hash of the key, for file names."""
+        return hashlib.sha256(self.key.encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True)

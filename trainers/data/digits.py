@@ -13,10 +13,6 @@ from trainers.data.images import ImageSet, stratified
 _TEST_SEED = 0
 
 
-def check(data: Data, directory: Path | None) -> None:
-    """Nothing to check: the data come with scikit-learn."""
-
-
 def load(data: Data, directory: Path | None) -> tuple[ImageSet, ImageSet]:
     """(train pool, test). Gray levels 0..16 become 0..255; `data.size` repeats each pixel size/8 times both ways."""
     from sklearn.datasets import load_digits
