@@ -223,10 +223,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _usage_error(error: Exception, debug: bool) -> int:
     """Show a wrong option or verb in one line; anything else is our own bug."""
-    import click
-
-    if isinstance(error, click.ClickException):
-        error.show()
+    show = getattr(error, "show", None)  # typer's own errors: a wrong option, a missing argument
+    if show is not None:
+        show()
         return BAD_INPUT
     if debug:
         raise error

@@ -10,7 +10,7 @@ from ray.tune.search import Searcher
 
 from orchestrator.evaluate import evaluate_on_ray
 from orchestrator.journal import Run, confirmation_key
-from orchestrator.search import Outcome
+from orchestrator.search import DriverOnly, Outcome
 from orchestrator.sweep import Session, configuration, judge_run, run_on_slots
 from search_spaces.study import Resources, Study
 from trainers.config import Experiment, parse
@@ -84,7 +84,7 @@ def with_seed(experiment: Experiment, offset: int) -> Experiment:
     return experiment.model_copy(update={"seed": experiment.seed + offset})
 
 
-class _Jobs(Searcher):
+class _Jobs(DriverOnly, Searcher):
     """Gives Tune a fixed list of runs and records how they end."""
 
     def __init__(self, jobs: Sequence[Mapping[str, Any]], session: Session) -> None:

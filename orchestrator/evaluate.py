@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
+
 from orchestrator.journal import EVALUATION_FILE, Run
 from search_spaces.study import Confirm
 from trainers import catalog
-from trainers.config import Experiment
-from trainers.evaluation_result import Evaluation, Flags, Protocol
+from trainers.config import Experiment, pixels
+from trainers.evaluation_result import ATTACKS, Evaluation, Flags, Protocol
+from trainers.problems import InvalidInput, unknown_name
 
 if TYPE_CHECKING:
     from orchestrator.sweep import Session
@@ -77,6 +80,62 @@ def evaluate_on_ray(session: Session, runs: Sequence[Run]) -> None:
                 protocol = protocol_for(run.experiment, study.confirm, study.search.checkpoint)
                 evaluation = collect(run.folder, checkpoint_folder(run.folder, study.search.checkpoint), protocol)
                 view.say(f"{run.key}  {summary(evaluation)}")
+
+
+def evaluate_checkpoint(
+    checkpoint: Path, *, attack: str, samples: int, epsilon: str | None, seed: int, shard: int, batch_size: int,
+    output: Path | None, data_dir: Path | None, threads: int | None, console: Console,
+) -> None:  # fmt: skip
+    """`orchestrator evaluate`: attack one checkpoint in this process and print what stands after each attack."""
+    if attack not in ATTACKS:
+        raise InvalidInput.single("--attack", unknown_name(attack, ATTACKS, "attack"))
+    if epsilon is not None and not 0 < pixels(epsilon) <= 1:
+        raise InvalidInput.single("--epsilon", f"{epsilon!r}: must be above 0 and at most 1")
+    for option, value in (("-n", samples), ("--shard", shard), ("--batch-size", batch_size)):
+        if value < 1:
+            raise InvalidInput.single(option, f"{value}: must be at least 1")
+    folder = checkpoint / "checkpoints" / "best" if (checkpoint / "checkpoints").is_dir() else checkpoint
+
+    from trainers.checkpoint import load
+    from trainers.data.images import load_splits
+    from trainers.evaluation import evaluate_range, fixed_subset
+    from trainers.ranks import Ranks
+
+    opened = load(folder)
+    experiment = opened.experiment
+    if data_dir is not None:
+        data = experiment.data.model_copy(update={"directory": str(data_dir)})
+        experiment = experiment.model_copy(update={"data": data})
+    settings = Confirm(attack=attack, samples=samples, seed=seed, shard=shard, batch_size=batch_size)  # type: ignore[arg-type]
+    protocol = protocol_for(experiment, settings, f"epoch {opened.record.epoch}")
+    if epsilon is not None:
+        protocol = replace(protocol, epsilon=epsilon)
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+    device = Ranks.current().device
+    images = fixed_subset(load_splits(experiment.data).test, protocol.samples).to(device)
+    model = opened.load_model(device)
+    console.print(f"{folder}\n{protocol.key}")
+    parts = []
+    for start, stop in shard_ranges(protocol):
+        with console.status("") as status:
+
+            def show(stage: str, bounds: str = f"{start}-{stop}", update: Any = status.update) -> None:
+                update(f"images {bounds}: {stage}")
+
+            parts.append(evaluate_range(model, images, protocol, start, stop, progress=show))
+        console.print(f"images {start}-{stop}  {_standing(parts[-1])}")
+    evaluation = Evaluation(protocol, experiment.digest(), opened.record.epoch, reduce(Flags.merged, parts))
+    console.print(f"robust accuracy {100 * evaluation.robust_accuracy:.2f} %  ({summary(evaluation)})")
+    if output is not None:
+        evaluation.save(output)
+        console.print(f"flags of every image: {output}")
+
+
+def _standing(flags: Flags) -> str:
+    return "  ".join(f"{stage} {sum(standing)}" for stage, standing in flags.standing.items())
 
 
 def shard_ranges(protocol: Protocol) -> list[tuple[int, int]]:

@@ -39,6 +39,7 @@ _STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed
 
 def open_storage(url: str, study: Study) -> optuna.Study:
     """Open or create the Optuna study. Raises ValueError if it was made with other objectives."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     directions = ["maximize"] * len(study.search.objectives)
     opened = optuna.create_study(
         study_name=study.name,
@@ -72,7 +73,16 @@ def make_sampler(search: Search, number: int) -> optuna.samplers.BaseSampler:
     return optuna.samplers.QMCSampler(seed=search.seed, scramble=True)
 
 
-class StudySearcher(Searcher):
+class DriverOnly:
+    """Belongs to the driver's process. Tune pickles its own snapshot for `Tuner.restore`, which we do not use: the
+    state of a study is its Optuna storage and its journal. In that snapshot such an object is None.
+    """
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()
+
+
+class StudySearcher(DriverOnly, Searcher):
     """Proposes trials to Tune until the study's total is reached, and tells Optuna how they ended.
 
     `propose(number, values)` turns a point of the space into Tune's trial configuration, `judge(number, last report)`

@@ -17,7 +17,7 @@ from orchestrator.cluster import TRIAL_SLOT, Capacity
 from orchestrator.interrupt import Interrupt
 from orchestrator.journal import Journal, trial_key
 from orchestrator.progress import StudyView
-from orchestrator.search import Outcome, StudySearcher
+from orchestrator.search import DriverOnly, Outcome, StudySearcher
 from orchestrator.slots import ProcessSlot, ReleasePlacementGroups, group_slot, record_of
 from search_spaces.study import Resources, Study
 from trainers.config import Experiment, parse
@@ -135,7 +135,7 @@ def read_experiment(journal: Journal, number: int) -> Experiment:
     return parse(proposals[-1]["experiment"])
 
 
-class _StopOnInterrupt(Stopper):
+class _StopOnInterrupt(DriverOnly, Stopper):
     def __init__(self, interrupt: Interrupt) -> None:
         self._interrupt = interrupt
 
@@ -146,7 +146,7 @@ class _StopOnInterrupt(Stopper):
         return self._interrupt.requested
 
 
-class _Listener(Callback):
+class _Listener(DriverOnly, Callback):
     """Passes Tune's events on to the view."""
 
     def __init__(self, session: Session) -> None:

@@ -19,16 +19,9 @@ from trainers.attacks.linf import Adversarial
 from trainers.attacks.pgd import pgd
 from trainers.config import PixelValue
 from trainers.data.images import ImageSet
-from trainers.evaluation_result import Flags, Protocol
+from trainers.evaluation_result import ATTACKS, Flags, Protocol
 from trainers.problems import InvalidInput, unknown_name
 from trainers.randomness import Noise, generator
-
-AUTOATTACK = ("apgd-ce", "apgd-t", "fab-t", "square")
-ATTACKS: dict[str, tuple[str, ...]] = {
-    "clean": (),
-    "pgd20": ("pgd20",),
-    "autoattack": AUTOATTACK,
-}
 
 
 def stages(attack: str) -> tuple[str, ...]:

@@ -8,6 +8,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+AUTOATTACK = ("apgd-ce", "apgd-t", "fab-t", "square")
+# An evaluation's name -> its stages, in order; each attacks only what still stands.
+ATTACKS: dict[str, tuple[str, ...]] = {
+    "clean": (),
+    "pgd20": ("pgd20",),
+    "autoattack": AUTOATTACK,
+}
+
 
 @dataclass(frozen=True)
 class Protocol:
