@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from orchestrator.journal import Run
 from orchestrator.report.importance import Importances
-from orchestrator.report.reading import curve, method_label, outcomes, overfitting, trials
+from orchestrator.report.reading import curve, epsilon_text, method_label, outcomes, overfitting, trials
 from search_spaces.study import Study
 from trainers.overfitting import REFERENCE_DELTA_ENERGY, ROBUST_ACCURACY
 
@@ -25,7 +25,7 @@ def energy_curve_lines(runs: Iterable[Run]) -> list[Line]:
             {
                 "trial": run.trial,
                 "method": method_label(run.experiment),
-                "epsilon": run.experiment.attack.epsilon.text,
+                "epsilon": epsilon_text(run.experiment),
                 "epoch": epoch,
                 "delta_energy_mean": energy,
                 "robust_accuracy": accuracies.get(epoch, ""),

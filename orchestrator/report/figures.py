@@ -19,6 +19,7 @@ from orchestrator.report.importance import Importances
 from orchestrator.report.reading import (
     Outcome,
     curve,
+    epsilon_text,
     evaluation_epsilon,
     method_label,
     outcomes,
@@ -33,6 +34,7 @@ from orchestrator.report.style import (
     NATURAL_COLOR,
     WIDTH,
     epsilon_strokes,
+    label_points,
     method_colors,
     method_markers,
     new_figure,
@@ -43,7 +45,7 @@ from trainers.overfitting import CLEAN_ACCURACY, REFERENCE_DELTA_ENERGY, ROBUST_
 
 MANY_TRIALS = 12
 _MAX_COLUMNS = 4
-_WIDE = 7.2
+_WIDE = 6.6
 _LINEAR_BELOW = 1.0
 _DELTA_ENERGY_LABEL = r"mean $\Delta E(x)$ [nats]"
 _ONSETS = {"catastrophic": ("X", "catastrophic overfitting"), "robust": ("D", "robust overfitting")}
@@ -68,6 +70,7 @@ def energy_curves(study: Study, runs: Sequence[Run]) -> Figure | None:
         top, bottom = grid[0, column], grid[1, column]
         group = [run for run in shown if label in (None, method_label(run.experiment))]
         _energy_column(top, bottom, group, shown, thin=many)
+        top.axhline(0, color=MUTED, linewidth=0.8, zorder=1)
         bottom.set_xlabel("epoch")
         bottom.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         if label is not None:
@@ -91,7 +94,8 @@ def pareto_front(study: Study, runs: Sequence[Run]) -> Figure | None:
     figure = new_figure(3.6)
     axes = figure.subplots()
     front = sorted({(100 * point.clean, 100 * point.robust) for point in points if point.on_front})
-    _scatter(axes, points, [100 * point.clean for point in points], [100 * point.robust for point in points])
+    clean, robust = [100 * point.clean for point in points], [100 * point.robust for point in points]
+    _scatter(axes, points, clean, robust)
     # The line goes on to both edges: everything below and left of it is dominated.
     axes.margins(0.08)
     left, bottom = axes.get_xlim()[0], axes.get_ylim()[0]
@@ -99,12 +103,11 @@ def pareto_front(study: Study, runs: Sequence[Run]) -> Figure | None:
     axes.plot(*zip(*steps, strict=True), drawstyle="steps-pre", color=MUTED, linewidth=1, zorder=1)
     axes.set_xlim(left=left)
     axes.set_ylim(bottom=bottom)
-    for point in points:
-        if point.on_front or len(points) <= 3 * MANY_TRIALS:
-            axes.annotate(
-                str(point.trial), (100 * point.clean, 100 * point.robust), (4, 3), textcoords="offset points",
-                fontsize=7.5, color=INK if point.on_front else MUTED,
-            )  # fmt: skip
+    label_points(
+        figure,
+        axes,
+        [(x, y, str(point.trial), point.on_front) for point, x, y in zip(points, clean, robust, strict=True)],
+    )
     axes.set_xlabel("clean accuracy, held out [%]")
     axes.set_ylabel(f"robust accuracy [%]\nheld out, PGD-10, ε = {evaluation_epsilon(runs)}")
     handles = [*_outcome_legend(points), Line2D([], [], color=MUTED, linewidth=1, label="Pareto front")]
@@ -184,9 +187,10 @@ def run_energies(run: Run) -> Figure | None:
     top.set_ylabel("mean energy [nats]")
     lower, upper = curve(run, "val/delta_energy/q25"), curve(run, "val/delta_energy/q75")
     if lower[0] == upper[0]:
-        bottom.fill_between(lower[0], lower[1], upper[1], color=INK, alpha=0.15, linewidth=0, label="middle half")
+        bottom.fill_between(lower[0], lower[1], upper[1], color=INK, alpha=0.15, linewidth=0, label="q25 to q75")
     means = curve(run, "val/delta_energy/mean")
     bottom.plot(*means, color=INK, label=r"mean $\Delta E(x)$")
+    bottom.axhline(0, color=MUTED, linewidth=0.8, zorder=1)
     _delta_energy_axis(bottom, [*means[1], *lower[1], *upper[1]])
     bottom.set_ylabel(r"$\Delta E(x)$ [nats]")
     bottom.set_xlabel("epoch")
@@ -203,7 +207,7 @@ def run_energies(run: Run) -> Figure | None:
     top.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     bottom.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     top.set_title(
-        f"{method_label(run.experiment)}, training ε = {run.experiment.attack.epsilon.text}; held-out images, "
+        f"{method_label(run.experiment)}, training ε = {epsilon_text(run.experiment)}; held-out images, "
         f"PGD-10, ε = {evaluation_epsilon([run])}",
         loc="left",
     )
@@ -245,17 +249,16 @@ def _energy_column(top: Axes, bottom: Axes, group: Sequence[Run], shown: Sequenc
 
 def _delta_energy_axis(axes: Axes, values: Iterable[float]) -> None:
     """Symmetric logarithm once a collapse makes it necessary: values then reach from -2 to tens or hundreds."""
-    axes.axhline(0, color=MUTED, linewidth=0.8, zorder=1)
     finite = [value for value in values if math.isfinite(value)]
     low, high = min([*finite, 0.0]), max([*finite, 0.0])
     if max(-low, high) <= 3 * _LINEAR_BELOW:
         return
-    axes.set_yscale("symlog", linthresh=_LINEAR_BELOW, linscale=0.8)
-    decades = [mantissa * 10.0**power for power in range(8) for mantissa in (1, 3)]
-    if max(-low, high) > 100:
-        decades = [10.0**power for power in range(8)]
-    ticks = [-tick for tick in reversed(decades)] + [0.0, *decades]
-    axes.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if 1.5 * low <= tick <= 1.5 * high]))
+    axes.set_yscale("symlog", linthresh=_LINEAR_BELOW, linscale=1.2)
+    axes.set_ylim(1.3 * low - 0.1, 1.4 * high + 0.1)
+    mantissas = (1.0,) if max(-low, high) > 100 else (1.0, 3.0)
+    sizes = [0.5, *(mantissa * 10.0**power for power in range(8) for mantissa in mantissas)]
+    ticks = [-size for size in reversed(sizes)] + [0.0, *sizes]
+    axes.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if 1.3 * low <= tick <= 1.4 * high]))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
 
@@ -265,7 +268,7 @@ def _curve_legend(shown: Sequence[Run], *, with_methods: bool) -> list[Line2D]:
     if with_methods:
         colors = method_colors(method_label(run.experiment) for run in shown)
         handles += [Line2D([], [], color=color, label=label) for label, color in colors.items()]
-    texts = {float(run.experiment.attack.epsilon): run.experiment.attack.epsilon.text for run in shown}
+    texts = {float(run.experiment.attack.epsilon): epsilon_text(run.experiment) for run in shown}
     strokes = epsilon_strokes(list(texts))
     named = sorted(texts) if len(texts) <= 4 else [min(texts), max(texts)]
     if len(texts) > 1:
@@ -292,7 +295,7 @@ def _scatter(axes: Axes, points: Sequence[Outcome], across: Sequence[float], up:
     for point, x, y in zip(points, across, up, strict=True):
         axes.plot(
             x, y, linestyle="", marker=markers[point.method], markeredgecolor=colors[point.method], markersize=5.5,
-            markerfacecolor="white" if point.collapsed else colors[point.method], zorder=3,
+            markerfacecolor="white" if point.collapsed else colors[point.method], zorder=3, clip_on=False,
         )  # fmt: skip
 
 

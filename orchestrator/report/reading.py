@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from orchestrator.journal import Run
 from search_spaces.study import Study
@@ -64,6 +66,12 @@ def method_label(experiment: Experiment) -> str:
     return label + (f" + {method.regularizer.name.upper()}" if method.regularizer else "")
 
 
+def epsilon_text(experiment: Experiment) -> str:
+    """The training ε as it was written; what a sampler drew, with all its digits, is cut to four."""
+    epsilon = experiment.attack.epsilon
+    return epsilon.text if "/" in epsilon.text or len(epsilon.text) <= 6 else f"{float(epsilon):.4g}"
+
+
 def curve(run: Run, metric: str) -> tuple[list[int], list[float]]:
     """Epochs and values of one metric. Whatever people read counts epochs from 1, as the terminal does."""
     points = [(record.epoch + 1, record.metrics[metric]) for record in run.records if metric in record.metrics]
@@ -85,12 +93,27 @@ def objectives(study: Study, run: Run) -> dict[str, float]:
 
 def overfitting(run: Run) -> list[Onset]:
     """Where overfitting sets in; nothing for a run whose records have gaps or lack what the detectors read."""
-    complete = [record.epoch for record in run.records] == list(range(len(run.records)))
+    if [record.epoch for record in run.records] != list(range(len(run.records))) or not run.records:
+        return []
+    # Records never change once written: folder, number and last time say which they are.
+    key = (run.folder, len(run.records), run.records[-1].time)
+    if key not in _detected:
+        _detected[key] = _detect(run)
+    return _detected[key]
+
+
+_detected: dict[tuple[Path, int, float], list[Onset]] = {}
+
+
+def _detect(run: Run) -> list[Onset]:
     try:
         # Chance of equal classes, as the terminal has it.
-        return onsets(run.records, 1 / catalog.DATASETS[run.experiment.data.name].num_classes) if complete else []
+        found = onsets(run.records, 1 / catalog.DATASETS[run.experiment.data.name].num_classes)
     except KeyError:
         return []
+    collapses = [onset.epoch for onset in found if onset.kind == "catastrophic"]
+    # After a collapse no robust accuracy is left to overfit, and ΔE swings enough to look like it.
+    return [onset for onset in found if onset.kind == "catastrophic" or onset.epoch < min(collapses, default=math.inf)]
 
 
 def onset_text(run: Run) -> str:
@@ -119,7 +142,7 @@ def outcomes(study: Study, runs: Sequence[Run]) -> list[Outcome]:
         Outcome(
             trial=run.trial,
             method=method_label(run.experiment),
-            epsilon=run.experiment.attack.epsilon.text,
+            epsilon=epsilon_text(run.experiment),
             epsilon_value=float(run.experiment.attack.epsilon),
             clean=clean,
             robust=robust,
@@ -145,12 +168,12 @@ def evaluation_epsilon(runs: Iterable[Run]) -> str:
 
 
 def short_names(paths: Iterable[str]) -> dict[str, str]:
-    """Each dotted path by the shortest ending that names no other: `method.regularizer.beta` -> `regularizer.beta`."""
+    """Each dotted path by its last two parts, or as many as tell it from the others: `regularizer.beta`."""
     unique = list(dict.fromkeys(paths))
     short = {}
     for path in unique:
         parts = path.split(".")
-        endings = [".".join(parts[start:]) for start in reversed(range(len(parts)))]
+        endings = [".".join(parts[start:]) for start in reversed(range(max(len(parts) - 1, 1)))]
         others = [f".{other}" for other in unique if other != path]
         short[path] = next(
             (ending for ending in endings if not any(other.endswith(f".{ending}") for other in others)), path

@@ -20,7 +20,7 @@ FIGURES_FOLDER = "figures"
 _STAGES = {
     "clean": "Clean", "pgd20": "PGD-20", "apgd-ce": "APGD-CE", "apgd-t": "APGD-T", "fab-t": "FAB-T", "square": "Square",
 }  # fmt: skip
-_OBJECTIVES = {"val/clean_accuracy": "Clean", "val/pgd10_accuracy": "PGD-10"}
+_OBJECTIVES = {"val/clean_accuracy": "Clean", "val/pgd10_accuracy": "PGD\u201110"}
 _CITATIONS = (
     (
         "WEAT",
@@ -59,7 +59,7 @@ def test_results(rows: Sequence[ResultRow], confirmed: Sequence[Run]) -> Markup:
     waiting = sum(run.evaluation is None for run in confirmed)
     if not rows:
         why = (
-            f"{waiting} confirmation runs wait for their evaluation."
+            f"Confirmation runs without an evaluation yet: {waiting}."
             if waiting
             else "Nothing has been confirmed on the test set yet."
         )
@@ -74,8 +74,8 @@ def test_results(rows: Sequence[ResultRow], confirmed: Sequence[Run]) -> Markup:
     for protocol, group in groups.items():
         parts += [_results_table(protocol, group), _protocol_note(protocol, ranked=len(group) > 1)]
     if waiting:
-        parts.append(element("p", f"{waiting} more confirmation runs wait for their evaluation.", class_="note"))
-    parts.append(element("p", _link("results.csv", "data"), class_="note"))
+        parts.append(element("p", f"Confirmation runs without an evaluation yet: {waiting}.", class_="note"))
+    parts.append(element("p", _link("results.csv", "CSV"), class_="note"))
     return element("section", *parts)
 
 
@@ -126,7 +126,7 @@ def plate(content: Plate, document: str | None) -> Markup:
     heading = element("h2", content.heading)
     if document is None:
         return element("section", heading, element("p", content.missing, class_="none"))
-    files = (_link(f"{content.name}.svg", "SVG"), " ", _link(f"{content.name}.csv", "data"))
+    files = (_link(f"{content.name}.svg", "SVG"), " ", _link(f"{content.name}.csv", "CSV"))
     caption = element("figcaption", content.caption, " ", *files)
     return element("section", heading, element("figure", inline_svg(document, content.name, content.heading), caption))
 
@@ -138,30 +138,23 @@ def all_trials(study: Study, rows: Sequence[TrialRow]) -> Markup:
         return element("section", heading, element("p", "No trial has been started yet.", class_="none"))
     # The method has its own column; everything else the space varies gets one by its short name.
     paths = [path for path in dict.fromkeys(path for row in rows for path in row.values) if path != "method.name"]
-    short = short_names(paths)
+    # Long names may break after a dot.
+    named = [name.replace(".", ".\u200b") for name in short_names(paths).values()]
     wanted = study.search.objectives
-    header = [
-        "Trial",
-        "Method",
-        *short.values(),
-        "State",
-        "Epochs",
-        *(f"{_OBJECTIVES[name]} [%]" for name in wanted),
-        "Overfitting",
-    ]
+    accuracies = [f"{_OBJECTIVES[name]} [%]" for name in wanted]
+    header = ["Trial", "Method", *named, *accuracies, "Overfitting", "Epochs", "State"]
     body = [
         [
             str(row.trial), row.method, *(_value(row.values[path]) if path in row.values else "" for path in paths),
-            _state(row), f"{row.epochs}/{row.planned_epochs}",
             *(f"{100 * row.objectives[name]:.2f}" if name in row.objectives else "" for name in wanted),
-            row.overfitting,
+            row.overfitting, f"{row.epochs}/{row.planned_epochs}", _state(row),
         ]
         for row in rows
     ]  # fmt: skip
-    words = frozenset({1, 2 + len(short), len(header) - 1})
+    words = frozenset({1, len(header) - 3, len(header) - 1})
     note = element(
         "p", f"Objectives are held-out accuracies at the {study.search.checkpoint} epoch; epochs count from 1. ",
-        _link("trials.csv", "data"), class_="note",
+        _link("trials.csv", "CSV"), class_="note",
     )  # fmt: skip
     summary = element("summary", f"{len(rows)} trials")
     return element("section", heading, element("details", summary, table(header, body, left=words), note))

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -118,3 +119,38 @@ def epsilon_strokes(epsilons: Sequence[float]) -> dict[float, dict[str, Any]]:
     top, span = ordered[0], ordered[0] - ordered[-1]
     place = {epsilon: 1 - (top - epsilon) / span for epsilon in ordered}
     return {epsilon: {"alpha": 0.3 + 0.7 * at, "linewidth": 0.8 + at} for epsilon, at in place.items()}
+
+
+def label_points(figure: Figure, axes: Axes, points: Sequence[tuple[float, float, str, bool]]) -> None:
+    """Write (x, y, text, important) beside each point where there is room; an important text is always written.
+
+    Call it once the limits of the axes are final; the size of the axes may still change a little.
+    """
+    size = figure.get_size_inches() * 72 * 0.8
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    places = [((x - left) / (right - left) * size[0], (y - bottom) / (top - bottom) * size[1]) for x, y, *_ in points]
+    taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in places]
+    order = sorted(range(len(points)), key=lambda index: not points[index][3])
+    for index in order:
+        (x, y), (_, _, text, important) = places[index], points[index]
+        width, height = 4.8 * len(text), 7
+        offsets = [
+            (4, 3),
+            (4, -3 - height),
+            (-4 - width, 3),
+            (-4 - width, -3 - height),
+            (-width / 2, 6),
+            (6, -height / 2),
+        ]
+        boxes = [(x + dx, y + dy, x + dx + width, y + dy + height) for dx, dy in offsets]
+        free = [place for place, box in enumerate(boxes) if not any(_overlap(box, other) for other in taken)]
+        if not (free or important):
+            continue
+        place = free[0] if free else 0
+        taken.append(boxes[place])
+        color = INK if important else MUTED
+        axes.annotate(text, points[index][:2], offsets[place], textcoords="offset points", fontsize=7.5, color=color)
+
+
+def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]

@@ -32,8 +32,8 @@ def what_was_run(study: Study, runs: Sequence[Run], events: Sequence[Mapping[str
         seeds = _list(sorted({run.experiment.seed for run in confirmed}))
         evaluated = sum(run.evaluation is not None for run in confirmed)
         sentences.append(
-            f"{_count({run.trial for run in confirmed}, 'configuration')} trained again with seed {seeds} "
-            f"({_count(confirmed, 'run')}, {evaluated} evaluated on the test set)."
+            f"Trained again from other seeds: {_count({run.trial for run in confirmed}, 'configuration')} with seed "
+            f"{seeds} ({_count(confirmed, 'run')}, {evaluated} evaluated on the test set)."
         )
     times = [event["time"] for event in events] + [record.time for run in runs for record in run.records]
     sentences.append(f"From {_moment(min(times))} to {_moment(max(times))} UTC")
@@ -81,8 +81,8 @@ def _held_out(study: Study, runs: Sequence[Run]) -> list[str]:
     best = max(points, key=lambda point: point.robust)
     return [
         f"Most robust on held-out images: trial {best.trial} ({best.method}, training ε = {best.epsilon}) with "
-        f"{100 * best.robust:.2f} % under PGD-10 at ε = {evaluation_epsilon(runs)} and {100 * best.clean:.2f} % clean "
-        f"({study.search.checkpoint} epoch)."
+        f"{100 * best.robust:.2f}\u00a0% under PGD-10 at ε = {evaluation_epsilon(runs)} and "
+        f"{100 * best.clean:.2f}\u00a0% clean ({study.search.checkpoint} epoch)."
     ]
 
 
@@ -97,7 +97,7 @@ def _tested(runs: Sequence[Run]) -> list[str]:
         )
         sentences.append(
             f"Most robust on {protocol.samples} test images: trial {best.trial} ({best.method}, training ε = "
-            f"{best.epsilon}) with {best.robust} % under {attack_name(protocol.attack)} at ε = {protocol.epsilon} "
+            f"{best.epsilon}) with {best.robust}\u00a0% under {attack_name(protocol.attack)} at ε = {protocol.epsilon} "
             f"({seeds})."
         )
     return sentences

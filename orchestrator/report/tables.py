@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from orchestrator.journal import Run
-from orchestrator.report.reading import confirmations, method_label, objectives, onset_text, trials
+from orchestrator.report.reading import confirmations, epsilon_text, method_label, objectives, onset_text, trials
 from search_spaces.study import Study
 from trainers.evaluation_result import Protocol
 
@@ -142,7 +142,7 @@ def trial_rows(study: Study, runs: Iterable[Run]) -> list[TrialRow]:
         TrialRow(
             trial=run.trial,
             method=method_label(run.experiment),
-            epsilon=run.experiment.attack.epsilon.text,
+            epsilon=epsilon_text(run.experiment),
             values=run.values,
             state=run.state,
             reason=run.reason,
@@ -178,7 +178,7 @@ def _result(group: Sequence[Run]) -> ResultRow:
         beta=experiment.method.beta,
         der_beta=parameters.get("beta"),
         gamma=parameters.get("gamma"),
-        epsilon=experiment.attack.epsilon.text,
+        epsilon=epsilon_text(experiment),
         protocol=evaluations[0].protocol,
         seeds=tuple(sorted(run.experiment.seed for run in group)),
         accuracies={stage: Spread.of([found.accuracies[stage] for found in evaluations]) for stage in stages},

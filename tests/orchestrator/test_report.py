@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from orchestrator.report import figures
 from orchestrator.report.figure_data import energy_curve_lines
 from orchestrator.report.importance import parameter_importances
 from orchestrator.report.page import write_report
-from orchestrator.report.reading import method_label, onset_text, outcomes, pareto_indices, short_names
+from orchestrator.report.reading import epsilon_text, method_label, onset_text, outcomes, pareto_indices, short_names
 from orchestrator.report.style import to_svg
 from orchestrator.report.summary import headlines
 from orchestrator.report.tables import Spread, by_protocol, results, to_csv, trial_rows
@@ -38,6 +40,7 @@ POINTS = {
     4: {"method.name": "fgsm", "attack.epsilon": "8/255"},
     5: {"method.name": "fgsm", "attack.epsilon": "8/255"},
 }
+CHOICES = {"method.name": ("fgsm", "fgsm_der", "weat_adv"), "attack.epsilon": ("8/255", "16/255")}
 OBJECTIVES = {0: (0.9, 0.38), 1: (0.8, 0.45), 2: (0.85, 0.42), 4: (0.84, 0.41)}
 
 
@@ -121,9 +124,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return journal.folder
 
 
-CHOICES = {"method.name": ("fgsm", "fgsm_der", "weat_adv"), "attack.epsilon": ("8/255", "16/255")}
-
-
 @pytest.fixture(scope="module")
 def runs(folder: Path) -> list[Run]:
     return Journal.open(folder).runs()
@@ -203,11 +203,16 @@ def test_methods_are_named_by_what_was_run() -> None:
     )
 
 
+@pytest.mark.parametrize(("written", "shown"), [("8/255", "8/255"), (0.12, "0.12"), (0.031372549019607845, "0.03137")])
+def test_epsilon_is_shown_as_it_was_written(written: str | float, shown: str) -> None:
+    assert epsilon_text(made_up_study().experiment_for({"attack.epsilon": written})) == shown
+
+
 def test_short_names_stay_unique() -> None:
     assert short_names(["method.beta", "method.regularizer.beta", "attack.epsilon", "seed"]) == {
         "method.beta": "method.beta",
         "method.regularizer.beta": "regularizer.beta",
-        "attack.epsilon": "epsilon",
+        "attack.epsilon": "attack.epsilon",
         "seed": "seed",
     }
 
@@ -268,11 +273,23 @@ def test_svg_is_the_same_twice_and_undated(runs: list[Run]) -> None:
     assert "<text" not in first
 
 
+def test_threads_that_draw_at_once_get_the_same(runs: list[Run]) -> None:
+    def draw(name: str) -> str:
+        return to_svg(figures.pareto_front(made_up_study(), runs), name)
+
+    with ThreadPoolExecutor(2) as threads:
+        first, other, again = threads.map(draw, ["one", "two", "one"])
+    assert first == again == draw("one")
+    assert first != other
+
+
 def test_headlines_count_collapses_and_name_the_best(runs: list[Run]) -> None:
     said = headlines(made_up_study(), runs)
     assert said[0] == "Catastrophic overfitting in 1 of 3 FGSM, 0 of 1 FGSM + DER, 0 of 1 WEAT-ADV trials."
-    assert said[1].startswith("Most robust on held-out images: trial 1 (FGSM + DER, training ε = 16/255) with 45.00 %")
-    assert "trial 1 (FGSM + DER, training ε = 16/255) with 45.00 ± 2.83 % under AutoAttack" in said[2]
+    assert said[1].startswith(
+        "Most robust on held-out images: trial 1 (FGSM + DER, training ε = 16/255) with 45.00\u00a0%"
+    )
+    assert "trial 1 (FGSM + DER, training ε = 16/255) with 45.00 ± 2.83\u00a0% under AutoAttack" in said[2]
 
 
 def test_the_page_is_well_formed_and_loads_nothing(page: str) -> None:
@@ -304,6 +321,7 @@ def test_the_page_shows_the_numbers(page: str) -> None:
     assert "neither averaged nor ranked together" in page
     assert "6 of 8 trials (4 complete, 1 failed, 1 running)" in page
     assert "orchestrator sweep study.yaml" in page
+    assert "Confirmation runs without an evaluation yet: 1." in page
 
 
 def test_files_lie_beside_the_page_and_a_second_report_is_the_same(folder: Path, page: str) -> None:
@@ -328,8 +346,6 @@ def test_a_study_that_has_not_begun_has_a_report(tmp_path: Path) -> None:
 
 
 def test_a_torn_curve_has_no_onset(runs: list[Run]) -> None:
-    from dataclasses import replace
-
     assert onset_text(replace(runs[0], records=runs[0].records[1:])) == ""
 
 
