@@ -7,8 +7,8 @@ a killed and resumed study proposes what an uninterrupted one would have.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,12 +20,26 @@ from search_spaces.space import suggest
 from search_spaces.study import Search, Study
 
 MAX_ATTEMPTS = 3
-PRUNED_REASON = "pruned_reason"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended: complete (with its objectives), pruned or failed (with the reason)."""
+
+    state: str
+    reason: str = ""
+    objectives: tuple[float, ...] = ()
+
+
 Propose = Callable[[int, Mapping[str, Any]], dict[str, Any]]
+Judge = Callable[[int, Mapping[str, Any]], Outcome | None]
+Ended = Callable[[int, Outcome], None]
+_STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
 def open_storage(url: str, study: Study) -> optuna.Study:
     """Open or create the Optuna study. Raises ValueError if it was made with other objectives."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     directions = ["maximize"] * len(study.search.objectives)
     opened = optuna.create_study(
         study_name=study.name,
@@ -59,18 +73,30 @@ def make_sampler(search: Search, number: int) -> optuna.samplers.BaseSampler:
     return optuna.samplers.QMCSampler(seed=search.seed, scramble=True)
 
 
-class StudySearcher(Searcher):
+class DriverOnly:
+    """Belongs to the driver's process. Tune pickles its own snapshot for `Tuner.restore`, which we do not use: the
+    state of a study is its Optuna storage and its journal. In that snapshot such an object is None.
+    """
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()
+
+
+class StudySearcher(DriverOnly, Searcher):
     """Proposes trials to Tune until the study's total is reached, and tells Optuna how they ended.
 
-    `propose(number, values)` turns a point of the space into Tune's trial configuration. Trials found RUNNING when the
+    `propose(number, values)` turns a point of the space into Tune's trial configuration, `judge(number, last report)`
+    says how it ended, `ended(number, outcome)` is told afterwards. Trials found RUNNING when the
     search starts were left by a dead driver: they are issued again under their own number. There must be one driver.
     """
 
-    def __init__(self, study: Study, storage_url: str, propose: Propose) -> None:
+    def __init__(self, study: Study, storage_url: str, propose: Propose, judge: Judge, ended: Ended) -> None:
         objectives = list(study.search.objectives)
         super().__init__(metric=objectives, mode=["max"] * len(objectives))
         self._study = study
         self._propose = propose
+        self._judge = judge
+        self._ended = ended
         self._optuna = open_storage(storage_url, study)
         self._running: dict[str, int] = {}
         unfinished = self._optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
@@ -84,10 +110,10 @@ class StudySearcher(Searcher):
             try:
                 values = suggest(self._study.space, FixedTrial(stored.params, number))
             except ValueError:
-                self._tell(number, TrialState.FAIL, "the driver died while this trial was being proposed")
+                self._tell(number, Outcome("failed", "the driver died while this trial was being proposed"))
                 continue
             if stored.user_attrs.get("attempts", 0) >= MAX_ATTEMPTS:
-                self._tell(number, TrialState.FAIL, f"given up after {MAX_ATTEMPTS} attempts")
+                self._tell(number, Outcome("failed", f"given up after {MAX_ATTEMPTS} attempts"))
                 continue
             return self._issue(trial_id, number, values)
         trials = self._optuna.get_trials(deepcopy=False)
@@ -102,21 +128,13 @@ class StudySearcher(Searcher):
         """Nothing: intermediate values go to the records, not to Optuna."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell Optuna. A non-finite objective is a failed trial; a stopped one is pruned, with its reason."""
+        """Tell Optuna how the trial ended; one that was only interrupted stays RUNNING and is issued again."""
         number = self._running.pop(trial_id, None)
         if number is None:
             return
-        if error or result is None:
-            self._tell(number, TrialState.FAIL, "error")
-            return
-        if result.get(PRUNED_REASON):
-            self._tell(number, TrialState.PRUNED, result[PRUNED_REASON])
-            return
-        values = [result.get(metric, math.nan) for metric in self._study.search.objectives]
-        if all(math.isfinite(value) for value in values):
-            self._tell(number, TrialState.COMPLETE, "completed", values)
-        else:
-            self._tell(number, TrialState.FAIL, f"objectives are not finite: {values}")
+        outcome = self._judge(number, {"failure": "its processes died"} if error or result is None else result)
+        if outcome is not None:
+            self._tell(number, outcome)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the storage is the state."""
@@ -130,33 +148,14 @@ class StudySearcher(Searcher):
         self._running[trial_id] = number
         return self._propose(number, values)
 
-    def _tell(self, number: int, state: TrialState, reason: str, values: list[float] | None = None) -> None:
-        self._note(number, "reason", reason)
-        self._optuna.tell(number, values, state=state, skip_if_finished=True)
+    def _tell(self, number: int, outcome: Outcome) -> None:
+        self._note(number, "reason", outcome.reason)
+        values = list(outcome.objectives) if outcome.state == "complete" else None
+        self._optuna.tell(number, values, state=_STATES[outcome.state], skip_if_finished=True)
+        self._ended(number, outcome)
 
     def _note(self, number: int, key: str, value: Any) -> None:
         # Optuna offers no public way to annotate a trial by its number.
         storage = self._optuna._storage
         trial_id = storage.get_trial_id_from_study_id_trial_number(self._optuna._study_id, number)
         storage.set_trial_user_attr(trial_id, key, value)
-
-
-class ListSearcher(Searcher):
-    """Gives Tune a fixed list of configurations, in order."""
-
-    def __init__(self, configurations: list[dict[str, Any]]) -> None:
-        super().__init__(metric="epoch", mode="max")
-        self._left = list(configurations)
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next one, or FINISHED."""
-        return self._left.pop(0) if self._left else str(Searcher.FINISHED)
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing: the run folders hold what happened."""
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing to save."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore."""

@@ -5,16 +5,17 @@ outlives the trial: starting such a group costs a minute, handing it the next jo
 group talk through a mailbox; a trial is stopped by the answer to its report, never by a kill. The group itself knows
 nothing between two jobs: `fit` resumes from its own checkpoint.
 
-A trial's configuration is `{"experiment": dict, "run_dir": str, "threads": int}`, a report is one epoch's metrics.
+A trial's configuration is `{"key": str, "experiment": dict, "run_dir": str, "threads": int}`; a report is one epoch's
+metrics, or `{"failure": text}`: a Python error of a run fails that run, it does not look like a crash and is not retried.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,17 @@ _HALT_SECONDS = 600
 _POLL_SECONDS = 1.0
 
 
-def report_of(record: EpochRecord, epochs: int, actor: str) -> Report:
-    """What Tune is told: the metrics, the epoch, and whether that was the last one."""
-    return {
-        **record.metrics,
-        "epoch": record.epoch,
-        "time": record.time,
-        "done": record.epoch + 1 >= epochs,
-        "pid": actor,
-    }
+def report_of(record: EpochRecord, epochs: int) -> Report:
+    """What Tune is told after an epoch: the metrics, when they were born, whether that was the last one."""
+    return {**record.metrics, "epoch": record.epoch, "born": record.time, "done": record.epoch + 1 >= epochs}
+
+
+def record_of(report: Report) -> EpochRecord | None:
+    """Inverse of `report_of`; None for a report that carries no epoch."""
+    if "born" not in report:
+        return None
+    metrics = {name: value for name, value in report.items() if "/" in name}
+    return EpochRecord(report["epoch"], report["born"], metrics)
 
 
 class ProcessSlot(tune.Trainable):
@@ -58,8 +61,10 @@ class ProcessSlot(tune.Trainable):
 
     def step(self) -> Report:
         """One epoch."""
-        record = next(self._records)
-        return report_of(record, self._epochs, str(os.getpid()))
+        try:
+            return report_of(next(self._records), self._epochs)
+        except Exception as error:
+            return {"failure": keep_traceback(Path(self.config["run_dir"]), error), "done": True}
 
     def cleanup(self) -> None:
         """Leave the current run where its last checkpoint is."""
@@ -77,7 +82,7 @@ class ProcessSlot(tune.Trainable):
 
 
 class Mailbox:
-    """Async actor between a slot's trial actor and its worker group. It holds the job, so a restarted group finds it."""
+    """Async actor between a trial actor and its worker group. It holds the job, so a restarted group finds it."""
 
     def __init__(self) -> None:
         self._changed = asyncio.Condition()
@@ -168,7 +173,7 @@ class GroupSlot(tune.Trainable):
             if report is not None:
                 return dict(report)
             if outcome is not None:
-                raise RuntimeError(outcome)
+                return {"failure": outcome, "done": True}
             if self._over:
                 raise self._error or RuntimeError("the worker group ended")
 
@@ -242,19 +247,17 @@ def worker_group(config: dict[str, Any]) -> None:
         outcome = "completed"
         try:
             for record in run_job(job, device):
-                epochs = int(job["experiment"]["epochs"])
-                report = report_of(record, epochs, str(os.getpid()))
+                report = report_of(record, int(job["experiment"]["epochs"]))
                 if ranks.broadcast(ray.get(mailbox.report.remote(report)) if ranks.is_first else False):
                     outcome = "stopped"
                     break
         except Exception as error:
-            # A bug or a diverged run must fail this trial, not look like a crashed worker and be retried.
-            outcome = f"{type(error).__name__}: {error}"
+            outcome = keep_traceback(Path(job["run_dir"]), error)
         if ranks.is_first:
             ray.get(mailbox.finish.remote(outcome))
 
 
-def run_job(job: dict[str, Any], device: Any = None) -> Iterator[EpochRecord]:
+def run_job(job: dict[str, Any], device: Any = None) -> Generator[EpochRecord]:
     """`fit` for one job in this process, with a process state that does not depend on the job before."""
     import torch
 
@@ -264,6 +267,14 @@ def run_job(job: dict[str, Any], device: Any = None) -> Iterator[EpochRecord]:
     torch.set_num_threads(int(job["threads"]))
     torch.manual_seed(0)
     yield from fit(parse(job["experiment"]), Path(job["run_dir"]), ranks=Ranks.current(device))
+
+
+def keep_traceback(run_dir: Path, error: Exception) -> str:
+    """Write the traceback into the run folder; returns one line about it."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    file = run_dir / "error.txt"
+    file.write_text("".join(traceback.format_exception(error)))
+    return f"{type(error).__name__}: {error} (traceback: {file})"
 
 
 def note_placement_group(run_dir: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from search_spaces.study import Study, parse_study
-from trainers.config import apply_overrides
+from trainers.config import apply_overrides, apply_values
 from trainers.problems import InvalidInput, unknown_name
 
 _FOLDER = Path(__file__).parent
@@ -19,8 +19,23 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted(_FOLDER.glob("*.yaml"))}
 
 
-def load_study(source: str | Path, overrides: list[str] | None = None) -> Study:
-    """Read a study from a file or by its shipped name, apply `key=value` words, validate. Raises InvalidInput."""
+SMOKE = {
+    "search.trials": 2,
+    "confirm.top": 1,
+    "confirm.seeds": 1,
+    "confirm.samples": 8,
+    "confirm.attack": "pgd20",
+    "experiment.epochs": 1,
+    "experiment.data.train_samples": 256,
+    "experiment.evaluation.probe_samples": 16,
+}
+
+
+def load_study(source: str | Path, overrides: list[str] | None = None, *, smoke: bool = False) -> Study:
+    """Read a study from a file or by its shipped name, apply `key=value` words, validate. Raises InvalidInput.
+
+    `smoke` shrinks it to what shows that everything works, under a name of its own.
+    """
     path = Path(source)
     if not path.is_file():
         by_name = shipped()
@@ -29,7 +44,10 @@ def load_study(source: str | Path, overrides: list[str] | None = None) -> Study:
         if str(source) not in by_name:
             raise InvalidInput.single(str(source), unknown_name(source, by_name, "study"))
         path = by_name[str(source)]
-    return parse_study(apply_overrides(read_yaml(path), overrides or []))
+    raw = read_yaml(path)
+    if smoke:
+        raw = apply_values(raw, SMOKE | {"name": f"{raw.get('name', path.stem)}-smoke"})
+    return parse_study(apply_overrides(raw, overrides or []))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -78,14 +78,18 @@ class Study(Section):
         """The complete Experiment at one point of the space."""
         return parse(apply_values(self.experiment, values))
 
+    def to_raw(self) -> dict[str, Any]:
+        """Nested plain data that `parse_study` reads back as this study."""
+        raw: dict[str, Any] = self.model_dump(mode="json", exclude={"space"})
+        raw["space"] = {
+            dimension.path: dimension.model_dump(mode="json", exclude={"path"}, exclude_defaults=True)
+            for dimension in self.space
+        }
+        return raw
+
     def to_yaml(self) -> str:
-        """A file that `load_study` reads back as this study."""
-        content = self.model_dump(mode="json", exclude={"space"})
-        space = {}
-        for dimension in self.space:
-            fields = dimension.model_dump(mode="json", exclude={"path"}, exclude_defaults=True)
-            space[dimension.path] = fields
-        return yaml.safe_dump(content | {"space": space}, sort_keys=False, allow_unicode=True)
+        """The same as a file."""
+        return yaml.safe_dump(self.to_raw(), sort_keys=False, allow_unicode=True)
 
 
 def parse_study(raw: Mapping[str, Any]) -> Study:

@@ -87,6 +87,14 @@ class Inner(Entry):
 
 
 @dataclass(frozen=True)
+class Model(Entry):
+    """An architecture. `gigaflop` (a forward of one 32x32 image) and `millions` of parameters at default parameters."""
+
+    gigaflop: float = 0.0
+    millions: float = 0.0
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A data set: the module that loads it (a `load` function), shape, size, input statistics, what ε is usual."""
 
@@ -234,16 +242,17 @@ PRESETS: dict[str, Preset] = _BASE_PRESETS | {
 _WIDTH = Parameter(64, "channels of the first stage", low=1)
 _BLOCKS = Parameter(2, "blocks in each of the four stages", low=1)
 
-MODELS: dict[str, Entry] = {
-    "small": Entry(
+MODELS: dict[str, Model] = {
+    "small": Model(
         "trainers.models.small:small", "three conv-norm-ReLU blocks, for a CPU", "this project",
         parameters={
             "width": Parameter(16, "channels of the first block", low=1),
             "norm": Parameter("batch", "normalization layer", choices=("batch", "group")),
             "stem_stride": Parameter(1, "stride of the first block; 2 is three times faster", choices=(1, 2)),
         },
+        gigaflop=0.005, millions=0.024,
     ),
-    "preact_resnet18": Entry(
+    "preact_resnet18": Model(
         "trainers.models.preact_resnet:preact_resnet18", "pre-activation ResNet-18", "He et al. 2016, arXiv 1603.05027",
         parameters={
             "width": _WIDTH,
@@ -254,10 +263,12 @@ MODELS: dict[str, Entry] = {
             ),
             "final_norm": Parameter(True, "BN-ReLU before the pooling"),
         },
+        gigaflop=1.11, millions=11.17,
     ),
-    "resnet18": Entry(
+    "resnet18": Model(
         "trainers.models.resnet:resnet18", "ResNet-18 with a 3x3 stem", "He et al. 2016, arXiv 1512.03385",
         parameters={"width": _WIDTH, "blocks_per_stage": _BLOCKS},
+        gigaflop=1.11, millions=11.17,
     ),
 }  # fmt: skip
 

@@ -51,6 +51,14 @@ class PixelValue(float):
         return self.text if "/" in self.text else float(self)
 
 
+def pixels(text: str) -> float:
+    """A length such as `8/255` as a number. Raises InvalidInput for text that is none."""
+    try:
+        return float(PixelValue(text))
+    except ValueError as error:
+        raise InvalidInput.single("epsilon", str(error)) from None
+
+
 Pixels = Annotated[PixelValue, BeforeValidator(PixelValue), PlainSerializer(lambda value: value.plain())]
 
 

@@ -19,16 +19,9 @@ from trainers.attacks.linf import Adversarial
 from trainers.attacks.pgd import pgd
 from trainers.config import PixelValue
 from trainers.data.images import ImageSet
-from trainers.evaluation_result import Flags, Protocol
+from trainers.evaluation_result import ATTACKS, Flags, Protocol
 from trainers.problems import InvalidInput, unknown_name
 from trainers.randomness import Noise, generator
-
-AUTOATTACK = ("apgd-ce", "apgd-t", "fab-t", "square")
-ATTACKS: dict[str, tuple[str, ...]] = {
-    "clean": (),
-    "pgd20": ("pgd20",),
-    "autoattack": AUTOATTACK,
-}
 
 
 def stages(attack: str) -> tuple[str, ...]:
@@ -36,11 +29,6 @@ def stages(attack: str) -> tuple[str, ...]:
     if attack not in ATTACKS:
         raise InvalidInput.single("attack", unknown_name(attack, ATTACKS, "attack"))
     return ATTACKS[attack]
-
-
-def shards(samples: int, length: int) -> list[tuple[int, int]]:
-    """Index ranges of fixed length that cover `samples`, whatever the number of workers."""
-    return [(start, min(start + length, samples)) for start in range(0, samples, length)]
 
 
 def evaluate_range(

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+AUTOATTACK = ("apgd-ce", "apgd-t", "fab-t", "square")
+# An evaluation's name -> its stages, in order; each attacks only what still stands.
+ATTACKS: dict[str, tuple[str, ...]] = {
+    "clean": (),
+    "pgd20": ("pgd20",),
+    "autoattack": AUTOATTACK,
+}
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,11 @@ class Protocol:
             f"{self.data}/{self.split} n={self.samples} {self.attack} ε={self.epsilon} {self.checkpoint} "
             f"seed={self.seed} shard={self.shard} batch={self.batch_size} {self.precision}"
         )
+
+    @property
+    def digest(self) -> str:
+        """Short hash of the key, for file names."""
+        return hashlib.sha256(self.key.encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,8 @@ from torch import Tensor
 
 from trainers import catalog
 from trainers.config import Data
+from trainers.data.availability import data_directory
 from trainers.problems import InvalidInput
-
-DIRECTORY_VARIABLE = "ORCHESTRATOR_DATA"
 
 
 @dataclass(frozen=True)
@@ -65,18 +63,6 @@ def load_splits(data: Data) -> Splits:
         _, chosen = stratified(train.labels[torch.from_numpy(pool)], data.train_samples, data.split_seed)
         pool = pool[chosen]
     return Splits(train.select(pool), train.select(validation), test)
-
-
-def data_directory(data: Data) -> Path | None:
-    """Where the images of a data set that is not bundled lie: `data.directory`, or the environment."""
-    directory = data.directory or os.environ.get(DIRECTORY_VARIABLE)
-    return Path(directory).expanduser().absolute() if directory else None
-
-
-def check_available(data: Data) -> None:
-    """Raise InvalidInput, without loading anything, if the data set can't be loaded."""
-    module = importlib.import_module(catalog.DATASETS[data.name].module)
-    module.check(data, data_directory(data))
 
 
 def stratified(labels: Tensor, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

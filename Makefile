@@ -1,0 +1,44 @@
+# make demo   sets up, then runs the study search_spaces/quickstart.yaml
+# make test   sets up, then runs all tests and prints the coverage
+# make lint   ruff and mypy
+# make lock   renews requirements.lock from pyproject.toml
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint lock setup clean
+
+setup: $(READY)
+
+$(READY): requirements.lock requirements-uv.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; try: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-uv.lock
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock requirements-uv.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	touch $(READY)
+
+demo: setup
+	$(BIN)/orchestrator sweep quickstart
+
+test: setup lint
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m pytest
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy trainers search_spaces orchestrator
+
+lock:
+	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+	    --no-emit-index-url --no-annotate --no-header --output-file requirements.lock
+	echo uv | uv pip compile - --universal --python-version 3.11 --generate-hashes \
+	    --no-emit-index-url --no-annotate --no-header --output-file requirements-uv.lock
+
+clean:
+	rm -rf $(VENV) .coverage* .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -1,0 +1,243 @@
+"""The command line. Each verb imports what it needs: `--help`, `methods`, `validate` and `--dry-run` answer at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trainers.problems import InvalidInput
+
+OK, SOME_FAILED, BAD_INPUT, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
+
+app = typer.Typer(
+    help="Distributed adversarial training on Ray, seen through the energy of the classifier.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Words = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings, e.g. search.trials=4")]
+Storage = Annotated[Path, typer.Option(help="folder that holds the study folders (shared storage on a cluster)")]
+Address = Annotated[str | None, typer.Option(help="Ray cluster to use; default: RAY_ADDRESS, else a private local Ray")]
+DataDir = Annotated[Path | None, typer.Option(help="folder of the data sets; default: ORCHESTRATOR_DATA")]
+Format = Annotated[str, typer.Option("--format", help="table, json or csv")]
+DEFAULT_STORAGE = Path("runs")
+
+
+@app.command()
+def sweep(
+    study: Annotated[str, typer.Argument(help="a study file, or the name of a shipped study")],
+    words: Words = None,
+    storage: Storage = DEFAULT_STORAGE,
+    address: Address = None,
+    data_dir: DataDir = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be done, and stop")] = False,
+    smoke: Annotated[bool, typer.Option("--smoke", help="the same study, as small as it can be")] = False,
+) -> None:
+    """Run a study: search, confirm the best, report. Run it again to continue it."""
+    from search_spaces.loader import load_study
+
+    overrides = list(words or [])
+    if data_dir is not None:
+        overrides.append(f"experiment.data.directory={data_dir.absolute()}")
+    loaded = load_study(study, overrides, smoke=smoke)
+    if dry_run:
+        from orchestrator.plan import print_plan
+
+        print_plan(loaded, storage, address)
+        return
+    from orchestrator.run import run_study
+
+    raise typer.Exit(run_study(loaded, storage, address, _console()))
+
+
+@app.command()
+def resume(
+    folder: Annotated[Path, typer.Argument(help="a study folder, e.g. runs/quickstart")], address: Address = None
+) -> None:
+    """Continue an interrupted study: finished trials stay, unfinished ones go on from their checkpoints."""
+    from orchestrator.journal import Journal
+    from orchestrator.run import run_study
+
+    loaded = Journal.open(folder).study()
+    raise typer.Exit(run_study(loaded, folder.absolute().parent, address, _console()))
+
+
+@app.command()
+def confirm(
+    folder: Annotated[Path, typer.Argument(help="a study folder, e.g. runs/quickstart")],
+    top: Annotated[int | None, typer.Option(help="how many configurations; default: the study's")] = None,
+    seeds: Annotated[int | None, typer.Option(help="seeds of each; default: the study's")] = None,
+    attack: Annotated[str | None, typer.Option(help="clean, pgd20 or autoattack; default: the study's")] = None,
+    samples: Annotated[int | None, typer.Option(help="test images; default: the study's")] = None,
+    address: Address = None,
+) -> None:
+    """Train the best configurations of a study again with fresh seeds and attack them on the test set."""
+    from orchestrator.journal import Journal
+    from orchestrator.run import run_study
+    from search_spaces.study import parse_study
+
+    study = Journal.open(folder).study()
+    given = {"top": top, "seeds": seeds, "attack": attack, "samples": samples}
+    raw = study.to_raw()
+    raw["confirm"] |= {name: value for name, value in given.items() if value is not None}
+    changed = parse_study(raw)
+    raise typer.Exit(run_study(changed, folder.absolute().parent, address, _console(), search=False))
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="a study folder, e.g. runs/quickstart")]) -> None:
+    """Write report.html and the figures of a study anew, whatever state it is in."""
+    from orchestrator.journal import Journal
+    from orchestrator.report.page import write_report
+
+    print(write_report(Journal.open(folder).folder))
+
+
+@app.command()
+def sync(folder: Annotated[Path, typer.Argument(help="a study folder, e.g. runs/quickstart")]) -> None:
+    """Bring MLflow up to date with a study's journal."""
+    from orchestrator import tracking
+    from orchestrator.journal import Journal
+
+    journal = Journal.open(folder)
+    uri = tracking.tracking_uri(journal.study())
+    tracking.check_reachable(uri)
+    tracking.sync(journal, uri)
+    print(f"{uri} is up to date")
+
+
+@app.command()
+def train(
+    words: Annotated[list[str] | None, typer.Argument(metavar="[EXPERIMENT.yaml] [KEY=VALUE]...")] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="default: runs/<digest of the experiment>")] = None,
+    data_dir: DataDir = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads")] = None,
+) -> None:
+    """Train once, in this process: no Ray, no tracking, the same records and checkpoints."""
+    from trainers.__main__ import main as train_main
+
+    arguments = list(words or [])
+    if data_dir is not None:
+        arguments.append(f"data.directory={data_dir.absolute()}")
+    arguments += ["--run-dir", str(run_dir)] if run_dir else []
+    arguments += ["--threads", str(threads)] if threads else []
+    raise typer.Exit(train_main(arguments))
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="a checkpoint folder, or a run folder (its best checkpoint)")],
+    attack: Annotated[str, typer.Option(help="clean, pgd20 or autoattack")] = "autoattack",
+    samples: Annotated[int, typer.Option("-n", "--samples", help="test images")] = 1000,
+    epsilon: Annotated[
+        str | None, typer.Option(help="e.g. 8/255; default: the experiment's evaluation.epsilon")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="of the attack")] = 0,
+    shard: Annotated[int, typer.Option(help="images per shard, part of the protocol")] = 500,
+    batch_size: Annotated[int, typer.Option(help="images per attack batch, part of the protocol")] = 250,
+    output: Annotated[Path | None, typer.Option(help="write the flags of every image here (JSON)")] = None,
+    data_dir: DataDir = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads")] = None,
+) -> None:
+    """Attack a checkpoint on the test set, attack by attack, in this process."""
+    from orchestrator.evaluate import evaluate_checkpoint
+
+    evaluate_checkpoint(
+        checkpoint, attack=attack, samples=samples, epsilon=epsilon, seed=seed, shard=shard,
+        batch_size=batch_size, output=output, data_dir=data_dir, threads=threads, console=_console(),
+    )  # fmt: skip
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="one method, in full")] = None, format: Format = "table"
+) -> None:
+    """The training methods: slots, parameters, cost, source."""
+    from orchestrator.listing import print_method, print_methods
+
+    print_method(name, format) if name else print_methods(format)
+
+
+@app.command()
+def spaces(
+    name: Annotated[str | None, typer.Argument(help="one study, in full")] = None, format: Format = "table"
+) -> None:
+    """The studies that ship with this package."""
+    from orchestrator.listing import print_space, print_spaces
+
+    print_space(name) if name else print_spaces(format)
+
+
+@app.command()
+def validate(files: Annotated[list[str], typer.Argument(help="study files, or names of shipped studies")]) -> None:
+    """Check study files completely, every corner of their spaces included."""
+    from search_spaces.loader import load_study
+
+    for file in files:
+        study = load_study(file)
+        print(f"{file}: valid ({study.name}, {len(study.space)} dimensions, {study.search.trials} trials)")
+
+
+@app.command()
+def doctor(address: Address = None, storage: Storage = DEFAULT_STORAGE, data_dir: DataDir = None) -> None:
+    """Check what a study needs: Python, torch, GPUs, Ray, MLflow, disk, data."""
+    from orchestrator.doctor import examine
+
+    raise typer.Exit(OK if examine(address, storage, data_dir, _console()) else ENVIRONMENT)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point: runs a verb and turns what went wrong into one message and an exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        result: Any = app(args=words, prog_name="orchestrator", standalone_mode=False)
+        code = result if isinstance(result, int) else OK
+    except InvalidInput as error:
+        if debug:
+            raise
+        print(f"error: {error}" if len(error.problems) == 1 else f"errors:\n{error}", file=sys.stderr)
+        code = BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = INTERRUPTED
+    except ConnectionError as error:
+        if debug:
+            raise
+        print(f"error: the Ray cluster can't be reached: {error}", file=sys.stderr)
+        code = ENVIRONMENT
+    except typer.Abort:
+        code = INTERRUPTED
+    except Exception as error:
+        code = _usage_error(error, debug)
+    if arguments is None:
+        sys.exit(code)
+    return code
+
+
+def _usage_error(error: Exception, debug: bool) -> int:
+    """Show a wrong option or verb in one line; anything else is our own bug."""
+    show = getattr(error, "show", None)  # typer's own errors: a wrong option, a missing argument
+    if show is not None:
+        show()
+        return BAD_INPUT
+    if debug:
+        raise error
+    print(f"internal error: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
+    return SOME_FAILED
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""The best configurations again: fresh seeds, then attacked on the test set. The only place that touches the test set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from orchestrator.evaluate import evaluate_on_ray
+from orchestrator.journal import Run, confirmation_key
+from orchestrator.search import DriverOnly, Outcome
+from orchestrator.sweep import Session, configuration, judge_run, run_on_slots
+from search_spaces.study import Resources, Study
+from trainers.config import Experiment, parse
+
+
+def choose(trials: Sequence[Run], top: int) -> list[Run]:
+    """The best complete trials: by Pareto rank, within a rank by the mean of the objectives, then by number."""
+    left = [run for run in trials if run.kind == "trial" and run.state == "complete"]
+    chosen: list[Run] = []
+    while left and len(chosen) < top:
+        front = pareto_front(left)
+        chosen += sorted(front, key=lambda run: (-sum(run.objectives), run.trial))
+        left = [run for run in left if run not in front]
+    return chosen[:top]
+
+
+def pareto_front(runs: Sequence[Run]) -> list[Run]:
+    """Runs that no other run beats in one objective without losing in another (all are maximized)."""
+    return [run for run in runs if not any(_dominates(other.objectives, run.objectives) for other in runs)]
+
+
+def _dominates(a: Sequence[float], b: Sequence[float]) -> bool:
+    pairs = list(zip(a, b, strict=True))
+    return all(x >= y for x, y in pairs) and any(x > y for x, y in pairs)
+
+
+def resources_for(study: Study) -> Resources:
+    """What a confirmation run gets: the study's resources with its own number of workers."""
+    workers = study.confirm.workers or study.resources.workers
+    return study.resources.model_copy(update={"workers": workers})
+
+
+def confirm(session: Session) -> None:
+    """Train the chosen configurations with fresh seeds and evaluate each run; finished parts are not done again."""
+    study, journal, view = session.study, session.journal, session.view
+    chosen = choose(journal.runs(), study.confirm.top)
+    jobs = [_job(session, run, seed) for run in chosen for seed in range(1, study.confirm.seeds + 1)]
+    finished = {run.key for run in journal.runs() if run.kind == "confirmation" and run.state == "complete"}
+    open_jobs = [job for job in jobs if job["key"] not in finished]
+    if open_jobs:
+        epochs = sum(int(job["experiment"]["epochs"]) for job in open_jobs)
+        trials = ", ".join(str(run.trial) for run in chosen)
+        resources = resources_for(study)
+        view.phase(
+            f"confirming trials {trials} with {study.confirm.seeds} seeds, {resources.workers} workers each",
+            runs=len(open_jobs),
+            epochs=epochs,
+        )
+        run_on_slots(session, _Jobs(open_jobs, session), resources, "confirm")
+    session.interrupt.check()
+    runs = [run for run in journal.runs() if run.kind == "confirmation" and run.state == "complete"]
+    waiting = [run for run in runs if run.evaluation is None]
+    if waiting:
+        view.phase(f"{study.confirm.attack} on {study.confirm.samples} test images for {len(waiting)} runs")
+        evaluate_on_ray(session, waiting)
+
+
+def _job(session: Session, run: Run, seed: int) -> dict[str, Any]:
+    """A trial again with another seed; recorded once."""
+    key = confirmation_key(run.trial, seed)
+    experiment = with_seed(run.experiment, seed)
+    known = {event["key"] for event in session.journal.events() if event["event"] == "confirming"}
+    folder = session.journal.folder / "confirm" / key
+    if key not in known:
+        folder = session.journal.confirm(run.trial, seed, run.values, experiment)
+    return configuration(key, experiment, folder, resources_for(session.study))
+
+
+def with_seed(experiment: Experiment, offset: int) -> Experiment:
+    """The same experiment with another seed."""
+    return experiment.model_copy(update={"seed": experiment.seed + offset})
+
+
+class _Jobs(DriverOnly, Searcher):
+    """Gives Tune a fixed list of runs and records how they end."""
+
+    def __init__(self, jobs: Sequence[Mapping[str, Any]], session: Session) -> None:
+        super().__init__(metric="epoch", mode="max")
+        self._left = list(jobs)
+        self._running: dict[str, Mapping[str, Any]] = {}
+        self._session = session
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if not self._left:
+            return str(Searcher.FINISHED)
+        self._running[trial_id] = self._left.pop(0)
+        return dict(self._running[trial_id])
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        job = self._running.pop(trial_id)
+        session = self._session
+        report = {"failure": "its processes died"} if error or result is None else result
+        experiment = parse(job["experiment"])
+        outcome: Outcome | None = judge_run(report, experiment, Path(job["run_dir"]), session.study, session.interrupt)
+        if outcome is not None:
+            session.journal.ended(job["key"], outcome.state, outcome.reason, list(outcome.objectives))
+            session.view.ended(job["key"], outcome.state, outcome.reason)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore."""

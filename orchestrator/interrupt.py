@@ -1,0 +1,51 @@
+"""Ctrl-C: once means finish the epoch, save, and stop; twice means stop now."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Interrupted(Exception):
+    """The user asked to stop; what was recorded is kept and the study can be resumed."""
+
+
+class Interrupt:
+    """Whether the user has asked to stop."""
+
+    def __init__(self, announce: Callable[[str], None]) -> None:
+        self._announce = announce
+        self._requested = threading.Event()
+
+    @property
+    def requested(self) -> bool:
+        """True after the first Ctrl-C."""
+        return self._requested.is_set()
+
+    def check(self) -> None:
+        """Raise Interrupted if the user has asked to stop."""
+        if self.requested:
+            raise Interrupted
+
+    def receive(self, _signal: int, _frame: FrameType | None) -> None:
+        """The signal handler."""
+        if self.requested:
+            raise KeyboardInterrupt
+        self._requested.set()
+        self._announce("stopping after the current epoch; press Ctrl-C again to stop at once")
+
+
+@contextmanager
+def listening(announce: Callable[[str], None]) -> Iterator[Interrupt]:
+    """Handle SIGINT and SIGTERM inside the block."""
+    interrupt = Interrupt(announce)
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, interrupt.receive) for number in signals]
+    try:
+        yield interrupt
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)

@@ -1,0 +1,109 @@
+"""What a study would do, before anything starts: trials, cost, disk, concurrency and what limits it. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.cluster import address_in_use, local_capacity
+from orchestrator.tracking import tracking_uri
+from search_spaces.space import corners
+from search_spaces.study import Resources, Study
+from trainers import catalog
+from trainers.config import Experiment
+
+# Rates that the estimates assume; a real run prints what it takes.
+CPU_CORE_GFLOPS = 20.0
+GPU_GFLOPS = 15_000.0
+# Passes of one test image through AutoAttack (standard) at half robust accuracy, and through PGD-20.
+EVALUATION_PASSES = {"clean": 1, "pgd20": 41, "autoattack": 5300}
+MONITOR_PASSES = 24
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One run: passes per training image, floating-point work in TFLOP, bytes on disk."""
+
+    passes: int
+    tflop: float
+    disk: float
+
+
+def cost_of(experiment: Experiment) -> Cost:
+    """The cost of training once, monitoring included."""
+    dataset = catalog.DATASETS[experiment.data.name]
+    gigaflop, parameters = model_size(experiment)
+    train = min(experiment.data.train_samples or dataset.num_train, dataset.num_train - experiment.data.holdout)
+    watched = experiment.data.holdout + 2 * min(experiment.evaluation.probe_samples, train)
+    passes = experiment.training_passes
+    work = experiment.epochs * (train * passes + watched * MONITOR_PASSES) * gigaflop / 1000
+    return Cost(passes, work, disk=3 * 2 * 4 * parameters)
+
+
+def model_size(experiment: Experiment) -> tuple[float, float]:
+    """(GFLOP of one forward of one image, number of parameters), scaled from the catalog's reference size."""
+    model = catalog.MODELS[experiment.model.name]
+    side = experiment.data.size if experiment.data.name == "digits" else 32
+    parameters = experiment.model.parameters
+    width = (parameters["width"] / model.parameters["width"].default) ** 2
+    depth = parameters.get("blocks_per_stage", 2) / 2
+    return model.gigaflop * width * depth * (side / 32) ** 2, model.millions * 1e6 * width * depth
+
+
+def method_rows(study: Study) -> Iterator[tuple[str, Cost]]:
+    """Every method that the space can reach, once, with its cost."""
+    seen = set()
+    for values in corners(study.space) if study.space else [{}]:
+        experiment = study.experiment_for(values)
+        if experiment.method.name not in seen:
+            seen.add(experiment.method.name)
+            yield experiment.method.name, cost_of(experiment)
+
+
+def print_plan(study: Study, storage: Path, address: str | None) -> None:
+    """Print the resolved plan of a study."""
+    rows = list(method_rows(study))
+    mean = sum(cost.tflop for _, cost in rows) / len(rows)
+    resources = study.resources
+    workers = study.confirm.workers or resources.workers
+    confirmations = study.confirm.top * study.confirm.seeds
+    print(f"study {study.name} in {storage / study.name}, tracked at {tracking_uri(study)}\n")
+    print("space:")
+    for dimension in study.space:
+        print(f"  {dimension}")
+    print("\nmethods:")
+    for name, cost in rows:
+        print(f"  {name:<14} {cost.passes:>3} passes per image  {_hours(cost.tflop, resources):>12} a run")
+    objectives = " and ".join(study.search.objectives)
+    print(f"\n{study.search.trials} trials ({study.search.sampler}, seed {study.search.seed}), maximizing {objectives}")
+    print(f"  of the {study.search.checkpoint} epoch; about {_hours(mean * study.search.trials, resources)}")
+    evaluation = 0.0
+    if confirmations:
+        experiment = study.experiment_for((corners(study.space) or [{}])[0] if study.space else {})
+        gigaflop, _ = model_size(experiment)
+        evaluation = confirmations * study.confirm.samples * EVALUATION_PASSES[study.confirm.attack] * gigaflop / 1000
+        print(f"{study.confirm.top} configurations x {study.confirm.seeds} seeds confirmed with {workers} workers each")
+        print(
+            f"  then {study.confirm.attack} on {study.confirm.samples} test images, about {_hours(evaluation, resources)}"
+        )
+    total = mean * (study.search.trials + confirmations) + evaluation
+    disk = max(cost.disk for _, cost in rows) * (study.search.trials + confirmations)
+    print(f"in all about {_hours(total, resources)}, up to {disk / 1e9:.2g} GB of checkpoints")
+    rate = (
+        f"{GPU_GFLOPS / 1000:g} TFLOP/s a GPU" if resources.gpus_per_worker else f"{CPU_CORE_GFLOPS:g} GFLOP/s a core"
+    )
+    print(f"  (estimated at {rate}; a real run tells)\n")
+    if address_in_use(address):
+        print(f"on the Ray cluster at {address_in_use(address)}; what fits there is known when it is joined")
+    else:
+        count, limit = local_capacity().concurrent_trials(resources)
+        print(f"on a private local Ray: {count} trials at once, limited by {limit}")
+        local_capacity().require(resources, "resources")
+
+
+def _hours(tflop: float, resources: Resources) -> str:
+    gpu = resources.gpus_per_worker > 0
+    seconds = tflop * 1000 / (GPU_GFLOPS if gpu else CPU_CORE_GFLOPS)
+    unit = "GPU" if gpu else "core"
+    return f"{seconds / 3600:.1f} {unit}-h" if seconds > 3600 else f"{seconds / 60:.1f} {unit}-min"

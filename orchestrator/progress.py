@@ -1,0 +1,183 @@
+"""What the terminal shows while a study runs: one calm live table, or one plain line an event elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from trainers import catalog
+from trainers.config import Experiment
+from trainers.overfitting import CLEAN_ACCURACY, REFERENCE_DELTA_ENERGY, ROBUST_ACCURACY, onsets
+from trainers.records import EpochRecord
+
+_BAR = 10
+_SHOWN = 16
+
+
+@dataclass
+class Row:
+    """One run as the table shows it."""
+
+    name: str
+    experiment: Experiment
+    records: list[EpochRecord] = field(default_factory=list)
+    state: str = "running"
+
+    @property
+    def onset(self) -> str:
+        """`collapsed at 9`, or nothing."""
+        chance = 1 / catalog.DATASETS[self.experiment.data.name].num_classes
+        complete = [record.epoch for record in self.records] == list(range(len(self.records)))
+        found = onsets(self.records, chance) if complete else []
+        words = {"catastrophic": "collapsed", "robust": "overfits"}
+        return ", ".join(f"{words[onset.kind]} at {onset.epoch + 1}" for onset in found)
+
+
+class StudyView:
+    """Receives what happens and shows it. Thread-safe enough for one driver: rich locks its own drawing."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False)
+        self._rows: dict[str, Row] = {}
+        self._total = 0
+        self._phase = ""
+        self._began = time.monotonic()
+        self._work_done = 0.0
+        self._work_total = 0.0
+        self._live: Live | None = None
+
+    def __enter__(self) -> StudyView:
+        if self.console.is_terminal:
+            self._live = Live(console=self.console, get_renderable=self._render, refresh_per_second=4, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self.console.print(self._table())
+            self._live = None
+
+    def phase(self, text: str, *, runs: int = 0, epochs: int = 0) -> None:
+        """A new part of the study begins: what it does, how many runs and epochs it has."""
+        self._phase, self._total = text, runs
+        self._work_done, self._work_total, self._began = 0.0, float(epochs), time.monotonic()
+        if self._live is None:
+            self.console.print(text)
+
+    def say(self, text: str) -> None:
+        """One line that stays."""
+        self.console.print(text)
+
+    def started(self, key: str, experiment: Experiment) -> None:
+        """A run begins, or goes on after an interruption."""
+        self._rows.setdefault(key, Row(key, experiment)).state = "running"
+        if self._live is None:
+            self.console.print(f"{key}  started   {_point(experiment)}")
+
+    def epoch(self, key: str, record: EpochRecord) -> None:
+        """An epoch has ended."""
+        row = self._rows[key]
+        if row.records and record.epoch <= row.records[-1].epoch:
+            return
+        before = row.onset
+        row.records.append(record)
+        self._work_done += 1
+        if self._live is None and row.onset != before:
+            self.console.print(f"{key}  {row.onset}")
+
+    def ended(self, key: str, state: str, reason: str = "") -> None:
+        """A run has ended; `state` is complete, pruned, failed or interrupted."""
+        row = self._rows[key]
+        row.state = state
+        if self._live is None:
+            why = f"  ({reason})" if reason and state != "complete" else ""
+            self.console.print(f"{key}  {state:<9} {_numbers(row)}  {row.onset}{why}".rstrip())
+        elif state == "failed":
+            self.console.print(f"[red]{key} failed[/red]: {reason}")
+
+    # Drawing
+
+    def _render(self) -> Group:
+        return Group(self._table(), Text(self._status(), style="dim"))
+
+    def _status(self) -> str:
+        seconds = time.monotonic() - self._began
+        done = sum(row.state != "running" for row in self._rows.values())
+        parts = [self._phase, f"{seconds:.0f} s"]
+        if self._total:
+            parts.insert(1, f"{done} of {len(self._rows)} runs ended")
+        if self._work_total and self._work_done:
+            left = seconds / self._work_done * max(self._work_total - self._work_done, 0)
+            parts.append(f"about {left:.0f} s left")
+        return "  ".join(parts)
+
+    def _table(self) -> Table:
+        table = Table(box=None, pad_edge=False, padding=(0, 1))
+        for title in ("run", "method", "ε", "β", "γ"):
+            table.add_column(title, no_wrap=True)
+        table.add_column("epochs", no_wrap=True)
+        for title in ("clean", "PGD-10", "ΔE"):
+            table.add_column(title, justify="right", no_wrap=True)
+        table.add_column("", no_wrap=True)
+        rows = list(self._rows.values())
+        hidden = [row for row in rows[:-_SHOWN] if row.state != "running"]
+        if hidden and self._live is not None:
+            table.add_row(f"… {len(hidden)} more")
+        for row in rows:
+            if row in hidden and self._live is not None:
+                continue
+            point = settings(row.experiment)
+            style = {"failed": "red", "running": "bold"}.get(row.state, "")
+            clean, robust, energy = _values(row)
+            warning = Text(row.onset, style="yellow") if row.onset else Text("" if row.state != "failed" else "failed")
+            table.add_row(row.name, *point.values(), _bar(row), clean, robust, energy, warning, style=style)
+        return table
+
+
+def settings(experiment: Experiment) -> dict[str, str]:
+    """The four things that this product sweeps, as text: method, ε, β and γ (a dash where there is none)."""
+    method = experiment.method
+    regularizer = method.regularizer.parameters if method.regularizer else {}
+    betas = [value for value in (method.beta, regularizer.get("beta")) if value is not None]
+    gamma = regularizer.get("gamma")
+    return {
+        "method": method.name,
+        "epsilon": str(experiment.attack.epsilon.plain()),
+        "beta": "/".join(f"{value:.3g}" for value in betas) or "-",
+        "gamma": "-" if gamma is None else f"{gamma:.3g}",
+    }
+
+
+def _point(experiment: Experiment) -> str:
+    point = settings(experiment)
+    return f"{point['method']:<11} ε={point['epsilon']}  β={point['beta']}  γ={point['gamma']}"
+
+
+def _values(row: Row) -> tuple[str, str, str]:
+    if not row.records:
+        return "", "", ""
+    metrics: Mapping[str, Any] = row.records[-1].metrics
+    return (
+        f"{100 * metrics[CLEAN_ACCURACY]:.1f}",
+        f"{100 * metrics[ROBUST_ACCURACY]:.1f}",
+        f"{metrics[REFERENCE_DELTA_ENERGY]:+.2f}",
+    )
+
+
+def _numbers(row: Row) -> str:
+    clean, robust, energy = _values(row)
+    return f"clean {clean} %  PGD-10 {robust} %  ΔE {energy}" if row.records else "no epoch"
+
+
+def _bar(row: Row) -> str:
+    done = row.records[-1].epoch + 1 if row.records else 0
+    filled = round(_BAR * done / row.experiment.epochs)
+    return f"{'━' * filled}{'┈' * (_BAR - filled)} {done}/{row.experiment.epochs}"

@@ -1,0 +1,50 @@
+"""The numbers behind each figure as CSV lines: accuracies as fractions, energies in nats, epochs counted from 1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+
+from orchestrator.journal import Run
+from orchestrator.report.importance import Importances
+from orchestrator.report.reading import curve, epsilon_text, method_label, outcomes, overfitting, trials
+from search_spaces.study import Study
+from trainers.overfitting import REFERENCE_DELTA_ENERGY, ROBUST_ACCURACY
+
+Line = dict[str, object]
+
+
+def energy_curve_lines(runs: Iterable[Run]) -> list[Line]:
+    """One line per trial and epoch of `energy_curves`; `onset` says what sets in there."""
+    lines: list[Line] = []
+    for run in trials(runs):
+        energies = dict(zip(*curve(run, REFERENCE_DELTA_ENERGY), strict=True))
+        accuracies = dict(zip(*curve(run, ROBUST_ACCURACY), strict=True))
+        onsets = {onset.epoch + 1: onset.kind for onset in overfitting(run)}
+        lines += [
+            {
+                "trial": run.trial,
+                "method": method_label(run.experiment),
+                "epsilon": epsilon_text(run.experiment),
+                "epoch": epoch,
+                "delta_energy_mean": energy,
+                "robust_accuracy": accuracies.get(epoch, ""),
+                "onset": onsets.get(epoch, ""),
+            }
+            for epoch, energy in energies.items()
+        ]
+    return lines
+
+
+def outcome_lines(study: Study, runs: Sequence[Run]) -> list[Line]:
+    """One line per complete trial: the data of `pareto_front` and of `accuracy_over_epsilon`."""
+    return [asdict(outcome) for outcome in outcomes(study, runs)]
+
+
+def importance_lines(importances: Importances) -> list[Line]:
+    """One line per objective and parameter."""
+    return [
+        {"objective": objective, "parameter": parameter, "importance": share}
+        for objective, shares in importances.items()
+        for parameter, share in shares.items()
+    ]

@@ -1,0 +1,311 @@
+"""The figures of a study: pure functions of its runs. Each returns None where there is nothing to draw yet.
+
+Accuracies are drawn in percent, energies in nats; epochs count from 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FormatStrFormatter, MaxNLocator, NullLocator
+
+from orchestrator.journal import Run
+from orchestrator.report.importance import Importances
+from orchestrator.report.reading import (
+    Outcome,
+    curve,
+    epsilon_text,
+    evaluation_epsilon,
+    method_label,
+    outcomes,
+    overfitting,
+    short_names,
+    trials,
+)
+from orchestrator.report.style import (
+    ADVERSARIAL_COLOR,
+    INK,
+    MUTED,
+    NATURAL_COLOR,
+    WIDTH,
+    epsilon_strokes,
+    label_points,
+    method_colors,
+    method_markers,
+    new_figure,
+    styled,
+)
+from search_spaces.study import Study
+from trainers.overfitting import CLEAN_ACCURACY, REFERENCE_DELTA_ENERGY, ROBUST_ACCURACY
+
+MANY_TRIALS = 12
+_MAX_COLUMNS = 4
+_WIDE = 6.6
+_LINEAR_BELOW = 1.0
+_DELTA_ENERGY_LABEL = r"mean $\Delta E(x)$ [nats]"
+_ONSETS = {"catastrophic": ("X", "catastrophic overfitting"), "robust": ("D", "robust overfitting")}
+_OBJECTIVE_NAMES = {CLEAN_ACCURACY: "clean accuracy", ROBUST_ACCURACY: "robust accuracy (PGD-10)"}
+
+
+@styled
+def energy_curves(study: Study, runs: Sequence[Run]) -> Figure | None:
+    """Mean ΔE(x) of fixed training images under PGD-10 at the training ε, above held-out robust accuracy.
+
+    One line a trial. Many trials of few methods get one column a method.
+    """
+    shown = [run for run in trials(runs) if curve(run, REFERENCE_DELTA_ENERGY)[0]]
+    if not shown:
+        return None
+    labels = sorted({method_label(run.experiment) for run in shown})
+    many = len(shown) > MANY_TRIALS
+    columns = labels if many and len(labels) <= _MAX_COLUMNS else [None]
+    figure = new_figure(4.9, _WIDE if len(columns) > 2 else WIDTH)
+    grid = figure.subplots(2, len(columns), sharex=True, sharey="row", squeeze=False)
+    for column, label in enumerate(columns):
+        top, bottom = grid[0, column], grid[1, column]
+        group = [run for run in shown if label in (None, method_label(run.experiment))]
+        _energy_column(top, bottom, group, shown, thin=many)
+        top.axhline(0, color=MUTED, linewidth=0.8, zorder=1)
+        bottom.set_xlabel("epoch")
+        bottom.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        if label is not None:
+            top.set_title(label, color=method_colors(labels)[label], fontweight="bold")
+    _delta_energy_axis(grid[0, 0], [value for run in shown for value in curve(run, REFERENCE_DELTA_ENERGY)[1]])
+    grid[0, 0].set_ylabel(_DELTA_ENERGY_LABEL + "\ntraining images, PGD-10")
+    grid[1, 0].set_ylim(bottom=0)
+    grid[1, 0].set_ylabel(f"robust accuracy [%]\nheld out, PGD-10, ε = {evaluation_epsilon(shown)}")
+    figure.align_ylabels(grid[:, 0])
+    handles = _curve_legend(shown, with_methods=columns == [None])
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 3 if len(columns) <= 2 else 4))
+    return figure
+
+
+@styled
+def pareto_front(study: Study, runs: Sequence[Run]) -> Figure | None:
+    """Held-out clean against robust accuracy of the complete trials; a step line joins those on the front."""
+    points = outcomes(study, runs)
+    if not points:
+        return None
+    figure = new_figure(3.6)
+    axes = figure.subplots()
+    front = sorted({(100 * point.clean, 100 * point.robust) for point in points if point.on_front})
+    clean, robust = [100 * point.clean for point in points], [100 * point.robust for point in points]
+    _scatter(axes, points, clean, robust)
+    # The line goes on to both edges: everything below and left of it is dominated.
+    axes.margins(0.08)
+    left, bottom = axes.get_xlim()[0], axes.get_ylim()[0]
+    steps = [(left, front[0][1]), *front, (front[-1][0], bottom)]
+    axes.plot(*zip(*steps, strict=True), drawstyle="steps-pre", color=MUTED, linewidth=1, zorder=1)
+    axes.set_xlim(left=left)
+    axes.set_ylim(bottom=bottom)
+    label_points(
+        figure,
+        axes,
+        [(x, y, str(point.trial), point.on_front) for point, x, y in zip(points, clean, robust, strict=True)],
+    )
+    axes.set_xlabel("clean accuracy, held out [%]")
+    axes.set_ylabel(f"robust accuracy [%]\nheld out, PGD-10, ε = {evaluation_epsilon(runs)}")
+    handles = [*_outcome_legend(points), Line2D([], [], color=MUTED, linewidth=1, label="Pareto front")]
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 3))
+    return figure
+
+
+@styled
+def accuracy_over_epsilon(study: Study, runs: Sequence[Run]) -> Figure | None:
+    """Held-out robust accuracy at the checkpoint that counts over the training ε: a point a trial, lines join means."""
+    points = outcomes(study, runs)
+    values = sorted({point.epsilon_value for point in points})
+    if len(values) < 2:
+        return None
+    figure = new_figure(3.4)
+    axes = figure.subplots()
+    _scatter(axes, points, [point.epsilon_value for point in points], [100 * point.robust for point in points])
+    colors = method_colors(point.method for point in points)
+    for label, color in colors.items():
+        means = mean_over_epsilon(point for point in points if point.method == label)
+        axes.plot(list(means), [100 * mean for mean in means.values()], color=color, linewidth=1.2, zorder=1)
+    texts = {point.epsilon_value: point.epsilon for point in points}
+    if len(values) <= 8:
+        axes.set_xticks(values, [texts[value] for value in values])
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("training ε (pixels in [0, 1])")
+    axes.set_ylabel(
+        f"robust accuracy [%], {study.search.checkpoint} epoch\nheld out, PGD-10, ε = {evaluation_epsilon(runs)}"
+    )
+    handles = _outcome_legend(points)
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 3))
+    return figure
+
+
+@styled
+def parameter_importance(importances: Importances) -> Figure | None:
+    """PED-ANOVA shares, one group of bars a parameter and one bar an objective."""
+    if not importances:
+        return None
+    names = list(next(iter(importances.values())))
+    short = short_names(names)
+    figure = new_figure(0.9 + 0.42 * len(names))
+    axes = figure.subplots()
+    thickness = 0.7 / len(importances)
+    for place, (objective, shares) in enumerate(importances.items()):
+        offset = (place - (len(importances) - 1) / 2) * thickness
+        axes.barh(
+            [row + offset for row in range(len(names))], [100 * shares[name] for name in names], height=0.9 * thickness,
+            color=ADVERSARIAL_COLOR if objective == ROBUST_ACCURACY else NATURAL_COLOR,
+            label=_OBJECTIVE_NAMES[objective],
+        )  # fmt: skip
+    axes.set_yticks(range(len(names)), [short[name] for name in names])
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("importance, PED-ANOVA [%]")
+    figure.legend(loc="outside upper center", ncols=2)
+    return figure
+
+
+@styled
+def run_energies(run: Run) -> Figure | None:
+    """One run on held-out images at the evaluation ε: its four mean energies, below them ΔE(x) with its quartiles."""
+    if not curve(run, "val/delta_energy/mean")[0]:
+        return None
+    figure = new_figure(4.6)
+    top, bottom = figure.subplots(2, 1, sharex=True)
+    energies = {
+        "natural_energy": (r"$E(x)$", NATURAL_COLOR, "-"),
+        "adversarial_energy": (r"$E(x^*)$", ADVERSARIAL_COLOR, "-"),
+        "natural_joint_energy": (r"$E(x, y)$", NATURAL_COLOR, (0, (4, 1.5))),
+        "adversarial_joint_energy": (r"$E(x^*, y)$", ADVERSARIAL_COLOR, (0, (4, 1.5))),
+    }
+    for quantity, (label, color, style) in energies.items():
+        top.plot(*curve(run, f"val/{quantity}/mean"), label=label, color=color, linestyle=style)
+    top.set_ylabel("mean energy [nats]")
+    lower, upper = curve(run, "val/delta_energy/q25"), curve(run, "val/delta_energy/q75")
+    if lower[0] == upper[0]:
+        bottom.fill_between(lower[0], lower[1], upper[1], color=INK, alpha=0.15, linewidth=0, label="q25 to q75")
+    means = curve(run, "val/delta_energy/mean")
+    bottom.plot(*means, color=INK, label=r"mean $\Delta E(x)$")
+    bottom.axhline(0, color=MUTED, linewidth=0.8, zorder=1)
+    _delta_energy_axis(bottom, [*means[1], *lower[1], *upper[1]])
+    bottom.set_ylabel(r"$\Delta E(x)$ [nats]")
+    bottom.set_xlabel("epoch")
+    bottom.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    for axes in (top, bottom):
+        for onset in overfitting(run):
+            axes.axvline(onset.epoch + 1, color=MUTED, linestyle=(0, (1, 1.5)), linewidth=1)
+            if axes is bottom:
+                axes.annotate(
+                    _ONSETS[onset.kind][1], (onset.epoch + 1, 1), (4, -2), xycoords=("data", "axes fraction"),
+                    textcoords="offset points", va="top", fontsize=7.5, color=MUTED,
+                )  # fmt: skip
+    figure.align_ylabels([top, bottom])
+    top.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    bottom.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    top.set_title(
+        f"{method_label(run.experiment)}, training ε = {epsilon_text(run.experiment)}; held-out images, "
+        f"PGD-10, ε = {evaluation_epsilon([run])}",
+        loc="left",
+    )
+    return figure
+
+
+def mean_over_epsilon(points: Iterable[Outcome]) -> dict[float, float]:
+    """Training ε -> mean robust accuracy of its trials, by rising ε."""
+    groups: dict[float, list[float]] = {}
+    for point in points:
+        groups.setdefault(point.epsilon_value, []).append(point.robust)
+    return {epsilon: math.fsum(groups[epsilon]) / len(groups[epsilon]) for epsilon in sorted(groups)}
+
+
+def _energy_column(top: Axes, bottom: Axes, group: Sequence[Run], shown: Sequence[Run], *, thin: bool) -> None:
+    colors = method_colors(method_label(run.experiment) for run in shown)
+    strokes = epsilon_strokes([float(run.experiment.attack.epsilon) for run in shown])
+    for run in group:
+        color = colors[method_label(run.experiment)]
+        stroke: dict[str, Any] = {"linewidth": 0.9 if thin else 1.6} | strokes[float(run.experiment.attack.epsilon)]
+        for axes, metric, scale in ((top, REFERENCE_DELTA_ENERGY, 1), (bottom, ROBUST_ACCURACY, 100)):
+            epochs, values = curve(run, metric)
+            # A single epoch is a point: a line of it would not be seen.
+            axes.plot(
+                epochs,
+                [scale * value for value in values],
+                color=color,
+                **stroke,
+                marker="." if len(epochs) == 1 else "",
+            )
+            for onset in overfitting(run):
+                at = dict(zip(epochs, values, strict=True))[onset.epoch + 1]
+                axes.plot(
+                    onset.epoch + 1, scale * at, linestyle="", marker=_ONSETS[onset.kind][0],
+                    markersize=6 if thin else 8, markerfacecolor=color if onset.confirmed else "white",
+                    markeredgecolor=INK, markeredgewidth=0.8, zorder=4,
+                )  # fmt: skip
+
+
+def _delta_energy_axis(axes: Axes, values: Iterable[float]) -> None:
+    """Symmetric logarithm once a collapse makes it necessary: values then reach from -2 to tens or hundreds."""
+    finite = [value for value in values if math.isfinite(value)]
+    low, high = min([*finite, 0.0]), max([*finite, 0.0])
+    if max(-low, high) <= 3 * _LINEAR_BELOW:
+        return
+    axes.set_yscale("symlog", linthresh=_LINEAR_BELOW, linscale=1.2)
+    axes.set_ylim(1.3 * low - 0.1, 1.4 * high + 0.1)
+    mantissas = (1.0,) if max(-low, high) > 100 else (1.0, 3.0)
+    sizes = [0.5, *(mantissa * 10.0**power for power in range(8) for mantissa in mantissas)]
+    ticks = [-size for size in reversed(sizes)] + [0.0, *sizes]
+    axes.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if 1.3 * low <= tick <= 1.4 * high]))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+
+
+def _curve_legend(shown: Sequence[Run], *, with_methods: bool) -> list[Line2D]:
+    handles = []
+    if with_methods:
+        colors = method_colors(method_label(run.experiment) for run in shown)
+        handles += [Line2D([], [], color=color, label=label) for label, color in colors.items()]
+    texts = {float(run.experiment.attack.epsilon): epsilon_text(run.experiment) for run in shown}
+    strokes = epsilon_strokes(list(texts))
+    named = sorted(texts) if len(texts) <= 4 else [min(texts), max(texts)]
+    if len(texts) > 1:
+        handles += [
+            Line2D([], [], color=INK, **strokes[value], label=f"training ε = {texts[value]}") for value in named
+        ]
+    found = [onset for run in shown for onset in overfitting(run)]
+    for kind, (marker, name) in _ONSETS.items():
+        for confirmed in (True, False):
+            if any(onset.kind == kind and onset.confirmed == confirmed for onset in found):
+                handles.append(
+                    Line2D(
+                        [], [], linestyle="", marker=marker, markersize=7, markeredgecolor=INK, markeredgewidth=0.8,
+                        markerfacecolor=MUTED if confirmed else "white",
+                        label=name if confirmed else f"{name}, unconfirmed",
+                    )
+                )  # fmt: skip
+    return handles
+
+
+def _scatter(axes: Axes, points: Sequence[Outcome], across: Sequence[float], up: Sequence[float]) -> None:
+    labels = [point.method for point in points]
+    colors, markers = method_colors(labels), method_markers(labels)
+    for point, x, y in zip(points, across, up, strict=True):
+        axes.plot(
+            x, y, linestyle="", marker=markers[point.method], markeredgecolor=colors[point.method], markersize=5.5,
+            markerfacecolor="white" if point.collapsed else colors[point.method], zorder=3, clip_on=False,
+        )  # fmt: skip
+
+
+def _outcome_legend(points: Sequence[Outcome]) -> list[Line2D]:
+    colors, markers = method_colors(p.method for p in points), method_markers(p.method for p in points)
+    handles = [
+        Line2D([], [], linestyle="", marker=markers[label], color=color, label=label) for label, color in colors.items()
+    ]
+    if any(point.collapsed for point in points):
+        handles.append(
+            Line2D([], [], linestyle="", marker="o", markerfacecolor="white", color=MUTED, label="hollow: collapsed")
+        )
+    return handles

@@ -1,0 +1,86 @@
+"""`report.html`: one self-contained page about one study, and its figures and tables as files beside it.
+
+The page asks the network for nothing, works from a file, and is the same for the same journals, byte by byte.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator.journal import STUDY_FILE, Journal
+from orchestrator.report import sections
+from orchestrator.report.markup import Markup, element, join
+from orchestrator.report.plates import Plate, plates
+from orchestrator.report.reading import confirmations
+from orchestrator.report.style import to_svg
+from orchestrator.report.stylesheet import CSS
+from orchestrator.report.tables import results, to_csv, trial_rows
+
+REPORT_FILE = "report.html"
+
+
+def write_report(study_folder: Path) -> Path:
+    """Write `report.html` and `figures/` into a study folder, at any moment of the study; returns the page."""
+    journal = Journal.open(study_folder)
+    study, runs = journal.study(), journal.runs()
+    folder = journal.folder / sections.FIGURES_FOLDER
+    folder.mkdir(exist_ok=True)
+    tested, tried = results(runs), trial_rows(study, runs)
+    _write(folder / "results.csv", to_csv(row.flat() for row in tested))
+    _write(folder / "trials.csv", to_csv(row.flat() for row in tried))
+    shown = [_plate(plate, folder) for plate in plates(study, runs, journal.storage_url)]
+    parts = [
+        sections.opening(study, runs, journal.events()),
+        sections.test_results(tested, confirmations(runs)),
+        *shown,
+        sections.all_trials(study, tried),
+        sections.study_file((journal.folder / STUDY_FILE).read_text(encoding="utf-8")),
+        sections.citations(),
+    ]
+    return _write(journal.folder / REPORT_FILE, _document(study.name, parts))
+
+
+def _plate(plate: Plate, folder: Path) -> Markup:
+    drawing, data = (folder / f"{plate.name}.{kind}" for kind in ("svg", "csv"))
+    if plate.figure is None:
+        # What an earlier state of the study left behind would contradict the page.
+        drawing.unlink(missing_ok=True)
+        data.unlink(missing_ok=True)
+        return sections.plate(plate, None)
+    document = to_svg(plate.figure, plate.name)
+    _write(drawing, document)
+    _write(data, to_csv(plate.lines))
+    return sections.plate(plate, document)
+
+
+def _document(title: str, parts: Sequence[Markup]) -> str:
+    # The policy makes the browser enforce what is promised: nothing is loaded, not even an icon.
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    lines = [
+        "<!DOCTYPE html>",
+        '<html lang="en">',
+        "<head>",
+        '<meta charset="utf-8">',
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        '<link rel="icon" href="data:,">',
+        element("title", title),
+        f"<style>{CSS}</style>",
+        "</head>",
+        "<body>",
+        element("main", join(parts, "\n")),
+        "</body>",
+        "</html>",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _write(file: Path, text: str) -> Path:
+    """Whole or not at all; two writers at once don't meet."""
+    temporary = file.with_name(f".{file.name}.{os.urandom(4).hex()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(file)
+    return file

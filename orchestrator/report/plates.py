@@ -1,0 +1,80 @@
+"""The plates of the page: each figure with its heading, its caption, its data, and what to say where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+from orchestrator.journal import Run
+from orchestrator.report import figures
+from orchestrator.report.figure_data import Line, energy_curve_lines, importance_lines, outcome_lines
+from orchestrator.report.importance import MIN_TRIALS, parameter_importances
+from orchestrator.report.reading import evaluation_epsilon, outcomes, trials
+from search_spaces.study import Study
+
+
+@dataclass(frozen=True)
+class Plate:
+    """A figure with its heading, caption and data; `missing` is said where there is no figure."""
+
+    name: str
+    heading: str
+    caption: str
+    figure: Figure | None
+    lines: list[Line]
+    missing: str
+
+
+def plates(study: Study, runs: Sequence[Run], storage_url: str) -> list[Plate]:
+    """All of them, in the order of the page. `storage_url` is Optuna's storage."""
+    epsilon, counted = evaluation_epsilon(runs), study.search.checkpoint
+    ended = outcomes(study, runs)
+    importances = parameter_importances(study, storage_url)
+    left_out = len(trials(runs)) - len(ended)
+    only_complete = f" {left_out} of {len(trials(runs))} trials are not complete and not shown." if left_out else ""
+    return [
+        Plate(
+            "energy_curves",
+            "Energy and robustness during training",
+            "Top: mean ΔE(x) = E(x) − E(x*) on fixed training images, x* from PGD-10 at the training ε (symmetric "
+            "logarithm beyond ±1 where values demand it). Bottom: accuracy on held-out images under PGD-10 at "
+            f"ε = {epsilon}. One line a trial. Markers: the epoch in which overfitting sets in, by robust accuracy "
+            "below half of its best (catastrophic) or by a steep fall of ΔE(x) with rising robust error (robust); "
+            "filled if a second sign confirms it. Epochs count from 1.",
+            figures.energy_curves(study, runs),
+            energy_curve_lines(runs),
+            "No epoch has been recorded yet.",
+        ),
+        Plate(
+            "pareto_front",
+            "Clean against robust accuracy",
+            f"Held-out accuracy of complete trials at their {counted} epoch, clean and under PGD-10 at ε = {epsilon}; "
+            f"numbers are trials. Hollow: catastrophic overfitting set in.{only_complete}",
+            figures.pareto_front(study, runs),
+            outcome_lines(study, runs),
+            "No trial is complete yet.",
+        ),
+        Plate(
+            "accuracy_over_epsilon",
+            "Robust accuracy over the training ε",
+            f"Held-out accuracy under PGD-10 at ε = {epsilon}, whatever the training ε, at the {counted} epoch; a "
+            "point a complete trial, lines through the means at each ε. Hollow: catastrophic overfitting set in."
+            f"{only_complete}",
+            figures.accuracy_over_epsilon(study, runs),
+            outcome_lines(study, runs),
+            "Complete trials have one training ε only." if ended else "No trial is complete yet.",
+        ),
+        Plate(
+            "parameter_importance",
+            "Parameter importance",
+            f"PED-ANOVA over the {len(ended)} complete trials: how far the values of the best trials depart from those "
+            "of all. Shares of one objective sum to 100 %. With few trials they say little.",
+            figures.parameter_importance(importances),
+            importance_lines(importances),
+            f"Needs at least {MIN_TRIALS} complete trials; there are {len(ended)}."
+            if len(ended) < MIN_TRIALS
+            else "No parameter varied, or none set the best trials apart.",
+        ),
+    ]

@@ -1,0 +1,181 @@
+"""What the runs of a study say: the method and ε in words, curves, the epoch that counts, overfitting, the front."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.journal import Run
+from search_spaces.study import Study
+from trainers import catalog
+from trainers.config import Experiment
+from trainers.overfitting import CLEAN_ACCURACY, ROBUST_ACCURACY, Onset, onsets
+from trainers.records import EpochRecord
+
+_NAMES = {
+    "fgsm": "FGSM",
+    "fgsm_rs": "FGSM-RS",
+    "n_fgsm": "N-FGSM",
+    "sat": "SAT",
+    "trades": "TRADES",
+    "mart": "MART",
+    "weat_nat": "WEAT-NAT",
+    "weat_adv": "WEAT-ADV",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where a complete trial ended, on held-out images at the checkpoint that counts; accuracies are fractions."""
+
+    trial: int
+    method: str
+    epsilon: str
+    epsilon_value: float
+    clean: float
+    robust: float
+    collapsed: bool
+    on_front: bool
+
+
+def trials(runs: Iterable[Run]) -> list[Run]:
+    """The trials, without the confirmations."""
+    return [run for run in runs if run.kind == "trial"]
+
+
+def confirmations(runs: Iterable[Run]) -> list[Run]:
+    """The confirmations, without the trials."""
+    return [run for run in runs if run.kind == "confirmation"]
+
+
+def method_label(experiment: Experiment) -> str:
+    """For example `FGSM + DER`. It names what was run: a slot that differs from the preset's is spelled out."""
+    method = experiment.method
+    base = method.name.removesuffix("_der")
+    preset = catalog.PRESETS[method.name]
+    weighting = method.weighting.name if method.weighting else None
+    slots = (
+        ("inner", method.inner, preset.inner),
+        ("outer", method.outer, preset.outer),
+        ("weighting", weighting, preset.weighting),
+    )
+    changed = [f"{slot} {chosen or 'none'}" for slot, chosen, usual in slots if chosen != usual]
+    label = _NAMES.get(base, base) + (f" ({', '.join(changed)})" if changed else "")
+    return label + (f" + {method.regularizer.name.upper()}" if method.regularizer else "")
+
+
+def epsilon_text(experiment: Experiment) -> str:
+    """The training ε as it was written; what a sampler drew, with all its digits, is cut to four."""
+    epsilon = experiment.attack.epsilon
+    return epsilon.text if "/" in epsilon.text or len(epsilon.text) <= 6 else f"{float(epsilon):.4g}"
+
+
+def curve(run: Run, metric: str) -> tuple[list[int], list[float]]:
+    """Epochs and values of one metric. Whatever people read counts epochs from 1, as the terminal does."""
+    points = [(record.epoch + 1, record.metrics[metric]) for record in run.records if metric in record.metrics]
+    return [epoch for epoch, _ in points], [value for _, value in points]
+
+
+def selected(run: Run, rule: str) -> EpochRecord | None:
+    """The epoch that counts: the `last`, or the `best` (most robust on held-out images, the earlier of equals)."""
+    measured = [record for record in run.records if ROBUST_ACCURACY in record.metrics]
+    if not measured:
+        return None
+    return measured[-1] if rule == "last" else max(measured, key=lambda record: record.metrics[ROBUST_ACCURACY])
+
+
+def objectives(study: Study, run: Run) -> dict[str, float]:
+    """Objective -> value of a complete trial; empty for any other."""
+    return dict(zip(study.search.objectives, run.objectives, strict=False))
+
+
+def overfitting(run: Run) -> list[Onset]:
+    """Where overfitting sets in; nothing for a run whose records have gaps or lack what the detectors read."""
+    if [record.epoch for record in run.records] != list(range(len(run.records))) or not run.records:
+        return []
+    # Records never change once written: folder, number and last time say which they are.
+    key = (run.folder, len(run.records), run.records[-1].time)
+    if key not in _detected:
+        _detected[key] = _detect(run)
+    return _detected[key]
+
+
+_detected: dict[tuple[Path, int, float], list[Onset]] = {}
+
+
+def _detect(run: Run) -> list[Onset]:
+    try:
+        # Chance of equal classes, as the terminal has it.
+        found = onsets(run.records, 1 / catalog.DATASETS[run.experiment.data.name].num_classes)
+    except KeyError:
+        return []
+    collapses = [onset.epoch for onset in found if onset.kind == "catastrophic"]
+    # After a collapse no robust accuracy is left to overfit, and ΔE swings enough to look like it.
+    return [onset for onset in found if onset.kind == "catastrophic" or onset.epoch < min(collapses, default=math.inf)]
+
+
+def onset_text(run: Run) -> str:
+    """For example `catastrophic at epoch 9 (confirmed)`, or nothing."""
+    return ", ".join(
+        f"{onset.kind} at epoch {onset.epoch + 1} ({'confirmed' if onset.confirmed else 'unconfirmed'})"
+        for onset in overfitting(run)
+    )
+
+
+def collapsed(run: Run) -> bool:
+    """Whether catastrophic overfitting set in."""
+    return any(onset.kind == "catastrophic" for onset in overfitting(run))
+
+
+def outcomes(study: Study, runs: Sequence[Run]) -> list[Outcome]:
+    """Every complete trial with both accuracies, also those that are no objective of the study."""
+    ended = []
+    for run in trials(runs):
+        record = selected(run, study.search.checkpoint)
+        values = (dict(record.metrics) if record else {}) | objectives(study, run)
+        if run.state == "complete" and CLEAN_ACCURACY in values and ROBUST_ACCURACY in values:
+            ended.append((run, values[CLEAN_ACCURACY], values[ROBUST_ACCURACY]))
+    front = pareto_indices([(clean, robust) for _, clean, robust in ended])
+    return [
+        Outcome(
+            trial=run.trial,
+            method=method_label(run.experiment),
+            epsilon=epsilon_text(run.experiment),
+            epsilon_value=float(run.experiment.attack.epsilon),
+            clean=clean,
+            robust=robust,
+            collapsed=collapsed(run),
+            on_front=index in front,
+        )
+        for index, (run, clean, robust) in enumerate(ended)
+    ]
+
+
+def pareto_indices(points: Sequence[tuple[float, float]]) -> set[int]:
+    """Indices of the points that no other point dominates; both coordinates are maximized, equal points all stay."""
+    return {
+        index
+        for index, point in enumerate(points)
+        if not any(other != point and other[0] >= point[0] and other[1] >= point[1] for other in points)
+    }
+
+
+def evaluation_epsilon(runs: Iterable[Run]) -> str:
+    """The ε of the held-out attack as it was written (a study has one)."""
+    return ", ".join(dict.fromkeys(run.experiment.evaluation.epsilon.text for run in runs))
+
+
+def short_names(paths: Iterable[str]) -> dict[str, str]:
+    """Each dotted path by its last two parts, or as many as tell it from the others: `regularizer.beta`."""
+    unique = list(dict.fromkeys(paths))
+    short = {}
+    for path in unique:
+        parts = path.split(".")
+        endings = [".".join(parts[start:]) for start in reversed(range(max(len(parts) - 1, 1)))]
+        others = [f".{other}" for other in unique if other != path]
+        short[path] = next(
+            (ending for ending in endings if not any(other.endswith(f".{ending}") for other in others)), path
+        )
+    return short

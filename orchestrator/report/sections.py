@@ -1,0 +1,197 @@
+"""The sections of the page, one function each: data in, HTML out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orchestrator.journal import STUDY_FILE, Run
+from orchestrator.report.markup import Markup, element, inline_svg, join, table
+from orchestrator.report.plates import Plate
+from orchestrator.report.reading import short_names
+from orchestrator.report.summary import attack_name, headlines, what_was_run
+from orchestrator.report.tables import ResultRow, TrialRow, by_protocol
+from search_spaces.study import Study
+from trainers.evaluation_result import Protocol
+
+FIGURES_FOLDER = "figures"
+
+_STAGES = {
+    "clean": "Clean", "pgd20": "PGD-20", "apgd-ce": "APGD-CE", "apgd-t": "APGD-T", "fab-t": "FAB-T", "square": "Square",
+}  # fmt: skip
+_OBJECTIVES = {"val/clean_accuracy": "Clean", "val/pgd10_accuracy": "PGD\u201110"}
+_CITATIONS = (
+    (
+        "WEAT",
+        "M. H. Mirza, M. R. Briglia, S. Beadini, I. Masi. Shedding More Light on Robust Classifiers under the lens of "
+        "Energy-based Models. ECCV 2024.",
+        "2407.06315",
+    ),
+    (
+        "DER",
+        "M. H. Mirza, M. R. Briglia, F. Bartolucci, S. Beadini, G. Lisanti, I. Masi. Understanding Adversarial "
+        "Training with Energy-based Models. 2025.",
+        "2505.22486",
+    ),
+)
+
+
+def opening(study: Study, runs: Sequence[Run], events: Sequence[Mapping[str, Any]]) -> Markup:
+    """The title, what was run, and what came out."""
+    return element(
+        "header",
+        element("h1", study.name),
+        element("p", "A study of adversarial training, seen through the energy of the classifier", class_="kind"),
+        element(
+            "p",
+            what_was_run(study, runs, events),
+            " To reproduce: ",
+            element("code", f"orchestrator sweep {STUDY_FILE}"),
+        ),
+        element("div", *(element("p", sentence) for sentence in headlines(study, runs)), class_="headline"),
+    )
+
+
+def test_results(rows: Sequence[ResultRow], confirmed: Sequence[Run]) -> Markup:
+    """One table a protocol, and what is still to come."""
+    parts: list[Markup] = [element("h2", "Results on the test set")]
+    waiting = sum(run.evaluation is None for run in confirmed)
+    if not rows:
+        why = (
+            f"Confirmation runs without an evaluation yet: {waiting}."
+            if waiting
+            else "Nothing has been confirmed on the test set yet."
+        )
+        return element("section", *parts, element("p", why, class_="none"))
+    groups = by_protocol(rows)
+    if len(groups) > 1:
+        parts.append(
+            element(
+                "p", "Runs were evaluated under different protocols: those are neither averaged nor ranked together."
+            )
+        )
+    for protocol, group in groups.items():
+        parts += [_results_table(protocol, group), _protocol_note(protocol, ranked=len(group) > 1)]
+    if waiting:
+        parts.append(element("p", f"Confirmation runs without an evaluation yet: {waiting}.", class_="note"))
+    parts.append(element("p", _link("results.csv", "CSV"), class_="note"))
+    return element("section", *parts)
+
+
+def _results_table(protocol: Protocol, rows: Sequence[ResultRow]) -> Markup:
+    stages = list(rows[0].accuracies)
+    settings = {
+        "β": [row.beta for row in rows],
+        "β DER": [row.der_beta for row in rows],
+        "γ DER": [row.gamma for row in rows],
+    }
+    settings = {name: values for name, values in settings.items() if any(value is not None for value in values)}
+    attacks = [_STAGES.get(stage, stage) for stage in stages]
+    if protocol.attack == "autoattack":
+        attacks = [*attacks[:2], *(f"+ {attack}" for attack in attacks[2:-1]), "AutoAttack"]
+    header = ["Trial", "Method", *settings, "Training ε", *attacks, "n"]
+    body = [
+        [
+            str(row.trial), row.method, *(_value(values[place]) for values in settings.values()), row.epsilon,
+            *(_accuracy(row, stage) for stage in stages), str(len(row.seeds)),
+        ]
+        for place, row in enumerate(rows)
+    ]  # fmt: skip
+    return table(header, body, left=frozenset({1}))
+
+
+def _accuracy(row: ResultRow, stage: str) -> str:
+    text = str(row.accuracies[stage])
+    return element("strong", text) if stage in row.best else text
+
+
+def _protocol_note(protocol: Protocol, *, ranked: bool) -> Markup:
+    cumulative = " Attacks are cumulative from left to right, the last column is the worst case over all." * (
+        protocol.attack == "autoattack"
+    )
+    marks = " Bold: the best of a column and all within its standard deviation." * ranked
+    return element(
+        "p",
+        f"Accuracy in percent on {protocol.samples} images of {protocol.data}/{protocol.split}, "
+        f"{protocol.checkpoint} epoch, {attack_name(protocol.attack)} at ε = {protocol.epsilon}; mean ± sample "
+        f"standard deviation over n seeds.{cumulative}{marks} Protocol: ",
+        element("code", protocol.key),
+        class_="note",
+    )
+
+
+def plate(content: Plate, document: str | None) -> Markup:
+    """A figure under its heading with its caption, or the line that says why there is none."""
+    heading = element("h2", content.heading)
+    if document is None:
+        return element("section", heading, element("p", content.missing, class_="none"))
+    files = (_link(f"{content.name}.svg", "SVG"), " ", _link(f"{content.name}.csv", "CSV"))
+    caption = element("figcaption", content.caption, " ", *files)
+    return element("section", heading, element("figure", inline_svg(document, content.name, content.heading), caption))
+
+
+def all_trials(study: Study, rows: Sequence[TrialRow]) -> Markup:
+    """The table of every trial, folded away."""
+    heading = element("h2", "All trials")
+    if not rows:
+        return element("section", heading, element("p", "No trial has been started yet.", class_="none"))
+    # The method has its own column; everything else the space varies gets one by its short name.
+    paths = [path for path in dict.fromkeys(path for row in rows for path in row.values) if path != "method.name"]
+    # Long names may break after a dot.
+    named = [name.replace(".", ".\u200b") for name in short_names(paths).values()]
+    wanted = study.search.objectives
+    accuracies = [f"{_OBJECTIVES[name]} [%]" for name in wanted]
+    header = ["Trial", "Method", *named, *accuracies, "Overfitting", "Epochs", "State"]
+    body = [
+        [
+            str(row.trial), row.method, *(_value(row.values[path]) if path in row.values else "" for path in paths),
+            *(f"{100 * row.objectives[name]:.2f}" if name in row.objectives else "" for name in wanted),
+            row.overfitting, f"{row.epochs}/{row.planned_epochs}", _state(row),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    words = frozenset({1, len(header) - 3, len(header) - 1})
+    note = element(
+        "p", f"Objectives are held-out accuracies at the {study.search.checkpoint} epoch; epochs count from 1. ",
+        _link("trials.csv", "CSV"), class_="note",
+    )  # fmt: skip
+    summary = element("summary", f"{len(rows)} trials")
+    return element("section", heading, element("details", summary, table(header, body, left=words), note))
+
+
+def _state(row: TrialRow) -> str:
+    explained = row.state in ("pruned", "failed") and row.reason
+    return join([row.state, element("span", row.reason, class_="reason")]) if explained else row.state
+
+
+def study_file(text: str) -> Markup:
+    """The study as it was started, folded away."""
+    details = element("details", element("summary", STUDY_FILE), element("pre", text))
+    return element("section", element("h2", "The study"), details)
+
+
+def citations() -> Markup:
+    """The papers whose methods these are."""
+    entries = [
+        element(
+            "p",
+            element("strong", name),
+            f": {text} ",
+            element("a", f"arXiv:{number}", href=f"https://arxiv.org/abs/{number}"),
+        )
+        for name, text, number in _CITATIONS
+    ]
+    return element("section", element("h2", "How to cite"), *entries)
+
+
+def _link(file: str, text: str) -> Markup:
+    return element("a", text, href=f"{FIGURES_FOLDER}/{file}")
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value)

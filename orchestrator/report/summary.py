@@ -1,0 +1,120 @@
+"""What was run and what came out, in sentences. Only what the records say; nothing is concluded from them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from orchestrator.journal import Run
+from orchestrator.report.reading import confirmations, evaluation_epsilon, method_label, outcomes, overfitting, trials
+from orchestrator.report.tables import by_protocol, results
+from search_spaces.study import Study
+
+_STATES = ("complete", "pruned", "failed", "running")
+
+
+def what_was_run(study: Study, runs: Sequence[Run], events: Sequence[Mapping[str, Any]]) -> str:
+    """Data, model, numbers of trials by state, seeds, when, and how long."""
+    tried, confirmed = trials(runs), confirmations(runs)
+    if not tried:
+        return f"No trial of {study.search.trials} has been started yet."
+    data = _list(run.experiment.data.name for run in tried)
+    models = _list(run.experiment.model.name for run in tried)
+    states = Counter(run.state for run in tried)
+    counted = [f"{states[state]} {state}" for state in (*_STATES, *sorted(set(states) - set(_STATES))) if states[state]]
+    sentences = [
+        f"{models} on {data}: {len(tried)} of {study.search.trials} trials ({', '.join(counted)}), proposed by "
+        f"{study.search.sampler}, trained with seed {_list(sorted({run.experiment.seed for run in tried}))}."
+    ]
+    if confirmed:
+        seeds = _list(sorted({run.experiment.seed for run in confirmed}))
+        evaluated = sum(run.evaluation is not None for run in confirmed)
+        sentences.append(
+            f"Trained again from other seeds: {_count({run.trial for run in confirmed}, 'configuration')} with seed "
+            f"{seeds} ({_count(confirmed, 'run')}, {evaluated} evaluated on the test set)."
+        )
+    times = [event["time"] for event in events] + [record.time for run in runs for record in run.records]
+    sentences.append(f"From {_moment(min(times))} to {_moment(max(times))} UTC")
+    seconds = sum(record.metrics.get("epoch/seconds", 0.0) for run in runs for record in run.records)
+    epochs = sum(len(run.records) for run in runs)
+    sentences[-1] += f"; {duration(seconds)} of training and measuring, summed over {_count(range(epochs), 'epoch')}."
+    return " ".join(sentences)
+
+
+def headlines(study: Study, runs: Sequence[Run]) -> list[str]:
+    """What the data say first: collapses per method, the most robust configuration held out, and on the test set."""
+    measured = [run for run in trials(runs) if run.records]
+    if not measured:
+        return ["No epoch has been recorded yet."]
+    return [*_overfitting(measured), *_held_out(study, runs), *_tested(runs)]
+
+
+def duration(seconds: float) -> str:
+    """For example `3.2 hours`."""
+    if seconds < 120:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+
+
+def _overfitting(measured: Sequence[Run]) -> list[str]:
+    groups: dict[str, list[Run]] = {}
+    for run in measured:
+        groups.setdefault(method_label(run.experiment), []).append(run)
+    sentences = []
+    for kind, words in (("catastrophic", "Catastrophic overfitting"), ("robust", "Robust overfitting")):
+        counts = {
+            label: sum(any(onset.kind == kind for onset in overfitting(run)) for run in groups[label])
+            for label in sorted(groups)
+        }
+        if any(counts.values()):
+            listed = ", ".join(f"{count} of {len(groups[label])} {label}" for label, count in counts.items())
+            sentences.append(f"{words} in {listed} trials.")
+    return sentences or [f"No overfitting was detected in {_count(measured, 'trial')}."]
+
+
+def _held_out(study: Study, runs: Sequence[Run]) -> list[str]:
+    points = outcomes(study, runs)
+    if not points:
+        return ["No trial is complete yet."]
+    best = max(points, key=lambda point: point.robust)
+    return [
+        f"Most robust on held-out images: trial {best.trial} ({best.method}, training ε = {best.epsilon}) with "
+        f"{100 * best.robust:.2f}\u00a0% under PGD-10 at ε = {evaluation_epsilon(runs)} and "
+        f"{100 * best.clean:.2f}\u00a0% clean ({study.search.checkpoint} epoch)."
+    ]
+
+
+def _tested(runs: Sequence[Run]) -> list[str]:
+    sentences = []
+    for protocol, rows in by_protocol(results(runs)).items():
+        best = rows[0]
+        seeds = (
+            f"mean ± sample standard deviation of n = {best.robust.count} seeds"
+            if best.robust.count > 1
+            else "n = 1 seed"
+        )
+        sentences.append(
+            f"Most robust on {protocol.samples} test images: trial {best.trial} ({best.method}, training ε = "
+            f"{best.epsilon}) with {best.robust}\u00a0% under {attack_name(protocol.attack)} at ε = {protocol.epsilon} "
+            f"({seeds})."
+        )
+    return sentences
+
+
+def attack_name(attack: str) -> str:
+    """As papers write it."""
+    return {"autoattack": "AutoAttack", "pgd20": "PGD-20", "clean": "no attack"}.get(attack, attack)
+
+
+def _list(values: Iterable[object]) -> str:
+    return ", ".join(dict.fromkeys(map(str, values)))
+
+
+def _count(things: Sequence[object] | set[int], noun: str) -> str:
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")

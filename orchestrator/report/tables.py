@@ -1,0 +1,197 @@
+"""The two tables of a study as plain rows: what was confirmed on the test set, and every trial. No matplotlib."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean, stdev
+from typing import Any
+
+from orchestrator.journal import Run
+from orchestrator.report.reading import confirmations, epsilon_text, method_label, objectives, onset_text, trials
+from search_spaces.study import Study
+from trainers.evaluation_result import Protocol
+
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A mean over seeds and the sample standard deviation (n - 1), as fractions; one seed has no deviation."""
+
+    mean: float
+    deviation: float | None
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Of one value per seed."""
+        return cls(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
+
+    def __str__(self) -> str:
+        """In percent: `45.37 ± 0.41`."""
+        deviation = "" if self.deviation is None else f" ± {100 * self.deviation:.2f}"
+        return f"{100 * self.mean:.2f}{deviation}"
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """One configuration, confirmed over seeds under one protocol.
+
+    `accuracies` go by stage of the evaluation and are cumulative; `best` names the stages in which this row is the
+    best of its protocol, or within one standard deviation of the best. `beta` belongs to the outer loss, `der_beta`
+    and `gamma` to the regularizer.
+    """
+
+    trial: int
+    method: str
+    beta: float | None
+    der_beta: float | None
+    gamma: float | None
+    epsilon: str
+    protocol: Protocol
+    seeds: tuple[int, ...]
+    accuracies: Mapping[str, Spread]
+    best: frozenset[str] = frozenset()
+
+    @property
+    def robust(self) -> Spread:
+        """After the last stage."""
+        return list(self.accuracies.values())[-1]
+
+    def flat(self) -> dict[str, object]:
+        """One line of a CSV; accuracies are fractions."""
+        cells: dict[str, object] = {
+            "trial": self.trial,
+            "method": self.method,
+            "beta": self.beta,
+            "der_beta": self.der_beta,
+            "gamma": self.gamma,
+            "epsilon": self.epsilon,
+            "protocol": self.protocol.key,
+            "seeds": " ".join(map(str, self.seeds)),
+            "n": len(self.seeds),
+        }
+        for stage, spread in self.accuracies.items():
+            cells |= {
+                f"{stage}/mean": spread.mean,
+                f"{stage}/std": spread.deviation,
+                f"{stage}/best": stage in self.best,
+            }
+        return cells
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One trial. `values` is its point of the space by path, `objectives` by metric (empty unless complete)."""
+
+    trial: int
+    method: str
+    epsilon: str
+    values: Mapping[str, Any]
+    state: str
+    reason: str
+    epochs: int
+    planned_epochs: int
+    objectives: Mapping[str, float]
+    overfitting: str
+
+    def flat(self) -> dict[str, object]:
+        """One line of a CSV; accuracies are fractions."""
+        return {
+            "trial": self.trial,
+            "method": self.method,
+            "epsilon": self.epsilon,
+            **self.values,
+            "epochs": self.epochs,
+            "planned_epochs": self.planned_epochs,
+            "state": self.state,
+            "reason": self.reason,
+            **self.objectives,
+            "overfitting": self.overfitting,
+        }
+
+
+def results(runs: Iterable[Run]) -> list[ResultRow]:
+    """The evaluated confirmations, seeds averaged within (trial, protocol); protocols apart, most robust first.
+
+    Seeds that were evaluated under different protocols are never averaged: such a trial has several rows.
+    """
+    groups: dict[tuple[int, str], list[Run]] = {}
+    for run in confirmations(runs):
+        if run.evaluation is not None:
+            groups.setdefault((run.trial, run.evaluation.protocol.key), []).append(run)
+    rows = [_result(group) for group in groups.values()]
+    marked = [_marked(row, [other for other in rows if other.protocol == row.protocol]) for row in rows]
+    return sorted(marked, key=lambda row: (row.protocol.key, -row.robust.mean, row.trial))
+
+
+def by_protocol(rows: Iterable[ResultRow]) -> dict[Protocol, list[ResultRow]]:
+    """Rows that may be compared with each other."""
+    groups: dict[Protocol, list[ResultRow]] = {}
+    for row in rows:
+        groups.setdefault(row.protocol, []).append(row)
+    return groups
+
+
+def trial_rows(study: Study, runs: Iterable[Run]) -> list[TrialRow]:
+    """Every trial, by number."""
+    return [
+        TrialRow(
+            trial=run.trial,
+            method=method_label(run.experiment),
+            epsilon=epsilon_text(run.experiment),
+            values=run.values,
+            state=run.state,
+            reason=run.reason,
+            epochs=len(run.records),
+            planned_epochs=run.experiment.epochs,
+            objectives=objectives(study, run),
+            overfitting=onset_text(run),
+        )
+        for run in trials(runs)
+    ]
+
+
+def to_csv(lines: Iterable[Mapping[str, object]]) -> str:
+    """Lines as CSV; columns in the order in which they first appear, cells that a line lacks are empty."""
+    lines = list(lines)
+    columns = list(dict.fromkeys(column for line in lines for column in line))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def _result(group: Sequence[Run]) -> ResultRow:
+    evaluations = [run.evaluation for run in group if run.evaluation is not None]
+    stages = list(evaluations[0].accuracies)
+    experiment = group[0].experiment
+    regularizer = experiment.method.regularizer
+    parameters = regularizer.parameters if regularizer else {}
+    return ResultRow(
+        trial=group[0].trial,
+        method=method_label(experiment),
+        beta=experiment.method.beta,
+        der_beta=parameters.get("beta"),
+        gamma=parameters.get("gamma"),
+        epsilon=epsilon_text(experiment),
+        protocol=evaluations[0].protocol,
+        seeds=tuple(sorted(run.experiment.seed for run in group)),
+        accuracies={stage: Spread.of([found.accuracies[stage] for found in evaluations]) for stage in stages},
+    )
+
+
+def _marked(row: ResultRow, comparable: Sequence[ResultRow]) -> ResultRow:
+    """Mark a row where it is within one standard deviation of the best; a row without rivals is not marked."""
+    if len(comparable) < 2:
+        return row
+    best = set()
+    for stage, spread in row.accuracies.items():
+        leader = max((other.accuracies[stage] for other in comparable), key=lambda other: other.mean)
+        if spread.mean >= leader.mean - (leader.deviation or 0.0) - _ROUNDING:
+            best.add(stage)
+    return replace(row, best=frozenset(best))

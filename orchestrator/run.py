@@ -1,0 +1,168 @@
+"""One study from start to report: check everything first, then search, confirm, report, whatever interrupts."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from orchestrator import tracking
+from orchestrator.cluster import address_in_use, local_capacity
+from orchestrator.interrupt import Interrupted, listening
+from orchestrator.journal import Journal
+from orchestrator.progress import StudyView
+from search_spaces.study import Study
+from trainers.data.availability import check_available
+from trainers.problems import InvalidInput, Problem
+
+OK, SOME_FAILED, BAD_INPUT, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+def preflight(study: Study, root: Path, address: str | None) -> None:
+    """Raise InvalidInput with everything that would stop this study, before anything is started."""
+    problems: list[Problem] = []
+
+    def attempt(check: object, *arguments: object) -> None:
+        try:
+            check(*arguments)  # type: ignore[operator]
+        except InvalidInput as error:
+            problems.extend(error.problems)
+
+    attempt(_check_writable, root)
+    attempt(check_available, study.experiment_for(_first_point(study)).data)
+    attempt(tracking.check_reachable, tracking.tracking_uri(study))
+    if address_in_use(address) is None:
+        capacity = local_capacity()
+        attempt(capacity.require, study.resources, "resources")
+        if study.confirm.top and study.confirm.workers:
+            confirm_resources = study.resources.model_copy(update={"workers": study.confirm.workers})
+            attempt(capacity.require, confirm_resources, "confirm")
+    if problems:
+        raise InvalidInput(problems)
+
+
+def run_study(
+    study: Study, root: Path, address: str | None, console: Console, *, search: bool = True, confirm: bool = True
+) -> int:
+    """Run or continue a study in `root/NAME`; returns the exit code. The report is written whatever happens."""
+    preflight(study, root, address)
+    journal = Journal.create(root / study.name, study)
+    began = time.monotonic()
+    resume_line = f"resume with: orchestrator resume {_relative(journal.folder)}"
+    with _only_driver(journal.folder), listening(console.print) as interrupt:
+        view = StudyView(console)
+        with tracking.Tracker(journal, tracking.tracking_uri(study)) as tracker:
+            journal.append("started", pid=os.getpid(), environment=tracking.environment())
+            try:
+                interrupted = _run_phases(study, journal, address, view, interrupt, search=search, confirm=confirm)
+            except BaseException:
+                journal.append("interrupted")
+                console.print(resume_line)
+                raise
+            journal.append("interrupted" if interrupted else "finished")
+            report = _write_report(journal)
+        if tracker.behind is not None:
+            console.print(
+                f"MLflow is behind ({tracker.behind}); later: orchestrator sync {_relative(journal.folder)}",
+                style="yellow",
+            )
+        _conclude(journal, study, console, report, time.monotonic() - began)
+    if interrupted:
+        console.print(resume_line)
+        return INTERRUPTED
+    return SOME_FAILED if any(run.state == "failed" for run in journal.runs()) else OK
+
+
+def _run_phases(study, journal, address, view, interrupt, *, search, confirm) -> bool:  # type: ignore[no-untyped-def]
+    """Search, then confirm, on one Ray; returns whether the user interrupted."""
+    from orchestrator import cluster
+
+    slots = _trial_slots(study)
+    with cluster.connect(address, slots) as capacity:
+        # Imported with Ray's environment set.
+        from orchestrator import confirm as confirmation
+        from orchestrator import sweep
+
+        session = sweep.Session(study, journal, capacity, view, interrupt)
+        capacity.require(study.resources, "resources")
+        with view:
+            try:
+                if search:
+                    sweep.search(session)
+                    interrupt.check()
+                if confirm and study.confirm.top:
+                    confirmation.confirm(session)
+                    interrupt.check()
+            except Interrupted:
+                return True
+    return False
+
+
+def _trial_slots(study: Study) -> int:
+    """How many worker groups a private Ray may hold at once."""
+    workers = max(study.resources.workers, study.confirm.workers or 1)
+    resources = study.resources.model_copy(update={"workers": workers})
+    return max(local_capacity().concurrent_trials(resources)[0], 1)
+
+
+def _conclude(journal: Journal, study: Study, console: Console, report: Path | None, seconds: float) -> None:
+    from orchestrator.report.tables import results_table
+
+    table = results_table(journal.runs())
+    if table is not None:
+        console.print(table)
+    console.print(f"{seconds:.0f} s; everything is in {_relative(journal.folder)}")
+    if report is not None:
+        console.print(f"report:  {_relative(report)}")
+    uri = tracking.tracking_uri(study)
+    if uri.startswith("sqlite:///"):
+        database = _relative(Path(uri.removeprefix("sqlite:///")))
+        console.print(f"MLflow:  mlflow ui --backend-store-uri sqlite:///{database}")
+    else:
+        console.print(f"MLflow:  {uri}")
+
+
+def _write_report(journal: Journal) -> Path | None:
+    if not journal.runs():
+        return None
+    from orchestrator.report.page import write_report
+
+    return write_report(journal.folder)
+
+
+@contextmanager
+def _only_driver(folder: Path) -> Iterator[None]:
+    """Two drivers would both re-issue the same trials: hold a lock for as long as this process lives."""
+    with open(folder / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InvalidInput.single(str(folder), "another process is running this study") from None
+        yield
+
+
+def _check_writable(root: Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput.single("--storage", f"{str(root)!r} can't be created: {error.strerror}") from error
+    if not os.access(root, os.W_OK):
+        raise InvalidInput.single("--storage", f"{str(root)!r} is not writable")
+
+
+def _first_point(study: Study) -> dict[str, object]:
+    from search_spaces.space import corners
+
+    return corners(study.space)[0] if study.space else {}
+
+
+def _relative(path: Path) -> str:
+    try:
+        return str(path.absolute().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,163 @@
+"""Runs a study: Tune gives slots to the runs that the searcher proposes; the journal and the view hear what happens."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune import Callback, FailureConfig, RunConfig, Stopper, TuneConfig
+from ray.tune.search import Searcher
+
+from orchestrator.cluster import TRIAL_SLOT, Capacity
+from orchestrator.interrupt import Interrupt
+from orchestrator.journal import Journal, trial_key
+from orchestrator.progress import StudyView
+from orchestrator.search import DriverOnly, Outcome, StudySearcher
+from orchestrator.slots import ProcessSlot, ReleasePlacementGroups, group_slot, record_of
+from search_spaces.study import Resources, Study
+from trainers.config import Experiment, parse
+from trainers.overfitting import ROBUST_ACCURACY
+from trainers.records import EpochRecord, read_records
+
+_MAX_CRASHES = 2
+
+
+@dataclass(frozen=True)
+class Session:
+    """What every phase of a study has at hand."""
+
+    study: Study
+    journal: Journal
+    capacity: Capacity
+    view: StudyView
+    interrupt: Interrupt
+
+
+def search(session: Session) -> None:
+    """Run the study's trials until their total is reached, or the user interrupts."""
+    study, journal, view = session.study, session.journal, session.view
+    ended_before = sum(run.kind == "trial" and run.state != "running" for run in journal.runs())
+    open_trials = study.search.trials - ended_before
+    if open_trials <= 0:
+        return
+
+    def propose(number: int, values: Mapping[str, Any]) -> dict[str, Any]:
+        experiment = study.experiment_for(values)
+        folder = journal.propose(number, values, experiment)
+        return configuration(trial_key(number), experiment, folder, study.resources)
+
+    def judge(number: int, report: Mapping[str, Any]) -> Outcome | None:
+        experiment = read_experiment(journal, number)
+        return judge_run(report, experiment, journal.trial_folder(number), study, session.interrupt)
+
+    def ended(number: int, outcome: Outcome) -> None:
+        journal.ended(trial_key(number), outcome.state, outcome.reason, list(outcome.objectives))
+        view.ended(trial_key(number), outcome.state, outcome.reason)
+
+    view.phase(
+        f"{open_trials} trials on {session.capacity.concurrent_trials(study.resources)[0]} slots",
+        runs=study.search.trials,
+        epochs=open_trials * int(study.experiment.get("epochs", Experiment.model_fields["epochs"].default)),
+    )
+    searcher = StudySearcher(study, journal.storage_url, propose, judge, ended)
+    run_on_slots(session, searcher, study.resources, "resources")
+
+
+def run_on_slots(session: Session, searcher: Searcher, resources: Resources, section: str) -> None:
+    """Let Tune run what the searcher gives, as many runs at once as fit. Returns early if the user interrupts."""
+    concurrent = session.capacity.require(resources, section)
+    scratch = session.journal.folder / "ray"
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
+    if resources.workers > 1:
+        slot: Any = group_slot(resources, scratch / "groups")
+        # The workers of a group hold the CPUs; its trial actor holds a slot, or next to nothing on a foreign cluster.
+        needs = {"CPU": 0, TRIAL_SLOT: 1} if session.capacity.private else {"CPU": 0.001}
+    else:
+        slot = ProcessSlot
+        needs = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+    tune.Tuner(
+        tune.with_resources(slot, needs),
+        tune_config=TuneConfig(
+            search_alg=searcher, max_concurrent_trials=concurrent, num_samples=-1, reuse_actors=True
+        ),
+        run_config=RunConfig(
+            name=f"{session.study.name}-{section}",
+            storage_path=str(scratch / "tune"),
+            verbose=0,
+            stop=_StopOnInterrupt(session.interrupt),
+            callbacks=[_Listener(session), ReleasePlacementGroups()],
+            failure_config=FailureConfig(max_failures=_MAX_CRASHES),
+        ),
+    ).fit()
+
+
+def configuration(key: str, experiment: Experiment, folder: Path, resources: Resources) -> dict[str, Any]:
+    """A run as a slot takes it."""
+    return {
+        "key": key,
+        "experiment": experiment.to_dict(),
+        "run_dir": str(folder),
+        "threads": resources.cpus_per_worker,
+    }
+
+
+def selected_record(records: list[EpochRecord] | tuple[EpochRecord, ...], rule: str) -> EpochRecord:
+    """The epoch that counts: the last one, or the first of the most robust ones on the held-out slice."""
+    if rule == "last":
+        return records[-1]
+    return max(records, key=lambda record: (record.metrics[ROBUST_ACCURACY], -record.epoch))
+
+
+def judge_run(
+    report: Mapping[str, Any], experiment: Experiment, folder: Path, study: Study, interrupt: Interrupt
+) -> Outcome | None:
+    """How a run ended, from its last report and its records; None if it was only interrupted."""
+    if report.get("failure"):
+        return Outcome("failed", str(report["failure"]))
+    records = read_records(folder)
+    if not records or records[-1].epoch + 1 < experiment.epochs:
+        return None if interrupt.requested else Outcome("failed", "it ended before its last epoch")
+    chosen = selected_record(records, study.search.checkpoint)
+    objectives = tuple(float(chosen.metrics[name]) for name in study.search.objectives)
+    if not all(math.isfinite(value) for value in objectives):
+        return Outcome("failed", f"objectives are not finite: {objectives}")
+    return Outcome("complete", "", objectives)
+
+
+def read_experiment(journal: Journal, number: int) -> Experiment:
+    """The experiment of a trial, as it was proposed."""
+    proposals = [e for e in journal.events() if e["event"] == "proposed" and e["trial"] == number]
+    return parse(proposals[-1]["experiment"])
+
+
+class _StopOnInterrupt(DriverOnly, Stopper):
+    def __init__(self, interrupt: Interrupt) -> None:
+        self._interrupt = interrupt
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return self._interrupt.requested
+
+    def stop_all(self) -> bool:
+        return self._interrupt.requested
+
+
+class _Listener(DriverOnly, Callback):
+    """Passes Tune's events on to the view."""
+
+    def __init__(self, session: Session) -> None:
+        self._view = session.view
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._view.started(trial.config["key"], parse(trial.config["experiment"]))
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        record = record_of(result)
+        if record is not None:
+            self._view.epoch(trial.config["key"], record)

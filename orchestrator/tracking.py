@@ -1,0 +1,311 @@
+"""MLflow: brings a tracking server up to date from a study's journal. The only module that talks to it.
+
+The journal comes first. Here a background thread sends what the server does not have yet; an outage stops nothing and
+is made up for later, by the same code. Sending twice is harmless: a metric's timestamp is fixed where it was born, and
+runs are found by a tag of our own before one is created.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import subprocess
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from orchestrator.journal import EVALUATION_FILE, STUDY_FILE, Journal, Run
+from search_spaces.study import Study
+from trainers import catalog
+from trainers.config import PixelValue
+from trainers.overfitting import onsets
+from trainers.problems import InvalidInput
+
+logger = logging.getLogger(__name__)
+
+RUN_TAG, STUDY_TAG, KIND_TAG = "orchestrator.run", "orchestrator.study", "orchestrator.kind"
+_PARENT_TAG = "mlflow.parentRunId"
+_INTERVAL_SECONDS = 2.0
+_RETRY_SECONDS = 15.0
+_BATCH = 1000
+_STATUS = {"complete": "FINISHED", "failed": "FAILED", "pruned": "KILLED"}
+
+
+def tracking_uri(study: Study) -> str:
+    """Where this study is tracked: its own setting, the environment, or a file beside the working directory."""
+    uri = study.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    prefix = "sqlite:///"
+    if uri.startswith(prefix):
+        return prefix + str(Path(uri.removeprefix(prefix)).absolute())
+    return uri
+
+
+def check_reachable(uri: str) -> None:
+    """Raise InvalidInput within seconds if the server does not answer or the database can't be written."""
+    if uri.startswith(("http://", "https://")):
+        try:
+            urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5).close()
+        except urllib.error.HTTPError:
+            pass  # it answers; what it refuses will be said when it is asked for more
+        except (OSError, ValueError) as error:
+            raise InvalidInput.single("tracking.uri", f"{uri!r}: no MLflow server answers there ({error})") from error
+    elif uri.startswith("sqlite:///"):
+        folder = Path(uri.removeprefix("sqlite:///")).parent
+        if not (folder.is_dir() and os.access(folder, os.W_OK)):
+            raise InvalidInput.single("tracking.uri", f"{uri!r}: {folder} is not a folder that can be written")
+    elif "://" not in uri or uri.startswith("file:"):
+        raise InvalidInput.single("tracking.uri", f"{uri!r}: allowed: http(s)://…, sqlite:///… or another database URL")
+
+
+class Tracker:
+    """Keeps MLflow up to date with one study while it runs. Use as a context manager; `behind` says what is missing."""
+
+    def __init__(self, journal: Journal, uri: str) -> None:
+        self._journal = journal
+        self._uri = uri
+        self._finished = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
+        self.behind: str | None = None
+
+    def __enter__(self) -> Tracker:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Send what is left; give up quietly if the server is away (`behind` then says why)."""
+        self._finished.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        mirror: Mirror | None = None
+        while True:
+            last = self._finished.is_set()
+            try:
+                mirror = mirror or Mirror(self._journal, self._uri)
+                mirror.update(ended=last)
+                self.behind = None
+            except Exception as error:
+                # Whatever the server did, the study goes on and the journal keeps what it could not take.
+                self.behind = f"{type(error).__name__}: {error}"
+                logger.debug("tracking is behind", exc_info=True)
+            if last:
+                return
+            self._finished.wait(_INTERVAL_SECONDS if self.behind is None else _RETRY_SECONDS)
+
+
+def sync(journal: Journal, uri: str) -> None:
+    """Bring the server up to date now. Raises whatever the server raises."""
+    Mirror(journal, uri).update(ended=True)
+
+
+class Mirror:
+    """One study's runs on one server: remembers what this process has sent, asks the server for the rest."""
+
+    def __init__(self, journal: Journal, uri: str) -> None:
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        from mlflow import MlflowClient
+
+        # After the import, which sets levels of its own.
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        self._journal = journal
+        self._study = journal.study()
+        self._client = MlflowClient(tracking_uri=uri)
+        self._experiment = self._find_experiment(uri)
+        self._parent = self._find_or_create(journal.identity, self._study.name, "study", {})
+        self._client.update_run(self._parent, status="RUNNING")
+        self._log_study()
+        self._run_ids: dict[str, str] = {}
+        self._sent: dict[str, int] = {}
+        self._closed: set[str] = set()
+        self._evaluated: set[str] = set()
+
+    def update(self, *, ended: bool) -> None:
+        """Send every record, state and result that this process has not sent yet."""
+        unfinished = False
+        for run in self._journal.runs():
+            run_id = self._run_id(run)
+            self._send_records(run, run_id)
+            if run.evaluation is not None and run.key not in self._evaluated:
+                self._send_evaluation(run, run_id)
+                self._evaluated.add(run.key)
+            if run.state == "running":
+                unfinished = True
+            elif run.key not in self._closed:
+                self._close(run, run_id)
+                self._closed.add(run.key)
+        if ended:
+            self._send_report()
+            interrupted = unfinished or self._journal.events()[-1]["event"] == "interrupted"
+            self._client.set_terminated(self._parent, "KILLED" if interrupted else "FINISHED")
+
+    # Runs
+
+    def _find_experiment(self, uri: str) -> str:
+        name = self._study.tracking.experiment
+        found = self._client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        location = None
+        if uri.startswith("sqlite:///"):
+            location = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
+        return str(self._client.create_experiment(name, artifact_location=location))
+
+    def _find_or_create(self, identity: str, name: str, kind: str, tags: Mapping[str, str]) -> str:
+        found = self._client.search_runs([self._experiment], f"tags.`{RUN_TAG}` = '{identity}'", max_results=1)
+        if found:
+            return str(found[0].info.run_id)
+        everything = {RUN_TAG: identity, KIND_TAG: kind, STUDY_TAG: self._study.name, **tags}
+        return str(self._client.create_run(self._experiment, run_name=name, tags=everything).info.run_id)
+
+    def _run_id(self, run: Run) -> str:
+        known = self._run_ids
+        if run.key not in known:
+            method = run.experiment.method.name
+            name = f"{run.key} {method}"
+            identity = f"{self._journal.identity}/{run.key}"
+            known[run.key] = self._find_or_create(identity, name, run.kind, {_PARENT_TAG: self._parent})
+            self._log_start(run, known[run.key])
+        return known[run.key]
+
+    def _log_start(self, run: Run, run_id: str) -> None:
+        from mlflow.entities import Param, RunTag
+
+        tags = {"digest": run.experiment.digest(), "trial": str(run.trial), "folder": str(run.folder)}
+        tags |= {f"{path}.text": value.text for path, value in pixel_values(run) if "/" in value.text}
+        parameters = [Param(name, str(value)) for name, value in flatten(run.experiment.model_dump())]
+        self._client.log_batch(run_id, params=parameters, tags=[RunTag(key, value) for key, value in tags.items()])
+        self._client.log_text(run_id, run.experiment.to_yaml(), "experiment.yaml")
+        self._client.log_text(run_id, json.dumps(environment(), indent=1), "environment.json")
+
+    def _log_study(self) -> None:
+        from mlflow.entities import Param
+
+        settings = self._study.model_dump(include={"search", "confirm", "resources"})
+        self._client.log_batch(self._parent, params=[Param(name, str(value)) for name, value in flatten(settings)])
+        self._client.log_artifact(self._parent, str(self._journal.folder / STUDY_FILE))
+
+    # What happened in them
+
+    def _send_records(self, run: Run, run_id: str) -> None:
+        from mlflow.entities import Metric
+
+        sent = self._sent.get(run.key, 0)
+        metrics = [
+            Metric(name, value, int(record.time * 1000), record.epoch)
+            for record in run.records[sent:]
+            for name, value in record.metrics.items()
+        ]
+        for start in range(0, len(metrics), _BATCH):
+            self._client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
+        self._sent[run.key] = len(run.records)
+
+    def _close(self, run: Run, run_id: str) -> None:
+        from mlflow.entities import Metric, RunTag
+
+        dataset = catalog.DATASETS[run.experiment.data.name]
+        found = onsets(run.records, 1 / dataset.num_classes)
+        time = int(run.records[-1].time * 1000) if run.records else 0
+        tags = [RunTag("reason", run.reason or run.state)]
+        tags += [RunTag(f"overfitting.{o.kind}", "confirmed" if o.confirmed else "unconfirmed") for o in found]
+        self._client.log_batch(
+            run_id,
+            metrics=[Metric(f"overfitting/{onset.kind}_epoch", onset.epoch, time, onset.epoch) for onset in found],
+            tags=tags,
+        )
+        checkpoints = run.folder / "checkpoints"
+        best, newest = checkpoints / "best", max(checkpoints.glob("epoch_*"), default=None)
+        for name, folder in (("best", best), ("last", newest)):
+            if folder is not None and folder.is_dir():
+                self._client.log_artifacts(run_id, str(folder), f"checkpoints/{name}")
+        if run.records:
+            self._log_energy_figure(run, run_id)
+        self._client.set_terminated(run_id, _STATUS[run.state])
+
+    def _log_energy_figure(self, run: Run, run_id: str) -> None:
+        from orchestrator.report.figures import run_energies
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "energies.png"
+            run_energies(run).savefig(path, dpi=120)
+            self._client.log_artifact(run_id, str(path), "figures")
+
+    def _send_evaluation(self, run: Run, run_id: str) -> None:
+        from mlflow.entities import Metric, RunTag
+
+        evaluation = run.evaluation
+        assert evaluation is not None
+        file = run.folder / EVALUATION_FILE
+        time = int(file.stat().st_mtime * 1000)
+        attack = evaluation.protocol.attack
+        values = {f"test/after/{stage}": value for stage, value in evaluation.accuracies.items()}
+        values[f"test/{attack}_accuracy"] = evaluation.robust_accuracy
+        self._client.log_batch(
+            run_id,
+            metrics=[Metric(name, value, time, evaluation.epoch) for name, value in values.items()],
+            tags=[RunTag("protocol", evaluation.protocol.key)],
+        )
+        self._client.log_artifact(run_id, str(file))
+
+    def _send_report(self) -> None:
+        report, figures = self._journal.folder / "report.html", self._journal.folder / "figures"
+        if report.exists():
+            self._client.log_artifact(self._parent, str(report))
+        if figures.is_dir():
+            self._client.log_artifacts(self._parent, str(figures), "figures")
+
+
+def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of every leaf; lengths in pixels as plain numbers, so that a UI can put them on an axis."""
+    for key, value in content.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{path}.")
+        elif isinstance(value, str) and path.rpartition(".")[2] in ("epsilon", "step_size"):
+            yield path, float(PixelValue(value))
+        else:
+            yield path, value
+
+
+def pixel_values(run: Run) -> Iterator[tuple[str, PixelValue]]:
+    """The experiment's lengths that remember how they were written."""
+    experiment = run.experiment
+    yield "attack.epsilon", experiment.attack.epsilon
+    yield "attack.step_size", experiment.attack.step_size
+    yield "evaluation.epsilon", experiment.evaluation.epsilon
+
+
+def environment() -> dict[str, Any]:
+    """What this was run with: versions, machine, commit."""
+    packages = ("torch", "torchvision", "ray", "optuna", "mlflow", "numpy", "pyautoattack", "energy-orchestrator")
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": versions,
+        "git_commit": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    try:
+        where = Path(__file__).parent
+        command = ["git", "-C", str(where), "rev-parse", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

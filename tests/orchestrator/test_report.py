@@ -1,0 +1,388 @@
+"""The report of a small made-up study: its numbers, its files, its page."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import optuna
+import pytest
+from matplotlib.figure import Figure
+
+from orchestrator.journal import Journal, Run
+from orchestrator.report import figures
+from orchestrator.report.figure_data import energy_curve_lines
+from orchestrator.report.importance import parameter_importances
+from orchestrator.report.page import write_report
+from orchestrator.report.reading import epsilon_text, method_label, onset_text, outcomes, pareto_indices, short_names
+from orchestrator.report.style import to_svg
+from orchestrator.report.summary import headlines
+from orchestrator.report.tables import Spread, by_protocol, results, to_csv, trial_rows
+from search_spaces.study import Study, parse_study
+from trainers.evaluation_result import Evaluation, Flags, Protocol
+from trainers.records import EpochRecord, append_record
+
+EPOCHS = 12
+HOSTILE = "<script>alert('x')</script><img src=http://evil.example/x>&\""
+VOID = {"meta", "link", "br", "img"}
+STATISTICS = ("mean", "q25", "q75")
+
+POINTS = {
+    0: {"method.name": "fgsm", "attack.epsilon": "16/255"},
+    1: {"method.name": "fgsm_der", "attack.epsilon": "16/255", "method.regularizer.beta": 30.0},
+    2: {"method.name": "weat_adv", "attack.epsilon": "8/255"},
+    3: {"method.name": "fgsm", "attack.epsilon": "8/255"},
+    4: {"method.name": "fgsm", "attack.epsilon": "8/255"},
+    5: {"method.name": "fgsm", "attack.epsilon": "8/255"},
+}
+CHOICES = {"method.name": ("fgsm", "fgsm_der", "weat_adv"), "attack.epsilon": ("8/255", "16/255")}
+OBJECTIVES = {0: (0.9, 0.38), 1: (0.8, 0.45), 2: (0.85, 0.42), 4: (0.84, 0.41)}
+
+
+def made_up_study() -> Study:
+    return parse_study(
+        {
+            "name": "collapse",
+            "experiment": {"evaluation": {"epsilon": "8/255"}, "epochs": EPOCHS},
+            "space": {
+                "method.name": ["fgsm", "fgsm_der", "weat_adv"],
+                "attack.epsilon": ["8/255", "16/255"],
+                "method.regularizer.beta": {"low": 1, "high": 300, "log": True, "when": {"method.name": "fgsm_der"}},
+            },
+            "search": {"trials": 8},
+            "tracking": {"experiment": HOSTILE},
+        }
+    )
+
+
+def record(epoch: int, collapse: int | None, height: float) -> EpochRecord:
+    """Robust accuracy rises by 2 points an epoch and falls to 2 % at `collapse`, where ΔE jumps up."""
+    fallen = collapse is not None and epoch >= collapse
+    delta = 3.0 + 5 * (epoch - collapse) if fallen and collapse is not None else -0.1 - 0.02 * epoch
+    robust = 0.02 if fallen else height + 0.02 * epoch
+    metrics = {
+        "val/clean_accuracy": 0.6 + 0.02 * epoch,
+        "val/pgd10_accuracy": robust,
+        "probe/adversarial_accuracy": robust + (0.6 if fallen else 0.05),
+        "probe_reference/pgd10_accuracy": robust + 0.02,
+        "epoch/seconds": 30.0,
+    }
+    for place, statistic in enumerate(STATISTICS):
+        for split in ("val", "probe", "probe_reference"):
+            metrics[f"{split}/delta_energy/{statistic}"] = delta + (0.0, -0.5, 0.5)[place]
+        metrics[f"val/natural_energy/{statistic}"] = -3 - 0.1 * epoch
+        metrics[f"val/adversarial_energy/{statistic}"] = -3 - 0.1 * epoch - delta
+        metrics[f"val/natural_joint_energy/{statistic}"] = -2.5 - 0.1 * epoch
+        metrics[f"val/adversarial_joint_energy/{statistic}"] = -1.5 - 0.1 * epoch
+    return EpochRecord(epoch, 1.7e9 + 30 * epoch, metrics)
+
+
+def evaluation(digest: str, counts: dict[str, int], attack: str = "autoattack") -> Evaluation:
+    standing = {stage: tuple(image < count for image in range(100)) for stage, count in counts.items()}
+    protocol = Protocol("digits", "test", 100, "8/255", attack, 0, 50, 25, "best")
+    return Evaluation(protocol, digest, EPOCHS - 1, Flags(0, 100, standing))
+
+
+def counts(clean: int, robust: int) -> dict[str, int]:
+    return {"clean": clean, "apgd-ce": robust + 6, "apgd-t": robust + 1, "fab-t": robust + 1, "square": robust}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four complete trials (FGSM collapses at its sixth epoch), one running, one failed; three are confirmed."""
+    study = made_up_study()
+    journal = Journal.create(tmp_path_factory.mktemp("runs") / "collapse", study)
+    for number, values in POINTS.items():
+        run_folder = journal.propose(number, values, study.experiment_for(values))
+        for epoch in range(4 if number == 3 else 0 if number == 5 else EPOCHS):
+            append_record(run_folder, record(epoch, 5 if number == 0 else None, 0.2 + 0.01 * number))
+        if number in OBJECTIVES:
+            journal.ended(f"trial-{number:04d}", "complete", "completed", list(OBJECTIVES[number]))
+    journal.ended("trial-0005", "failed", HOSTILE)
+    tested = {
+        (1, 1): counts(80, 43), (1, 2): counts(84, 47), (2, 1): counts(90, 44), (2, 2): counts(91, 45),
+        (4, 1): {"clean": 85, "pgd20": 40}, (4, 2): None,
+    }  # fmt: skip
+    for (number, seed), stages in tested.items():
+        values = POINTS[number] | {"seed": seed}
+        experiment = study.experiment_for(values)
+        run_folder = journal.confirm(number, seed, values, experiment)
+        if stages is not None:
+            attack = "autoattack" if "square" in stages else "pgd20"
+            evaluation(experiment.digest(), stages, attack).save(run_folder / "evaluation.json")
+            journal.ended(f"{number:04d}-seed{seed}", "complete", "completed")
+    stored = optuna.create_study(storage=journal.storage_url, study_name=study.name, directions=["maximize"] * 2)
+    space = {name: optuna.distributions.CategoricalDistribution(choices) for name, choices in CHOICES.items()}
+    for number, objectives in OBJECTIVES.items():
+        values = {name: POINTS[number][name] for name in space}
+        stored.add_trial(optuna.trial.create_trial(params=values, distributions=space, values=objectives))
+    return journal.folder
+
+
+@pytest.fixture(scope="module")
+def runs(folder: Path) -> list[Run]:
+    return Journal.open(folder).runs()
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> str:
+    return write_report(folder).read_text()
+
+
+def test_a_spread_is_mean_and_sample_deviation_in_percent() -> None:
+    spread = Spread.of([0.43, 0.47])
+    assert spread.mean == pytest.approx(0.45)
+    assert spread.deviation == pytest.approx(0.04 / 2**0.5)
+    assert str(spread) == "45.00 ± 2.83"
+    assert str(Spread.of([0.4537])) == "45.37"
+
+
+def test_results_average_seeds_and_mark_what_is_within_one_deviation_of_the_best(runs: list[Run]) -> None:
+    groups = list(by_protocol(results(runs)).values())
+    rows = next(group for group in groups if group[0].protocol.attack == "autoattack")
+    assert [(row.trial, row.method, row.epsilon, row.seeds) for row in rows] == [
+        (1, "FGSM + DER", "16/255", (1, 2)),
+        (2, "WEAT-ADV", "8/255", (1, 2)),
+    ]
+    assert (rows[0].beta, rows[0].der_beta, rows[0].gamma) == (None, 30.0, 0.1)
+    assert (rows[1].beta, rows[1].der_beta, rows[1].gamma) == (7.0, None, None)
+    assert [str(row.robust) for row in rows] == ["45.00 ± 2.83", "44.50 ± 0.71"]
+    assert [str(row.accuracies["clean"]) for row in rows] == ["82.00 ± 2.83", "90.50 ± 0.71"]
+    assert rows[0].best == {"apgd-ce", "apgd-t", "fab-t", "square"}
+    assert rows[1].best == {"clean", "apgd-ce", "apgd-t", "fab-t", "square"}
+
+
+def test_other_protocols_are_kept_apart_and_alone_nothing_is_best(runs: list[Run]) -> None:
+    alone = [row for row in results(runs) if row.protocol.attack == "pgd20"]
+    assert [(row.trial, str(row.robust), row.best) for row in alone] == [(4, "40.00", frozenset())]
+
+
+def test_trial_table_says_where_overfitting_set_in(runs: list[Run]) -> None:
+    rows = {row.trial: row for row in trial_rows(made_up_study(), runs)}
+    assert rows[0].overfitting == "catastrophic at epoch 6 (confirmed)"
+    assert rows[1].overfitting == ""
+    assert rows[3].state == "running"
+    assert (rows[3].epochs, rows[3].planned_epochs, rows[3].objectives) == (4, EPOCHS, {})
+    assert rows[1].objectives == {"val/clean_accuracy": 0.8, "val/pgd10_accuracy": 0.45}
+
+
+def test_csv_has_every_column_once_and_round_trips() -> None:
+    text = to_csv([{"a": 1, "b": 'x,"y"'}, {"b": 0.1, "c": None}])
+    assert list(csv.DictReader(io.StringIO(text))) == [
+        {"a": "1", "b": 'x,"y"', "c": ""},
+        {"a": "", "b": "0.1", "c": ""},
+    ]
+
+
+def test_pareto_front_keeps_what_nothing_dominates(runs: list[Run]) -> None:
+    assert pareto_indices([(1, 1), (2, 0), (1, 0), (2, 0), (0, 3)]) == {0, 1, 3, 4}
+    front = [(outcome.trial, outcome.collapsed) for outcome in outcomes(made_up_study(), runs) if outcome.on_front]
+    assert front == [(0, True), (1, False), (2, False)]
+
+
+def test_with_one_objective_the_other_accuracy_comes_from_the_epoch_that_counts(runs: list[Run]) -> None:
+    content = made_up_study().model_dump(mode="json")
+    content["space"] = {part.pop("path"): {k: v for k, v in part.items() if v is not None} for part in content["space"]}
+    content["search"] |= {"objectives": ["val/pgd10_accuracy"], "checkpoint": "last"}
+    one = [run for run in runs if run.key == "trial-0000"]
+    assert one[0].objectives == (0.9, 0.38)
+    found = outcomes(parse_study(content), one)[0]
+    assert (found.clean, found.robust) == (pytest.approx(0.6 + 0.02 * (EPOCHS - 1)), 0.9)
+
+
+def test_methods_are_named_by_what_was_run() -> None:
+    study = made_up_study()
+    assert method_label(study.experiment_for({"method.name": "fgsm", "method.regularizer": "der"})) == "FGSM + DER"
+    assert method_label(study.experiment_for({"method.name": "weat_adv", "method.weighting": None})) == (
+        "WEAT-ADV (weighting none)"
+    )
+
+
+@pytest.mark.parametrize(("written", "shown"), [("8/255", "8/255"), (0.12, "0.12"), (0.031372549019607845, "0.03137")])
+def test_epsilon_is_shown_as_it_was_written(written: str | float, shown: str) -> None:
+    assert epsilon_text(made_up_study().experiment_for({"attack.epsilon": written})) == shown
+
+
+def test_short_names_stay_unique() -> None:
+    assert short_names(["method.beta", "method.regularizer.beta", "attack.epsilon", "seed"]) == {
+        "method.beta": "method.beta",
+        "method.regularizer.beta": "regularizer.beta",
+        "attack.epsilon": "attack.epsilon",
+        "seed": "seed",
+    }
+
+
+def test_energy_data_follow_the_records(runs: list[Run]) -> None:
+    lines = [line for line in energy_curve_lines(runs) if line["trial"] == 0]
+    assert [line["epoch"] for line in lines] == list(range(1, EPOCHS + 1))
+    assert [line["epoch"] for line in lines if line["onset"]] == [6]
+    assert lines[5]["delta_energy_mean"] == 3.0
+    assert lines[5]["robust_accuracy"] == 0.02
+
+
+def test_energy_figure_has_a_line_a_trial_and_a_marker_an_onset(runs: list[Run]) -> None:
+    figure = figures.energy_curves(made_up_study(), runs)
+    assert isinstance(figure, Figure)
+    top, bottom = figure.axes
+    assert top.get_yscale() == "symlog"
+    for axes in (top, bottom):
+        drawn = [line for line in axes.lines if len(line.get_xdata()) > 2]
+        assert len(drawn) == 5
+        assert [tuple(line.get_xdata()) for line in axes.lines if line.get_marker() == "X"] == [(6,)]
+    assert "ε = 8/255" in bottom.get_ylabel()
+
+
+def test_many_trials_get_a_column_a_method(runs: list[Run]) -> None:
+    many = [run for run in runs if run.kind == "trial"] * 3
+    figure = figures.energy_curves(made_up_study(), many)
+    assert [axes.get_title() for axes in figure.axes[:3]] == ["FGSM", "FGSM + DER", "WEAT-ADV"]
+
+
+def test_accuracy_over_epsilon_joins_means(runs: list[Run]) -> None:
+    assert figures.mean_over_epsilon(outcomes(made_up_study(), runs)) == {
+        8 / 255: pytest.approx((0.42 + 0.41) / 2),
+        16 / 255: pytest.approx((0.38 + 0.45) / 2),
+    }
+    one_epsilon = [run for run in runs if run.experiment.attack.epsilon.text == "8/255"]
+    assert figures.accuracy_over_epsilon(made_up_study(), one_epsilon) is None
+
+
+def test_importances_are_shares_and_need_four_trials(folder: Path, tmp_path: Path) -> None:
+    found = parameter_importances(made_up_study(), Journal.open(folder).storage_url)
+    assert set(found) == {"val/clean_accuracy", "val/pgd10_accuracy"}
+    assert all(sum(shares.values()) == pytest.approx(1) for shares in found.values())
+    assert parameter_importances(made_up_study(), f"sqlite:///{tmp_path}/none.db") == {}
+    assert not (tmp_path / "none.db").exists()
+
+
+def test_one_run_is_drawn_for_tracking(runs: list[Run]) -> None:
+    figure = figures.run_energies(runs[0])
+    assert [axes.get_ylabel() for axes in figure.axes] == ["mean energy [nats]", r"$\Delta E(x)$ [nats]"]
+    assert figures.run_energies(runs[5]) is None
+
+
+def test_svg_is_the_same_twice_and_undated(runs: list[Run]) -> None:
+    first, second = (to_svg(figures.run_energies(runs[0]), "one") for _ in range(2))
+    assert first == second
+    assert "<metadata>" not in first
+    assert "<text" not in first
+
+
+def test_threads_that_draw_at_once_get_the_same(runs: list[Run]) -> None:
+    def draw(name: str) -> str:
+        return to_svg(figures.pareto_front(made_up_study(), runs), name)
+
+    with ThreadPoolExecutor(2) as threads:
+        first, other, again = threads.map(draw, ["one", "two", "one"])
+    assert first == again == draw("one")
+    assert first != other
+
+
+def test_headlines_count_collapses_and_name_the_best(runs: list[Run]) -> None:
+    said = headlines(made_up_study(), runs)
+    assert said[0] == "Catastrophic overfitting in 1 of 3 FGSM, 0 of 1 FGSM + DER, 0 of 1 WEAT-ADV trials."
+    assert said[1].startswith(
+        "Most robust on held-out images: trial 1 (FGSM + DER, training ε = 16/255) with 45.00\u00a0%"
+    )
+    assert "trial 1 (FGSM + DER, training ε = 16/255) with 45.00 ± 2.83\u00a0% under AutoAttack" in said[2]
+
+
+def test_the_page_is_well_formed_and_loads_nothing(page: str) -> None:
+    reader = Reader(page)
+    assert reader.open == []
+    assert reader.complaints == []
+    assert len(reader.ids) == len(set(reader.ids))
+    assert {target for target in reader.links if "://" in target} == {
+        "https://arxiv.org/abs/2407.06315",
+        "https://arxiv.org/abs/2505.22486",
+    }
+    # Within the SVG: only references to elements of the same figure, all of them there.
+    assert all(reference.removeprefix("#") in reader.ids for reference in reader.references)
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", page))
+    assert "@import" not in page
+
+
+def test_hostile_text_stays_text(page: str) -> None:
+    assert "<script" not in page
+    assert "<img" not in page
+    assert "&lt;script&gt;alert('x')&lt;/script&gt;" in page
+
+
+def test_the_page_shows_the_numbers(page: str) -> None:
+    assert "<strong>45.00 ± 2.83</strong>" in page
+    assert "<td>82.00 ± 2.83</td>" in page
+    assert "catastrophic at epoch 6 (confirmed)" in page
+    assert "digits/test n=100 autoattack ε=8/255 best seed=0 shard=50 batch=25 float32" in page
+    assert "neither averaged nor ranked together" in page
+    assert "6 of 8 trials (4 complete, 1 failed, 1 running)" in page
+    assert "orchestrator sweep study.yaml" in page
+    assert "Confirmation runs without an evaluation yet: 1." in page
+
+
+def test_files_lie_beside_the_page_and_a_second_report_is_the_same(folder: Path, page: str) -> None:
+    names = ["accuracy_over_epsilon", "energy_curves", "parameter_importance", "pareto_front"]
+    expected = {f"{name}.{kind}" for name in names for kind in ("svg", "csv")} | {"results.csv", "trials.csv"}
+    before = {file.name: file.read_bytes() for file in (folder / "figures").iterdir()}
+    assert set(before) == expected
+    lines = list(csv.DictReader(io.StringIO(before["pareto_front.csv"].decode())))
+    assert [(line["trial"], line["clean"], line["robust"]) for line in lines][1] == ("1", "0.8", "0.45")
+    tested = list(csv.DictReader(io.StringIO(before["results.csv"].decode())))
+    assert float(tested[0]["square/std"]) == pytest.approx(0.04 / 2**0.5)
+    assert write_report(folder).read_text() == page
+    assert {file.name: file.read_bytes() for file in (folder / "figures").iterdir()} == before
+
+
+def test_a_study_that_has_not_begun_has_a_report(tmp_path: Path) -> None:
+    Journal.create(tmp_path / "empty", made_up_study())
+    page = write_report(tmp_path / "empty").read_text()
+    for line in ("No trial of 8 has been started yet.", "No epoch has been recorded yet.", "No trial is complete yet."):
+        assert line in page
+    assert Reader(page).complaints == []
+
+
+def test_a_torn_curve_has_no_onset(runs: list[Run]) -> None:
+    assert onset_text(replace(runs[0], records=runs[0].records[1:])) == ""
+
+
+class Reader(HTMLParser):
+    """Follows what is open, and collects ids and everything that points somewhere."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.complaints: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.references: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self._collect(tag, attributes)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self._collect(tag, attributes)
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open.pop() != tag:
+            self.complaints.append(f"</{tag}> at {self.getpos()}")
+
+    def _collect(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        for name, value in attributes:
+            if name == "id":
+                self.ids.append(str(value))
+            elif name in ("src", "srcset", "action", "data") or tag in ("script", "iframe", "object", "img"):
+                self.complaints.append(f"<{tag} {name}={value}>")
+            elif tag == "link" and name == "href" and value != "data:,":
+                self.complaints.append(f"<link href={value}>")
+            elif name == "href" and tag == "a":
+                self.links.append(str(value))
+            elif name.endswith("href") and tag != "link":
+                self.references.append(str(value))
