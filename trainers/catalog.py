@@ -250,7 +250,7 @@ MODELS: dict[str, Model] = {
             "norm": Parameter("batch", "normalization layer", choices=("batch", "group")),
             "stem_stride": Parameter(1, "stride of the first block; 2 is three times faster", choices=(1, 2)),
         },
-        gigaflop=0.005, millions=0.024,
+        gigaflop=0.0056, millions=0.024,
     ),
     "preact_resnet18": Model(
         "trainers.models.preact_resnet:preact_resnet18", "pre-activation ResNet-18", "He et al. 2016, arXiv 1603.05027",
