@@ -37,6 +37,8 @@ def test_every_shipped_study_says_what_it_asks_and_loads(path):
     assert study.name == path.stem
     assert study.space
     assert parse_study(yaml.safe_load(study.to_yaml())) == study
+    smoke = load_study(path.stem, smoke=True)
+    assert (smoke.name, smoke.search.trials, smoke.experiment["epochs"]) == (f"{study.name}-smoke", 2, 1)
 
 
 def test_a_study_written_and_read_back_is_the_same():

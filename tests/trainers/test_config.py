@@ -7,7 +7,7 @@ import math
 import pytest
 import yaml
 
-from trainers.config import PixelValue, apply_overrides, apply_values, parse
+from trainers.config import PixelValue, apply_overrides, apply_values, parse, pixels
 from trainers.problems import InvalidInput
 
 FULL = {
@@ -43,6 +43,17 @@ def test_a_fraction_stays_text_beside_its_float():
     assert "epsilon: 8/255" in parse(FULL).to_yaml()
     assert parse({"attack": {"epsilon": 0.031}}).to_dict()["attack"]["epsilon"] == 0.031
     assert parse({"attack": {"epsilon": "8 / 255"}}).digest() == parse({"attack": {"epsilon": "8/255"}}).digest()
+
+
+@pytest.mark.parametrize(("text", "value"), [("8/255", 8 / 255), ("0.031", 0.031), (" 1 / 4", 0.25), ("1e-2", 0.01)])
+def test_pixels_are_read_from_fractions_and_decimals(text, value):
+    assert pixels(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "eight", "8/", "8/0", "1/2/3", "0x8"])
+def test_text_that_is_no_number_is_invalid_input(text):
+    with pytest.raises(InvalidInput, match="not a number or a fraction such as 8/255"):
+        pixels(text)
 
 
 def test_the_bare_name_of_a_table_is_its_name():

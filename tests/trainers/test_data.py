@@ -10,8 +10,9 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from trainers.data.availability import DIRECTORY_VARIABLE, check_available
 from trainers.data.batches import PADDING, TrainingBatches
-from trainers.data.images import DIRECTORY_VARIABLE, ImageSet, check_available, load_splits, stratified
+from trainers.data.images import ImageSet, load_splits, stratified
 from trainers.problems import InvalidInput
 from trainers.ranks import Ranks
 

@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from trainers.attacks.pgd import pgd
-from trainers.evaluation import ATTACKS, AUTOATTACK, evaluate_range, fixed_subset, shards, stages
-from trainers.evaluation_result import Evaluation, Flags, Protocol
+from trainers.evaluation import evaluate_range, fixed_subset, stages
+from trainers.evaluation_result import ATTACKS, AUTOATTACK, Evaluation, Flags, Protocol
 from trainers.problems import InvalidInput
 from trainers.randomness import Noise, generator
 
@@ -119,13 +119,8 @@ def test_stages_are_announced_in_order(natural_net, images):
 # Shards
 
 
-def test_shards_cover_every_image_once_whatever_is_left_over():
-    assert shards(10, 4) == [(0, 4), (4, 8), (8, 10)]
-    assert shards(4, 4) == [(0, 4)]
-
-
 def test_shards_merge_to_the_whole_in_any_grouping(natural_net, images):
-    parts = [evaluate_range(natural_net, images, PGD, *shard) for shard in shards(14, 5)]
+    parts = [evaluate_range(natural_net, images, PGD, *shard) for shard in ((0, 5), (5, 10), (10, 14))]
     merged = parts[0].merged(parts[1]).merged(parts[2])
     assert merged == parts[0].merged(parts[1].merged(parts[2]))
     assert (merged.start, merged.stop) == (0, 14)

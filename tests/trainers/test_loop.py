@@ -163,6 +163,13 @@ def test_a_diverging_run_says_in_which_epoch_and_step(experiment, splits, alone,
     assert 0 < step < 256 // 8
 
 
+def test_adversarial_examples_of_a_robust_net_have_the_higher_energy(experiment, splits, alone, tmp_path):
+    settings = experiment({"method.name": "sat", "attack.steps": 5, "optimizer.batch_size": 32, "epochs": 5})
+    for record in fit(settings, tmp_path, ranks=alone, splits=splits):
+        assert record.metrics["probe/delta_energy/mean"] < 0
+        assert record.metrics["probe/delta_joint_energy/mean"] < 0
+
+
 def test_the_global_random_state_is_left_alone(experiment, splits, alone, tmp_path):
     before = torch.get_rng_state()
     list(fit(experiment({"epochs": 1}), tmp_path, ranks=alone, splits=splits))
