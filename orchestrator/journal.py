@@ -1,4 +1,4 @@
-"""The study's own memory: append-only JSON lines in its folder. Tracking, reports and resuming read it; the driver writes.
+"""The study's own memory: JSON lines in its folder, written by the driver; tracking, reports and resuming read it.
 
 runs/NAME/
   study.yaml            the study as it was started

@@ -203,7 +203,8 @@ class EpochTotals:
                 if name.endswith("energy/mean")
             }
             raise Diverged(
-                f"the loss is not finite at epoch {epoch}, step {bad_step}; energies of the epoch before: {energies or 'none'}"
+                f"the loss is not finite at epoch {epoch}, step {bad_step}; "
+                f"energies of the epoch before: {energies or 'none'}"
             )
         images = self._steps * self._batch_size
         mean_over_steps = self._steps * self._ranks.world_size
