@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Protocol, Self
 
@@ -70,11 +71,16 @@ class Dimension(Section):
 
     @property
     def extremes(self) -> tuple[Any, ...]:
-        """Values that must all be valid for the dimension to be: every choice, or both ends."""
+        """Values that must all be valid for the dimension to be: every choice, or both ends and a point between."""
         if self.choices is not None:
             return self.choices
-        ends = (self.low, self.high)
-        return tuple(int(end or 0) for end in ends) if self.integer else ends
+        assert self.low is not None
+        assert self.high is not None
+        if self.integer:
+            return int(self.low), int(self.high)
+        # Between 2.0 and 10.0 lie numbers that are no steps of an attack; pi is in no one's unit.
+        between = self.low + (self.step or (self.high - self.low) / math.pi)
+        return self.low, between, self.high
 
     def __str__(self) -> str:
         span = " | ".join(map(str, self.choices)) if self.choices else f"{self.low:g} … {self.high:g}"
@@ -87,9 +93,10 @@ def read_space(raw: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The YAML form, `path: [choices]` or `path: {low, high, …}`, as keyword tables for `Dimension`."""
     table = []
     for path, content in raw.items():
-        fields: dict[str, Any] = {"choices": content} if isinstance(content, list) else dict(content or {})
+        fields: dict[str, Any] = dict(content or {}) if isinstance(content, Mapping | None) else {"choices": content}
         conditions = fields.get("when", {})
-        fields["when"] = {key: value if isinstance(value, list) else [value] for key, value in conditions.items()}
+        if isinstance(conditions, Mapping):
+            fields["when"] = {key: value if isinstance(value, list) else [value] for key, value in conditions.items()}
         table.append({"path": path, **fields})
     return table
 

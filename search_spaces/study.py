@@ -152,6 +152,7 @@ def _name_dimensions(problems: list[Problem], content: Mapping[str, Any]) -> lis
     for problem in problems:
         parts = problem.field.split(".")
         if len(parts) > 1 and parts[0] == "space" and parts[1].isdigit() and isinstance(space, list):
-            parts[1] = space[int(parts[1])]["path"]
+            dimension = space[int(parts[1])]
+            parts[1] = str(dimension["path"]) if isinstance(dimension, dict) and "path" in dimension else parts[1]
         named.append(Problem(".".join(parts), problem.message))
     return named

@@ -10,6 +10,7 @@ Costs are counted in passes: 1 = one forward of one image; a backward to the inp
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -29,22 +30,24 @@ class Parameter:
     def refuse(self, value: object) -> str | None:
         """Why `value` is not allowed, or None if it is."""
         if self.choices is not None:
-            return None if value in self.choices else f"{value!r} is not one of {list(self.choices)}"
+            known = any(value == choice and type(value) is type(choice) for choice in self.choices)
+            return None if known else f"{value!r} is not one of {list(self.choices)}"
         if isinstance(self.default, bool):
             return None if isinstance(value, bool) else f"{value!r} is not true or false"
         if isinstance(self.default, list):
             numbers = value if isinstance(value, list) else []
-            ordered = bool(numbers) and numbers == sorted(numbers)
-            inside = all(isinstance(n, (int, float)) and 0 < n < 1 for n in numbers)
-            return None if ordered and inside else f"{value!r} is not a rising list of numbers between 0 and 1"
+            inside = bool(numbers) and all(isinstance(n, (int, float)) and 0 < n < 1 for n in numbers)
+            ordered = inside and numbers == sorted(numbers)
+            return None if ordered else f"{value!r} is not a rising list of numbers between 0 and 1"
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return f"{value!r} is not a number"
-        if isinstance(self.default, int) and int(value) != value:
+        if isinstance(self.default, int) and not isinstance(value, int):
             return f"{value!r} is not a whole number"
         low = self.low is not None and value < self.low
         high = self.high is not None and value > self.high
         above = self.above is not None and value <= self.above
-        return f"{value!r} is out of range; allowed: {self.allowed}" if low or high or above or value != value else None
+        finite = abs(value) <= sys.float_info.max
+        return None if finite and not (low or high or above) else f"{value!r} is out of range; allowed: {self.allowed}"
 
     @property
     def allowed(self) -> str:
@@ -247,7 +250,7 @@ MODELS: dict[str, Model] = {
             "norm": Parameter("batch", "normalization layer", choices=("batch", "group")),
             "stem_stride": Parameter(1, "stride of the first block; 2 is three times faster", choices=(1, 2)),
         },
-        gigaflop=0.005, millions=0.024,
+        gigaflop=0.0056, millions=0.024,
     ),
     "preact_resnet18": Model(
         "trainers.models.preact_resnet:preact_resnet18", "pre-activation ResNet-18", "He et al. 2016, arXiv 1603.05027",

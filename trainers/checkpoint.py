@@ -104,12 +104,12 @@ def load(path: Path) -> Checkpoint:
     manifest_file = path / _MANIFEST
     try:
         manifest = json.loads(manifest_file.read_text())
-        for name, expected in manifest["sha256"].items():
-            if _sha256(path / name) != expected:
+        for name in (_MODEL, _TRAINING, _RECORD, _EXPERIMENT):
+            if _sha256(path / name) != manifest["sha256"][name]:
                 raise CorruptCheckpoint.single(str(path), f"{name} does not match its checksum")
         experiment = parse(json.loads((path / _EXPERIMENT).read_text()))
         record = EpochRecord.from_json((path / _RECORD).read_text())
-    except (OSError, KeyError, json.JSONDecodeError) as error:
+    except (OSError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CorruptCheckpoint.single(str(path), f"is not a complete checkpoint ({error})") from error
     return Checkpoint(path, experiment, record)
 

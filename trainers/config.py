@@ -7,10 +7,19 @@ import hashlib
 import json
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from trainers import catalog
 from trainers.problems import InvalidInput, Problem, unknown_name
@@ -25,12 +34,13 @@ class PixelValue(float):
         """Read a number, or text such as `8/255`. Raises ValueError for anything else."""
         if isinstance(value, bool) or not isinstance(value, (str, int, float)):
             raise ValueError(f"{value!r} is not a number or a fraction such as 8/255")
+        written = value.replace(" ", "") if isinstance(value, str) else value
         try:
-            number = float(Fraction(value.replace(" ", ""))) if isinstance(value, str) else float(value)
-        except (ValueError, ZeroDivisionError):
+            number = float(Fraction(written) if isinstance(written, str) and "/" in written else written)
+        except (ValueError, ZeroDivisionError, OverflowError):
             raise ValueError(f"{value!r} is not a number or a fraction such as 8/255") from None
         self = super().__new__(cls, number)
-        self.text = getattr(value, "text", value if isinstance(value, str) else repr(number))
+        self.text = getattr(value, "text", written if isinstance(written, str) else repr(number))
         return self
 
     def __reduce__(self) -> tuple[type[PixelValue], tuple[str]]:
@@ -56,6 +66,15 @@ class Section(BaseModel):
     """Base of all configuration: frozen, and unknown fields are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, value: Any, field: ValidationInfo) -> Any:
+        """Pydantic reads true as 1."""
+        kind = cls.model_fields[str(field.field_name)].annotation
+        if isinstance(value, bool) and {int, float} & {kind, *get_args(kind)}:
+            raise ValueError("is not a number")
+        return value
 
 
 class Choice(Section):
@@ -224,7 +243,11 @@ def apply_overrides(raw: Mapping[str, Any], overrides: list[str]) -> dict[str, A
         path, equals, text = word.partition("=")
         if not equals or not path:
             raise InvalidInput.single(word, "expected key=value, for example attack.epsilon=8/255")
-        set_path(result, path, yaml.safe_load(text))
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise InvalidInput.single(path, f"{text!r} can't be read as YAML") from None
+        set_path(result, path, value)
     return result
 
 
@@ -252,8 +275,9 @@ def _fill(raw: dict[str, Any]) -> list[Problem]:
     _fill_choice(schedule, "schedule", catalog.SCHEDULES, problems)
     _fill_method(method, preset, schedule, problems)
     attack.setdefault("epsilon", dataset.epsilon)
-    _fill_attack(attack, method, preset, problems)
-    evaluation.setdefault("epsilon", attack["epsilon"])
+    epsilon = _usable_epsilon(attack["epsilon"], dataset)
+    _fill_attack(attack, method, preset, epsilon, problems)
+    evaluation.setdefault("epsilon", epsilon)
     model = _table(raw, "model")
     model.setdefault("name", "small" if dataset.module.endswith("digits") else "preact_resnet18")
     _fill_choice(model, "model", catalog.MODELS, problems)
@@ -302,9 +326,9 @@ def _fill_method(
     inner = method.setdefault("inner", preset.inner)
     outer = method.setdefault("outer", preset.outer)
     for slot, entries in (("inner", catalog.INNER), ("outer", catalog.OUTER)):
-        if method[slot] not in entries:
+        if str(method[slot]) not in entries:
             problems.append(Problem(f"method.{slot}", unknown_name(method[slot], entries, slot)))
-    takes_beta = outer in catalog.OUTER and "beta" in catalog.OUTER[outer].parameters
+    takes_beta = str(outer) in catalog.OUTER and "beta" in catalog.OUTER[outer].parameters
     if method.get("beta") is not None:
         parameter = catalog.OUTER["ce_nat_kl"].parameters["beta"]
         if not takes_beta:
@@ -321,7 +345,7 @@ def _fill_method(
             problems.append(Problem("method.beta", complaint))
     default_beta = preset.beta if preset.beta is not None else 6.0
     method.setdefault("beta", default_beta if takes_beta else None)
-    single_step = inner in catalog.INNER and catalog.INNER[inner].single_step
+    single_step = str(inner) in catalog.INNER and catalog.INNER[inner].single_step
     for slot, chosen, entries in (
         ("weighting", preset.weighting, catalog.WEIGHTING),
         ("regularizer", preset.regularizer, catalog.REGULARIZER),
@@ -355,17 +379,22 @@ def _multi_step_defaults(schedule: dict[str, Any]) -> dict[str, Any]:
     return {"beta": 0.25, "samples": "all", "start": start}
 
 
+def _usable_epsilon(given: Any, dataset: catalog.Dataset) -> PixelValue:
+    """What other fields follow: the data set's usual value where a wrong one is a problem already."""
+    try:
+        epsilon = PixelValue(given)
+    except ValueError:
+        return PixelValue(dataset.epsilon)
+    return epsilon if 0 < epsilon <= 1 else PixelValue(dataset.epsilon)
+
+
 def _fill_attack(
-    attack: dict[str, Any], method: dict[str, Any], preset: catalog.Preset, problems: list[Problem]
-) -> None:
+    attack: dict[str, Any], method: dict[str, Any], preset: catalog.Preset, epsilon: PixelValue,
+    problems: list[Problem],
+) -> None:  # fmt: skip
     inner = catalog.INNER.get(str(method["inner"]), catalog.INNER["fgsm"])
     steps = attack.setdefault("steps", 1 if inner.single_step else max(preset.steps, 2))
     if inner.single_step and steps != 1:
         problems.append(Problem("attack.steps", f"{steps!r}: {method['inner']} takes exactly 1 step"))
     attack.setdefault("batch_norm", preset.batch_norm)
-    if "step_size" not in attack:
-        try:
-            epsilon = PixelValue(attack["epsilon"])
-        except ValueError:
-            return
-        attack["step_size"] = inner.relative_step_size * float(epsilon)
+    attack.setdefault("step_size", inner.relative_step_size * float(epsilon))

@@ -104,16 +104,24 @@ def fit(
     )
     start = checkpoint.latest(run_dir) if resume else None
     known = read_records(run_dir) if resume else []
+    best = -1.0
     if start is not None:
         bare.load_state_dict(start.weights())
         optimizer.load_state_dict(start.training_state()["optimizer"])
         if start.record.epoch not in {record.epoch for record in known} and ranks.is_first:
             append_record(run_dir, start.record)
+        best = max(
+            (record.metrics[ROBUST_ACCURACY] for record in known if record.epoch < start.record.epoch), default=best
+        )
+        if start.record.metrics[ROBUST_ACCURACY] > best:
+            # Again, for the crash may have come before it was marked; epochs after this one are marked anew.
+            best = start.record.metrics[ROBUST_ACCURACY]
+            if ranks.is_first:
+                checkpoint.mark_best(run_dir, start.path)
         if start.record.epoch + 1 >= experiment.epochs:
             yield start.record
             return
     recorded = {record.epoch: record for record in known}
-    best = max((record.metrics[ROBUST_ACCURACY] for record in known), default=-1.0)
 
     model: nn.Module = bare
     if ranks.world_size > 1:

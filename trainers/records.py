@@ -53,8 +53,8 @@ def read_lines(path: Path) -> list[str]:
     """Complete lines of a journal file; empty if it does not exist."""
     if not path.exists():
         return []
-    *complete, _torn = path.read_text(encoding="utf-8").split("\n")
-    return [line for line in complete if line]
+    complete, _, _torn = path.read_bytes().rpartition(b"\n")
+    return [line for line in complete.decode().split("\n") if line]
 
 
 def append_line(path: Path, line: str) -> None:

@@ -50,8 +50,8 @@ def der(
             "samples='abnormal' with reference='start' needs start_logits, the logits at the attack's start"
         )
     selected = abnormal(before, step.adversarial_logits, step.labels).to(hinge.dtype)
-    divisor = selected.sum().clamp(min=1) if divide_by == "samples" else torch.as_tensor(float(len(hinge)))
-    return beta * (hinge * selected).sum() / divisor.to(hinge.device)
+    divisor = selected.sum().clamp(min=1) if divide_by == "samples" else len(hinge)
+    return beta * (hinge * selected).sum() / divisor
 
 
 def abnormal(before: Tensor, after: Tensor, labels: Tensor) -> Tensor:

@@ -1,0 +1,199 @@
+"""What may vary: conditions, corners that reach all of it, and paths that lead where an Experiment has a field."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+from pydantic import ValidationError
+
+from search_spaces.space import Dimension, check_space, corners, read_space, suggest
+
+CONDITIONAL = {
+    "method.name": ["fgsm", "trades", "fgsm_rs_der"],
+    "method.beta": {"low": 1, "high": 12, "log": True, "when": {"method.name": "trades"}},
+    "method.regularizer.beta": {"low": 1, "high": 300, "when": {"method.name": ["fgsm_rs_der"]}},
+    "method.regularizer.samples": {"choices": ["abnormal", "all"], "when": {"method.name": "fgsm_rs_der"}},
+    "method.regularizer.gamma": {"low": 0, "high": 1, "step": 0.25, "when": {"method.regularizer.samples": "all"}},
+}
+
+
+def space(raw):
+    return [Dimension.model_validate(fields) for fields in read_space(raw)]
+
+
+def problems(raw, base=()):
+    return {problem.field: problem.message for problem in check_space(space(raw), dict(base))}
+
+
+class Dice:
+    """Draws what an Optuna trial would, and remembers how it was asked."""
+
+    def __init__(self, seed):
+        self.random, self.asked = random.Random(seed), {}
+
+    def suggest_categorical(self, name, choices):
+        self.asked[name] = choices
+        return self.random.choice(choices)
+
+    def suggest_float(self, name, low, high, *, log=False, step=None):
+        self.asked[name] = (low, high, log, step)
+        return self.random.uniform(low, high)
+
+    def suggest_int(self, name, low, high, *, log=False):
+        self.asked[name] = (low, high, log)
+        return self.random.randint(low, high)
+
+
+def test_only_dimensions_whose_condition_holds_are_asked_for():
+    expected = {
+        "fgsm": set(),
+        "trades": {"method.beta"},
+        "fgsm_rs_der": {"method.regularizer.beta", "method.regularizer.samples"},
+    }
+    seen = set()
+    for seed in range(40):
+        values = suggest(space(CONDITIONAL), Dice(seed))
+        name = values["method.name"]
+        rest = expected[name] | (
+            {"method.regularizer.gamma"} if values.get("method.regularizer.samples") == "all" else set()
+        )
+        assert set(values) == {"method.name"} | rest
+        seen.add((name, values.get("method.regularizer.samples")))
+    assert len(seen) == 4
+
+
+def test_a_trial_is_asked_with_the_bounds_and_the_scale_of_the_dimension():
+    dice = Dice(0)
+    raw = {
+        "attack.epsilon": {"low": "2/255", "high": "16/255"},
+        "optimizer.learning_rate": {"low": 0.01, "high": 1, "log": True},
+        "method.regularizer.gamma": {"low": 0, "high": 1, "step": 0.1},
+        "attack.steps": {"low": 2, "high": 10, "integer": True, "log": True},
+        "model.norm": ["batch", "group"],
+    }
+    suggest(space(raw), dice)
+    assert dice.asked == {
+        "attack.epsilon": (2 / 255, 16 / 255, False, None),
+        "optimizer.learning_rate": (0.01, 1, True, None),
+        "method.regularizer.gamma": (0, 1, False, 0.1),
+        "attack.steps": (2, 10, True),
+        "model.norm": ("batch", "group"),
+    }
+
+
+def test_corners_reach_every_branch_and_every_end():
+    assignments = corners(space(CONDITIONAL))
+    reached = {(path, value) for values in assignments for path, value in values.items()}
+    for dimension in space(CONDITIONAL):
+        assert {(dimension.path, extreme) for extreme in dimension.extremes} <= reached
+    for values in assignments:
+        for dimension in space(CONDITIONAL):
+            assert (dimension.path in values) == dimension.active(values)
+
+
+def test_corners_of_an_unconditional_space_change_one_thing_at_a_time():
+    raw = {f"d{index}": {"low": 0, "high": 1, "integer": True} for index in range(4)}
+    assignments = corners(space(raw))
+    assert len(assignments) == 5
+    assert all(sum(values.values()) <= 1 for values in assignments)
+    assert corners([]) == [{}]
+
+
+def test_a_sound_space_has_no_problems():
+    assert problems(CONDITIONAL) == {}
+
+
+@pytest.mark.parametrize(
+    ("raw", "base", "field", "says"),
+    [
+        ({"method.beat": {"low": 1, "high": 2}}, {"method": "trades"}, "method.beat", "Did you mean beta"),
+        ({"method.beta": {"low": 1, "high": 2}}, {"method": "fgsm"}, "method.beta", "no beta"),
+        ({"optimiser.momentum": [0.9]}, {}, "optimiser", "Did you mean optimizer"),
+        ({"attack.epsilon": {"low": 0.1, "high": 2}}, {}, "attack.epsilon", "2.0"),
+        ({"attack.epsilon": {"low": 0, "high": 0.1}}, {}, "attack.epsilon", "0.0"),
+        ({"method.name": ["trades", "tradez"]}, {}, "method.name", "Did you mean trades"),
+        (
+            {"method.regularizer.gamma": {"low": -1, "high": 1}},
+            {"method": "fgsm_der"},
+            "method.regularizer.gamma",
+            "-1",
+        ),
+        ({"method.regularizer.gamma": [0.1]}, {"method": "fgsm"}, "method.regularizer", "fgsm has none"),
+        ({"attack.steps": {"low": 1, "high": 4, "integer": True}}, {"method": "fgsm"}, "attack.steps", "exactly 1"),
+        ({"model.width": {"low": 0, "high": 4, "integer": True}}, {}, "model.width", ">= 1"),
+        ({"data.holdout": [100, 5000]}, {}, "data.holdout", "5000"),
+    ],
+)
+def test_a_dimension_that_leaves_what_an_experiment_allows_is_named(raw, base, field, says):
+    found = problems(raw, base)
+    assert set(found) == {f"space.{field}"}
+    assert says in found[f"space.{field}"]
+    assert " (at " in found[f"space.{field}"]
+
+
+def test_a_mistake_in_one_branch_only_is_found_and_the_branch_is_said():
+    found = problems({"method.name": ["trades", "fgsm"], "method.beta": {"low": 1, "high": 2}})
+    assert "method.name=fgsm" in found["space.method.beta"]
+
+
+def test_a_mistake_of_the_base_experiment_is_not_blamed_on_the_space():
+    assert set(problems({"method.beta": [1, 2]}, {"method": "trades", "epochs": 0})) == {"experiment.epochs"}
+    assert set(problems({}, {"epochs": 0})) == {"experiment.epochs"}
+
+
+@pytest.mark.parametrize("path", ["attack.steps", "model.width", "optimizer.batch_size", "epochs"])
+def test_a_whole_number_needs_a_whole_dimension(path):
+    bounds = {"low": 2, "high": 10}
+    assert set(problems({path: bounds}, {"method": "sat"})) == {f"space.{path}"}
+    assert problems({path: bounds | {"integer": True}}, {"method": "sat"}) == {}
+
+
+def test_a_condition_on_what_comes_later_or_not_at_all_is_named():
+    later = {"method.beta": {"low": 1, "high": 2, "when": {"method.name": "trades"}}, "method.name": ["trades"]}
+    assert "before this one" in problems(later)["space.method.beta.when.method.name"]
+    nowhere = {"method.beta": {"low": 1, "high": 2, "when": {"method.nmae": "trades"}}}
+    assert "space.method.beta.when.method.nmae" in problems(nowhere, {"method": "trades"})
+
+
+def test_a_path_that_is_given_twice_is_named():
+    twice = space({"method.beta": [1, 2]}) * 2
+    assert "space.method.beta" in {problem.field for problem in check_space(twice, {"method": "trades"})}
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({}, "either choices, or low and high"),
+        ({"low": 1}, "either choices, or low and high"),
+        ({"choices": [], "low": 1, "high": 2}, "either choices, or low and high"),
+        ({"choices": [1], "low": 1, "high": 2}, "either choices, or low and high"),
+        ({"choices": []}, "either choices, or low and high"),
+        ({"low": 2, "high": 1}, "low 2 must be below high 1"),
+        ({"low": 1, "high": 1}, "must be below"),
+        ({"low": 0, "high": 1, "log": True}, "log needs a low above 0"),
+        ({"low": 1, "high": 2, "log": True, "step": 0.1}, "log and step exclude each other"),
+        ({"low": "one", "high": 2}, "not a number or a fraction"),
+        ({"low": 1, "high": 2, "lgo": True}, "Extra inputs"),
+    ],
+)
+def test_a_dimension_that_contradicts_itself_is_refused(fields, says):
+    with pytest.raises(ValidationError, match=says):
+        Dimension(path="method.beta", **fields)
+
+
+def test_dimensions_describe_themselves():
+    described = list(map(str, space(CONDITIONAL)))
+    assert described[0] == "method.name: fgsm | trades | fgsm_rs_der"
+    assert described[1] == "method.beta: 1 … 12 (log)  when method.name = trades"
+    assert described[4].startswith("method.regularizer.gamma: 0 … 1 (step 0.25)")
+
+
+def test_every_corner_of_a_space_without_problems_is_an_experiment():
+    from trainers.config import apply_values, parse
+
+    digests = {parse(apply_values({}, values)).digest() for values in corners(space(CONDITIONAL))}
+    pairs = itertools.combinations(digests, 2)
+    assert all(left != right for left, right in pairs)
+    assert len(digests) >= 6

@@ -1,0 +1,184 @@
+"""Studies as files: the shipped ones load, what is written reads back, and every mistake has its dotted field."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from search_spaces.loader import header, load_study, shipped
+from search_spaces.study import parse_study
+from trainers.problems import InvalidInput
+
+STUDY = {
+    "name": "der",
+    "experiment": {"method": "fgsm_rs_der", "evaluation": {"epsilon": "8/255"}, "epochs": 3},
+    "space": {
+        "attack.epsilon": ["4/255", "8/255"],
+        "method.regularizer.samples": ["abnormal", "all"],
+        "method.regularizer.beta": {"low": 1, "high": 300, "log": True, "when": {"method.regularizer.samples": "all"}},
+        "optimizer.batch_size": {"low": 32, "high": 64, "integer": True},
+    },
+    "search": {"sampler": "random", "trials": 4, "start": [{"attack.epsilon": "4/255"}]},
+    "confirm": {"top": 1, "attack": "pgd20"},
+}
+
+
+def complaint(**changes):
+    with pytest.raises(InvalidInput) as caught:
+        parse_study(STUDY | changes)
+    return {problem.field: problem.message for problem in caught.value.problems}
+
+
+@pytest.mark.parametrize("path", shipped().values(), ids=shipped())
+def test_every_shipped_study_says_what_it_asks_and_loads(path):
+    assert len(header(path)) > 20
+    study = load_study(path.stem)
+    assert study == load_study(path)
+    assert study.name == path.stem
+    assert study.space
+    assert parse_study(yaml.safe_load(study.to_yaml())) == study
+    smoke = load_study(path.stem, smoke=True)
+    assert (smoke.name, smoke.search.trials, smoke.experiment["epochs"]) == (f"{study.name}-smoke", 2, 1)
+
+
+def test_a_study_written_and_read_back_is_the_same():
+    study = parse_study(STUDY)
+    assert parse_study(yaml.safe_load(study.to_yaml())) == study
+    assert "8/255" in study.to_yaml()
+
+
+def test_an_experiment_of_the_study_is_its_base_at_a_point():
+    point = {"attack.epsilon": "4/255", "method.regularizer.samples": "all", "method.regularizer.beta": 30.0}
+    experiment = parse_study(STUDY).experiment_for(point)
+    assert (experiment.attack.epsilon.text, experiment.evaluation.epsilon.text) == ("4/255", "8/255")
+    assert experiment.method.regularizer.parameters["beta"] == 30
+    assert experiment.epochs == 3
+
+
+def test_a_study_may_search_nothing():
+    study = parse_study({"name": "one", "experiment": {"method": "trades"}})
+    assert study.space == ()
+    assert study.experiment_for({}).method.name == "trades"
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "says"),
+    [
+        ({"name": "a/b"}, "name", "a/b"),
+        ({"name": ""}, "name", "letters"),
+        ({"nmae": "x"}, "nmae", "Did you mean name"),
+        ({"experiment": {"method": "fgsm_rs_der"}}, "experiment.evaluation.epsilon", "must fix it"),
+        ({"experiment": {"method": "fgsm", "epochs": 0}}, "experiment.epochs", "0"),
+        ({"experiment": 3}, "experiment", "3"),
+        ({"search": {"trials": 0}}, "search.trials", "0"),
+        ({"search": {"trials": True}}, "search.trials", "True"),
+        ({"search": {"sampler": "tpee"}}, "search.sampler", "tpee"),
+        ({"search": {"objectives": ["val/accuracy"]}}, "search.objectives.0", "val/accuracy"),
+        ({"search": {"objectives": []}}, "search.objectives", "[]"),
+        ({"search": {"trails": 3}}, "search.trails", "Did you mean trials"),
+        (
+            {"search": {"start": [{"atack.epsilon": 0.1}]}},
+            "search.start.0.atack.epsilon",
+            "Did you mean attack.epsilon",
+        ),
+        ({"confirm": {"attack": "pgd"}}, "confirm.attack", "pgd"),
+        ({"resources": {"workers": 3}}, "resources.workers", "128"),
+        ({"confirm": {"workers": 3}}, "confirm.workers", "128"),
+        ({"resources": {"gpus_per_worker": -1}}, "resources.gpus_per_worker", "-1"),
+        ({"space": {"evaluation.epsilon": [0.1]}}, "space.evaluation.epsilon", "can't be compared"),
+        ({"space": {"method.gamma": [0.1]}}, "space.method.gamma", "unknown field"),
+        ({"space": {"epochs": {"low": 3}}}, "space.epochs", "low and high"),
+        ({"space": {"epochs": {"low": "x", "high": 3}}}, "space.epochs.low", "x"),
+        ({"space": {"epochs": {"low": 1, "high": 3, "lgo": True}}}, "space.epochs.lgo", "lgo"),
+        ({"space": {"epochs": 3}}, "space.epochs.choices", "3"),
+        ({"space": {"epochs": "3"}}, "space.epochs.choices", "3"),
+        ({"space": {"epochs": {"low": 1, "high": 2, "when": ["x"]}}}, "space.epochs.when", "x"),
+        ({"space": [{"low": 1, "high": 2}]}, "space.0.path", "missing"),
+        ({"space": [3]}, "space.0", "3"),
+        ({"space": 3}, "space", "3"),
+    ],
+)
+def test_a_mistake_is_named_by_its_dotted_field(changes, field, says):
+    found = complaint(**changes)
+    assert says in found[field]
+
+
+def test_several_mistakes_come_in_one_message():
+    found = complaint(name="a b", space={"evaluation.epsilon": [0.1], "method.gamma": [1]}, resources={"workers": 3})
+    assert {"name", "space.evaluation.epsilon", "space.method.gamma", "resources.workers"} <= set(found)
+
+
+NONSENSE = [None, True, -1, 1e400, float("nan"), "", "x", [], [1], {}, {"name": 1}, {1: 2}, {"a": {"b": []}}, object()]
+PLACES = [
+    "name", "experiment", "experiment.attack", "space", "space.epochs", "space.epochs.low", "space.epochs.when",
+    "space.epochs.choices", "search", "search.start", "search.start.0", "search.objectives", "confirm", "confirm.top",
+    "resources", "resources.workers", "tracking", "tracking.uri",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_nonsense_is_invalid_input_or_a_sound_study_and_nothing_else(place):
+    *parents, last = place.split(".")
+    for value in NONSENSE:
+        raw = {
+            "name": "x",
+            "experiment": {},
+            "space": {"epochs": {"low": 1, "high": 3, "integer": True}},
+            "search": {"start": [{"epochs": 2}]},
+            "confirm": {},
+            "resources": {},
+            "tracking": {},
+        }
+        table = raw
+        for part in parents:
+            table = table[part]
+        table[int(last) if isinstance(table, list) else last] = value
+        try:
+            study = parse_study(raw)
+        except InvalidInput:
+            continue
+        assert study.to_yaml()
+
+
+# Files
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "der.yaml"
+    path.write_text("# Does DER prevent the collapse?\n" + yaml.safe_dump(STUDY, sort_keys=False))
+    return path
+
+
+def test_a_file_is_read_with_the_words_of_the_command_line_on_top(file):
+    study = load_study(file, ["search.trials=9", "experiment.attack.steps=1", "tracking.uri=sqlite:///x.db"])
+    assert (study.search.trials, study.tracking.uri) == (9, "sqlite:///x.db")
+    assert study.experiment["attack"] == {"steps": 1}
+    assert load_study(str(file)) == parse_study(STUDY)
+
+
+def test_the_first_comment_is_the_question(file, tmp_path):
+    assert header(file) == "Does DER prevent the collapse?"
+    bare = tmp_path / "bare.yaml"
+    bare.write_text("name: x\n")
+    assert header(bare) == ""
+
+
+@pytest.mark.parametrize("word", ["search.trials", "search.trials=none", "serach.trials=3", "search.trials=["])
+def test_a_word_that_sets_nothing_is_refused(word, file):
+    with pytest.raises(InvalidInput):
+        load_study(file, [word])
+
+
+@pytest.mark.parametrize("content", [b"- a\n", b"", b"name: [", b"\xff\xfe", b"name: \x00"])
+def test_a_file_that_is_no_table_is_refused_by_its_name(content, tmp_path):
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(content)
+    with pytest.raises(InvalidInput, match=r"broken\.yaml"):
+        load_study(path)
+
+
+@pytest.mark.parametrize("source", ["no_such_study", "no_such_file.yaml", "folder/no_such_file"])
+def test_a_study_that_does_not_exist_is_named(source):
+    with pytest.raises(InvalidInput, match=source):
+        load_study(source)

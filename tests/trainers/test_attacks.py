@@ -1,0 +1,209 @@
+"""What every attack keeps to, and what it does to a small net that is accurate and not robust."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from trainers import catalog
+from trainers.attacks.linf import ascend, batch_norm_mode, project, uniform_start
+from trainers.energy import delta_energies
+from trainers.randomness import Noise, generator
+
+EPSILON = 0.1
+ALL = sorted(catalog.INNER)
+MULTI_STEP = [name for name in ALL if not catalog.INNER[name].single_step]
+
+
+def craft(name, model, images, labels, *, epsilon=EPSILON, steps=10, batch_norm="eval", seed=0):
+    row = catalog.INNER[name]
+    return row.load()(
+        model,
+        images,
+        labels,
+        epsilon=epsilon,
+        step_size=row.relative_step_size * epsilon,
+        steps=1 if row.single_step else steps,
+        batch_norm=batch_norm,
+        noise=Noise(generator("cpu", seed, "attack")),
+    )
+
+
+def batch_norms(model):
+    return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("epsilon", [EPSILON, 1e-4])
+def test_stays_in_the_epsilon_ball_and_in_the_box(name, epsilon, natural_net, digits):
+    images, labels = digits
+    adversarial = craft(name, natural_net, images, labels, epsilon=epsilon).images
+    assert (adversarial - images).abs().max() <= epsilon + 1e-6
+    assert adversarial.min() >= 0
+    assert adversarial.max() <= 1
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_raises_the_loss_and_lowers_the_true_logit_on_average(name, natural_net, digits):
+    images, labels = digits
+    natural, attacked = natural_net(images), natural_net(craft(name, natural_net, images, labels).images)
+    assert F.cross_entropy(attacked, labels) > F.cross_entropy(natural, labels) + 0.1
+    assert delta_energies(natural, attacked, labels)[1].mean() < 0
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("training", [False, True])
+def test_in_eval_mode_leaves_the_model_as_it_was(name, training, natural_net, digits):
+    model = copy.deepcopy(natural_net).train(training)
+    before = copy.deepcopy(model.state_dict())
+    craft(name, model, digits[0][:32], digits[1][:32], batch_norm="eval")
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    assert model.training == training
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_same_seed_same_example_and_the_result_is_detached(name, natural_net, digits):
+    images, labels = digits[0][:32], digits[1][:32]
+    first, second = (craft(name, natural_net, images, labels, seed=4) for _ in range(2))
+    assert torch.equal(first.images, second.images)
+    assert not any(part.requires_grad for part in (first.images, first.start_images, first.start_logits))
+    other = craft(name, natural_net, images, labels, seed=5)
+    assert torch.equal(other.start_images, first.start_images) == (name == "fgsm")
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_start_logits_are_the_models_answer_to_the_start(name, natural_net, digits):
+    crafted = craft(name, natural_net, digits[0][:32], digits[1][:32])
+    torch.testing.assert_close(crafted.start_logits, natural_net(crafted.start_images).detach())
+
+
+def test_kl_has_no_gradient_at_the_image_itself_and_moves_only_because_of_its_noise(natural_net, digits):
+    images, labels = digits[0][:32], digits[1][:32]
+    model = copy.deepcopy(natural_net).double()
+    x = images.double().requires_grad_()
+    natural = model(x.detach()).log_softmax(1).detach()
+    divergence = F.kl_div(model(x).log_softmax(1), natural, log_target=True, reduction="sum")
+    assert torch.autograd.grad(divergence, x)[0].abs().max() < 1e-8
+    moved = (craft("pgd_kl", natural_net, images, labels).images - images).abs()
+    assert moved.amax(dim=(1, 2, 3)).min() > 0.9 * EPSILON
+
+
+def test_kl_attack_fools_no_more_than_the_cross_entropy_attack(natural_net, digits):
+    images, labels = digits
+    accuracy = {
+        name: (natural_net(craft(name, natural_net, images, labels).images).argmax(1) == labels).float().mean()
+        for name in ("pgd", "pgd_kl")
+    }
+    assert accuracy["pgd"] <= accuracy["pgd_kl"]
+
+
+def test_delta_energy_of_a_cross_entropy_attack_rises_with_epsilon(natural_net, digits):
+    images, labels = digits
+    natural = natural_net(images)
+    means = []
+    for epsilon in (0.1, 0.3, 1.0):
+        attacked = natural_net(craft("pgd", natural_net, images, labels, epsilon=epsilon).images)
+        means.append(delta_energies(natural, attacked, labels)[0].mean().item())
+    assert means == sorted(means)
+    assert means[-1] > means[0] + 1
+
+
+def test_more_steps_fool_more(natural_net, digits):
+    images, labels = digits
+    losses = [
+        F.cross_entropy(natural_net(craft("pgd", natural_net, images, labels, steps=steps).images), labels)
+        for steps in (1, 10)
+    ]
+    assert losses[0] < losses[1]
+
+
+def test_eval_mode_gives_every_module_its_own_flag_back_even_after_an_error(natural_net):
+    model = copy.deepcopy(natural_net).train()
+    frozen = batch_norms(model)[1].eval()
+    flags = [module.training for module in model.modules()]
+    inside = []
+    with contextlib.suppress(InterruptedError), batch_norm_mode(model, "eval"):
+        inside += [module.training for module in model.modules()]
+        raise InterruptedError
+    assert not any(inside)
+    assert [module.training for module in model.modules()] == flags
+    assert not frozen.training
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_train_mode_updates_running_statistics_once_a_forward_and_spares_frozen_ones(name, natural_net, digits):
+    model = copy.deepcopy(natural_net).train()
+    moving, frozen = batch_norms(model)[0], batch_norms(model)[1].eval()
+    seen, kept, mean = (
+        moving.num_batches_tracked.item(),
+        copy.deepcopy(frozen.state_dict()),
+        moving.running_mean.clone(),
+    )
+    craft(name, model, digits[0][:32], digits[1][:32], steps=4, batch_norm="train")
+    row = catalog.INNER[name]
+    assert moving.num_batches_tracked.item() - seen == (1 if row.single_step else 4) + row.passes
+    assert not torch.equal(moving.running_mean, mean)
+    assert all(torch.equal(kept[key], value) for key, value in frozen.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd"])
+def test_on_a_linear_model_the_example_is_the_corner_of_the_ball(name):
+    source = torch.Generator().manual_seed(0)
+    weight = torch.randn(2, 12, generator=source)
+    images = 0.3 + 0.4 * torch.rand(5, 3, 2, 2, generator=source)
+    labels = torch.tensor([0, 1, 1, 0, 1])
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    model[1].weight.data.copy_(weight)
+    uphill = (weight[1 - labels] - weight[labels]).sign().view_as(images)
+    crafted = craft(name, model, images, labels).images
+    torch.testing.assert_close(crafted, images + EPSILON * uphill, rtol=0, atol=1e-7)
+
+
+def test_random_start_single_step_is_start_plus_one_clipped_step():
+    source = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    images, labels = torch.rand(5, 3, 2, 2, generator=source), torch.tensor([0, 1, 1, 0, 1])
+    weight = model[1].weight.detach()
+    uphill = (weight[1 - labels] - weight[labels]).sign().view_as(images)
+    crafted = craft("fgsm_rs", model, images, labels)
+    expected = (crafted.start_images + 1.25 * EPSILON * uphill - images).clamp(-EPSILON, EPSILON) + images
+    torch.testing.assert_close(crafted.images, expected.clamp(0, 1), rtol=0, atol=1e-6)
+
+
+def test_projection_is_the_identity_inside_and_the_nearest_point_outside():
+    images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    inside = (images + 0.05).clamp(0, 1)
+    assert torch.equal(project(inside, images, EPSILON), inside)
+    for sign in (1, -1):
+        far = images + sign * 7
+        projected = project(far, images, EPSILON)
+        torch.testing.assert_close(projected, (images + sign * EPSILON).clamp(0, 1))
+        assert torch.equal(project(projected, images, EPSILON), projected)
+
+
+def test_uniform_start_fills_the_ball_and_stays_in_the_box():
+    images = torch.cat([torch.zeros(1, 1, 64, 64), torch.full((1, 1, 64, 64), 0.5), torch.ones(1, 1, 64, 64)])
+    moved = uniform_start(images, EPSILON, Noise(generator("cpu", 0, "attack"))) - images
+    assert moved[0].min() == 0
+    assert moved[2].max() == 0
+    assert moved[1].abs().max() <= EPSILON
+    assert moved[1].std().item() == pytest.approx(EPSILON / 3**0.5, rel=0.03)
+    assert moved[1].mean().item() == pytest.approx(0, abs=0.003)
+
+
+def test_an_attack_without_steps_is_refused(natural_net, digits):
+    with pytest.raises(ValueError, match="at least one step"):
+        ascend(natural_net, digits[0], digits[0], torch.sum, epsilon=0.1, step_size=0.1, steps=0)
+
+
+def test_noise_rows_do_not_depend_on_the_number_of_ranks():
+    like = torch.empty(6, 1, 4, 4)
+    whole = Noise(generator("cpu", 1, "attack"), 6).uniform(like, -1, 1)
+    parts = [Noise(generator("cpu", 1, "attack"), 6, first).uniform(like[:2], -1, 1) for first in (0, 2, 4)]
+    assert torch.equal(torch.cat(parts), whole)

@@ -1,0 +1,274 @@
+"""The Experiment as data: it survives being written and read, and every mistake is named before anything runs."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import yaml
+
+from trainers.config import PixelValue, apply_overrides, apply_values, parse, pixels
+from trainers.problems import InvalidInput
+
+FULL = {
+    "data": {"name": "cifar10", "directory": "/data"},
+    "model": {"name": "preact_resnet18"},
+    "method": {"name": "weat_adv_der"},
+    "attack": {"epsilon": "8/255", "step_size": "2/255"},
+    "schedule": {"name": "piecewise"},
+}
+
+
+def complaint(raw):
+    with pytest.raises(InvalidInput) as caught:
+        parse(raw)
+    return {problem.field: problem.message for problem in caught.value.problems}
+
+
+# Values that survive
+
+
+@pytest.mark.parametrize("raw", [{}, FULL, {"method": {"name": "trades_der"}}], ids=["defaults", "full", "trades_der"])
+def test_written_and_read_back_is_the_same_experiment(raw):
+    experiment = parse(raw)
+    for copy in (parse(experiment.to_dict()), parse(yaml.safe_load(experiment.to_yaml()))):
+        assert copy == experiment
+        assert copy.digest() == experiment.digest()
+
+
+def test_a_fraction_stays_text_beside_its_float():
+    epsilon = parse(FULL).attack.epsilon
+    assert epsilon == 8 / 255
+    assert parse(FULL).to_dict()["attack"]["epsilon"] == "8/255"
+    assert "epsilon: 8/255" in parse(FULL).to_yaml()
+    assert parse({"attack": {"epsilon": 0.031}}).to_dict()["attack"]["epsilon"] == 0.031
+    assert parse({"attack": {"epsilon": "8 / 255"}}).digest() == parse({"attack": {"epsilon": "8/255"}}).digest()
+
+
+@pytest.mark.parametrize(("text", "value"), [("8/255", 8 / 255), ("0.031", 0.031), (" 1 / 4", 0.25), ("1e-2", 0.01)])
+def test_pixels_are_read_from_fractions_and_decimals(text, value):
+    assert pixels(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "eight", "8/", "8/0", "1/2/3", "0x8"])
+def test_text_that_is_no_number_is_invalid_input(text):
+    with pytest.raises(InvalidInput, match="not a number or a fraction such as 8/255"):
+        pixels(text)
+
+
+def test_the_bare_name_of_a_table_is_its_name():
+    assert parse({"method": "trades", "model": "resnet18"}) == parse(
+        {"method": {"name": "trades"}, "model": {"name": "resnet18"}}
+    )
+
+
+@pytest.mark.parametrize(("preset", "relative"), [("fgsm", 1.0), ("fgsm_rs", 1.25), ("sat", 0.25), ("trades", 0.25)])
+def test_the_step_follows_epsilon_and_the_attack(preset, relative):
+    attack = parse({"method": preset, "attack": {"epsilon": "8/255"}}).attack
+    assert attack.step_size == pytest.approx(relative * 8 / 255)
+
+
+def test_evaluation_epsilon_follows_training_epsilon_unless_given():
+    assert parse({"attack": {"epsilon": 0.2}}).evaluation.epsilon == 0.2
+    assert parse({"attack": {"epsilon": 0.2}, "evaluation": {"epsilon": 0.1}}).evaluation.epsilon == 0.1
+
+
+def test_der_on_multi_step_methods_takes_all_samples_late_and_weakly():
+    single = parse({"method": "fgsm_rs_der"}).method.regularizer.parameters
+    multi = parse({"method": "sat_der"}).method.regularizer.parameters
+    stepped = parse({"method": "sat_der", "schedule": "piecewise"}).method.regularizer.parameters
+    assert (single["samples"], single["start"], single["beta"]) == ("abnormal", 0.0, 100.0)
+    assert (multi["samples"], multi["start"], multi["beta"]) == ("all", 0.75, 0.25)
+    assert stepped["start"] == 0.5
+
+
+def test_a_given_slot_replaces_the_presets():
+    method = parse({"method": {"name": "trades", "weighting": "energy", "inner": "pgd", "beta": 3}}).method
+    assert (method.inner, method.outer, method.weighting.name, method.beta) == ("pgd", "ce_nat_kl", "energy", 3)
+    assert parse({"method": {"name": "weat_nat", "weighting": None}}).method.weighting is None
+
+
+def test_where_the_data_lie_does_not_change_the_digest():
+    moved = apply_values(FULL, {"data.directory": "/elsewhere", "data.download": True})
+    assert parse(moved).digest() == parse(FULL).digest()
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("data.train_samples", 1000),
+        ("data.holdout", 500),
+        ("data.augment", False),
+        ("data.split_seed", 1),
+        ("model.width", 32),
+        ("model.name", "resnet18"),
+        ("method.name", "trades_der"),
+        ("method.beta", 3),
+        ("method.weighting", None),
+        ("method.regularizer.gamma", 0.2),
+        ("attack.epsilon", 0.031),
+        ("attack.steps", 7),
+        ("attack.batch_norm", "train"),
+        ("optimizer.learning_rate", 0.2),
+        ("optimizer.batch_size", 64),
+        ("schedule.factor", 0.2),
+        ("epochs", 31),
+        ("evaluation.epsilon", "4/255"),
+        ("evaluation.probe_samples", 100),
+        ("seed", 1),
+    ],
+)
+def test_what_changes_the_result_changes_the_digest(path, value):
+    assert parse(apply_values(FULL, {path: value})).digest() != parse(FULL).digest()
+
+
+def test_parsing_leaves_its_input_alone():
+    raw = {"method": {"name": "fgsm_der"}, "attack": {}}
+    parse(raw)
+    assert raw == {"method": {"name": "fgsm_der"}, "attack": {}}
+
+
+def test_command_line_words_are_yaml_at_dotted_paths():
+    raw = apply_overrides({"method": "trades"}, ["attack.epsilon=8/255", "method.beta=3", "data.augment=true"])
+    assert raw == {
+        "method": {"name": "trades", "beta": 3},
+        "attack": {"epsilon": "8/255"},
+        "data": {"augment": True},
+    }
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        ("method.name", "tradez", "Did you mean trades"),
+        ("method.beat", 3, "Did you mean beta"),
+        ("atack.epsilon", 0.1, "Did you mean attack"),
+        ("data.nmae", "digits", "Did you mean name"),
+        ("data.name", "cifar", "Did you mean cifar10"),
+        ("data.holdout", 1500, "1500"),
+        ("data.train_samples", 1500, "1500"),
+        ("data.size", 12, "12"),
+        ("model.name", "smal", "Did you mean small"),
+        ("model.widht", 3, "Did you mean width"),
+        ("model.width", 0, ">= 1"),
+        ("model.width", 8.5, "whole number"),
+        ("model.norm", "layer", "layer"),
+        ("schedule.name", "onecycl", "Did you mean onecycle"),
+        ("schedule.peak", 1.0, "<= 0.99"),
+        ("method.beta", 3, "no beta in its loss"),
+        ("method.inner", "pdg", "Did you mean pgd"),
+        ("method.outer", "ce_nat", "Did you mean ce_nat_kl"),
+        ("method.weighting", "energie", "Did you mean energy"),
+        ("method.regularizer.gamma", 0.1, "fgsm has none"),
+        ("attack.epsilon", 0, "0"),
+        ("attack.epsilon", "0/255", "0"),
+        ("attack.epsilon", -0.1, "-0.1"),
+        ("attack.epsilon", 1.5, "1.5"),
+        ("attack.epsilon", 8, "8"),
+        ("attack.epsilon", math.nan, "nan"),
+        ("attack.epsilon", "8:255", "8/255"),
+        ("attack.epsilon", "8/0", "8/0"),
+        ("attack.epsilon", True, "True"),
+        ("attack.epsilon", [0.1], "0.1"),
+        ("attack.steps", 2, "exactly 1 step"),
+        ("attack.batch_norm", "frozen", "frozen"),
+        ("optimizer.learning_rate", 0, "0"),
+        ("optimizer.learning_rate", math.nan, "nan"),
+        ("optimizer.momentum", 1, "1"),
+        ("optimizer.batch_size", 2.5, "2.5"),
+        ("optimizer.batch_size", True, "True"),
+        ("epochs", 0, "0"),
+        ("epochs", True, "True"),
+        ("epochs", "many", "many"),
+        ("seed", -1, "-1"),
+        ("evaluation.epsilon", math.inf, "inf"),
+        ("attack", 3, "3"),
+        ("data", None, "None"),
+        ("schedule", ["onecycle"], "onecycle"),
+    ],
+)
+def test_a_mistake_is_named_by_field_with_the_value_or_the_nearest_name(path, value, says):
+    found = complaint(apply_values({}, {path: value}))
+    places = [path, f"{path}.name", *(path.rsplit(".", cut)[0] for cut in (1, 2))]
+    assert says in found[next(place for place in places if place in found)]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        ("gamma", -0.1, ">= 0"),
+        ("gama", 0.1, "Did you mean gamma"),
+        ("beta", "strong", "not a number"),
+        ("samples", "some", "abnormal"),
+        ("start", 1.1, "<= 1"),
+        ("detach_natural", 1, "true or false"),
+        ("beta", True, "not a number"),
+        ("beta", math.nan, "nan"),
+    ],
+)
+def test_a_mistake_inside_a_slot_is_named(path, value, says):
+    found = complaint({"method": {"name": "fgsm_rs_der", "regularizer": {path: value}}})
+    assert says in found[f"method.regularizer.{path}"]
+
+
+def test_all_mistakes_come_in_one_message():
+    found = complaint(
+        {
+            "method": {"name": "tradez"},
+            "attack": {"epsilon": 2},
+            "optimizer": {"momentun": 0.9},
+            "data": {"holdout": 9999},
+            "epochs": 0,
+        }
+    )
+    assert {"method.name", "attack.epsilon", "optimizer.momentun", "data.holdout", "epochs"} <= set(found)
+
+
+def test_a_wrong_epsilon_is_the_only_complaint_about_it():
+    for wrong in ("eight", 0, 9):
+        assert set(complaint({"attack": {"epsilon": wrong}})) == {"attack.epsilon"}
+
+
+@pytest.mark.parametrize("word", ["epochs", "=3", "attack.epsilon=[", "attack={"])
+def test_a_command_line_word_that_is_no_setting_is_refused(word):
+    with pytest.raises(InvalidInput):
+        apply_overrides({}, [word])
+
+
+def paths(table, prefix=""):
+    for key, value in table.items():
+        yield prefix + key
+        if isinstance(value, dict):
+            yield from paths(value, f"{prefix}{key}.")
+
+
+NONSENSE = [
+    None, True, -1, 0, 1, 2.0, 1e400, -math.inf, math.nan, 10**400, "", "nonsense", "1e400", "8/255", b"8",
+    [], [1], [0.5, "x"], {}, {"name": 1}, {"name": []}, {1: 2}, {"a": {"b": 1}}, (1, 2), object(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", [*paths(parse(FULL).to_dict()), "schedule.peak", "model.norm", "", "1"])
+def test_nonsense_is_invalid_input_or_a_sound_experiment_and_nothing_else(path):
+    for value in NONSENSE:
+        try:
+            experiment = parse(apply_values(FULL, {path: value}))
+        except InvalidInput:
+            continue
+        assert parse(yaml.safe_load(experiment.to_yaml())).digest() == experiment.digest()
+
+
+@pytest.mark.parametrize("value", [2.0, True])
+@pytest.mark.parametrize(("model", "field"), [("small", "width"), ("small", "stem_stride")])
+def test_a_whole_number_of_a_model_is_an_int_as_its_layers_want_it(model, field, value):
+    assert f"model.{field}" in complaint({"model": {"name": model, field: value}})
+
+
+def test_pixel_values_survive_pickling_with_their_text():
+    import pickle
+
+    value = pickle.loads(pickle.dumps(PixelValue("8/255")))
+    assert (value, value.text) == (8 / 255, "8/255")

@@ -1,0 +1,173 @@
+"""Two ranks over gloo against one: the same run, one gradient exchange a step, rows in order."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from trainers import checkpoint
+from trainers.config import apply_values, parse
+from trainers.data.images import load_splits
+from trainers.loop import fit, train_step
+from trainers.measure import training_attack
+from trainers.methods.objective import build_objective
+from trainers.models.build import build_model
+from trainers.randomness import Noise, generator
+from trainers.ranks import Ranks
+from trainers.records import read_records
+
+WORLD = 2
+ROWS = 32
+BASE = {
+    "data": {"size": 8, "train_samples": 130, "holdout": 75},
+    "model": {"name": "small", "width": 4},
+    "optimizer": {"batch_size": ROWS, "learning_rate": 0.05},
+    "epochs": 2,
+    "evaluation": {"probe_samples": 33, "batch_size": 40},
+}
+RUNS = {
+    "sat": {"method.name": "sat", "attack.steps": 2, "model.norm": "group", "data.augment": True},
+    "fgsm_rs_der": {"method.name": "fgsm_rs_der", "model.norm": "group"},
+    "weat_adv": {"method.name": "weat_adv", "attack.steps": 2, "model.norm": "batch"},
+}
+
+
+def settings(name, **values):
+    return parse(apply_values(BASE, RUNS[name] | values))
+
+
+def one_step(experiment, splits, rank=0, world=1, hook=None):
+    """Gradients of the first step on this rank's rows; `hook` counts what DDP exchanges."""
+    rows = ROWS // world
+    own = slice(rank * rows, (rank + 1) * rows)
+    model = build_model(experiment).train()
+    wrapped = model
+    if dist.is_initialized():
+        wrapped = DistributedDataParallel(model, broadcast_buffers=False)
+        wrapped.register_comm_hook(None, hook)
+    train_step(
+        wrapped,
+        training_attack(experiment.method, experiment.attack, experiment.attack.batch_norm),
+        build_objective(experiment.method),
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        splits.train.floats(0, ROWS)[own],
+        splits.train.labels[:ROWS][own],
+        Noise(generator("cpu", 0, "attack"), ROWS, own.start),
+        progress=1.0,
+    )
+    return [parameter.grad for parameter in model.parameters()], dict(model.named_buffers())
+
+
+def work(rank, folder):
+    """What each of the two processes does; the tests look at what it leaves in `folder`."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
+    ranks = Ranks.current("cpu")
+    splits = torch.load(folder / "splits.pt", weights_only=False)
+    found = {"records": {n: list(fit(settings(n), folder / n, ranks=ranks, splits=splits)) for n in RUNS}}
+
+    exchanged = []
+
+    def hook(state, bucket):
+        exchanged.append(bucket.buffer().numel())
+        return allreduce_hook(state, bucket)
+
+    for steps in (1, 5):
+        exchanged.clear()
+        gradients, buffers = one_step(settings("weat_adv", **{"attack.steps": steps}), splits, rank, WORLD, hook)
+        found[f"exchanged {steps}"] = list(exchanged)
+    found["gradients"], found["buffers"] = gradients, buffers
+    model = build_model(settings("weat_adv"))
+    for buffer in model.buffers():
+        buffer.copy_(torch.full_like(buffer, 3 * rank))
+    ranks.average_buffers(model)
+    found["averaged"] = dict(model.named_buffers())
+    uneven = torch.arange(10.0).view(5, 2)[rank * 3 : rank * 3 + 3]
+    found["concatenated"] = ranks.concatenate(uneven)
+    found["with an empty rank"] = ranks.concatenate(uneven[:0] if rank == 0 else uneven)
+    found["sum"] = ranks.sum(torch.tensor([1.0, rank]))
+    found["broadcast"] = ranks.broadcast({"from": rank})
+    torch.save(found, folder / f"rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return load_splits(settings("sat").data)
+
+
+@pytest.fixture(scope="module")
+def together(pictures, tmp_path_factory):
+    """(run folder, what each rank found): two processes, started once for all tests of this file."""
+    folder = tmp_path_factory.mktemp("ddp")
+    torch.save(pictures, folder / "splits.pt")
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    mp.spawn(work, (folder,), nprocs=WORLD)
+    return folder, [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(WORLD)]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_both_ranks_yield_the_same_records_and_they_are_written_once(name, together):
+    folder, (first, second) = together
+    assert first["records"][name] == second["records"][name] == read_records(folder / name)
+    assert [record.epoch for record in first["records"][name]] == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["sat", "fgsm_rs_der"])
+def test_two_ranks_train_the_net_that_one_rank_trains(name, together, pictures, alone, tmp_path):
+    folder, (found, _) = together
+    records = list(fit(settings(name), tmp_path, ranks=alone, splits=pictures))
+    weights = checkpoint.latest(tmp_path).weights()
+    for key, value in checkpoint.latest(folder / name).weights().items():
+        torch.testing.assert_close(value, weights[key], rtol=0, atol=1e-5)
+    for ours, theirs in zip(found["records"][name], records, strict=True):
+        timeless = {key: value for key, value in theirs.metrics.items() if "second" not in key}
+        assert {key: ours.metrics[key] for key in timeless} == pytest.approx(timeless, rel=1e-4, abs=1e-4)
+
+
+def test_gradients_under_batch_norm_are_the_mean_of_those_of_the_two_halves(together, pictures):
+    experiment = settings("weat_adv", **{"attack.steps": 5})
+    halves = [one_step(experiment, pictures, rank, WORLD)[0] for rank in range(WORLD)]
+    for rank in range(WORLD):
+        for gradient, left, right in zip(together[1][rank]["gradients"], *halves, strict=True):
+            torch.testing.assert_close(gradient, (left + right) / 2, rtol=1e-4, atol=1e-6)
+
+
+def test_batch_norm_statistics_are_each_ranks_own_until_they_are_averaged(together, pictures):
+    experiment = settings("weat_adv", **{"attack.steps": 5})
+    for rank in range(WORLD):
+        _, buffers = one_step(experiment, pictures, rank, WORLD)
+        for name, value in together[1][rank]["buffers"].items():
+            torch.testing.assert_close(value, buffers[name], rtol=1e-4, atol=1e-6)
+        for name, value in together[1][rank]["averaged"].items():
+            expected = 1.5 if value.is_floating_point() else 3 * rank
+            assert (value == expected).all(), name
+
+
+def test_gradients_are_exchanged_once_a_step_whatever_the_steps_of_the_attack(together, pictures):
+    parameters = sum(p.numel() for p in build_model(settings("weat_adv")).parameters())
+    for found in together[1]:
+        assert sum(found["exchanged 1"]) == parameters
+        assert found["exchanged 1"] == found["exchanged 5"]
+
+
+def test_rows_of_all_ranks_come_together_in_order_even_if_uneven(together):
+    rows = torch.arange(10.0).view(5, 2)
+    for found in together[1]:
+        assert torch.equal(found["concatenated"], rows)
+        assert torch.equal(found["with an empty rank"], rows[3:])
+        assert found["sum"].tolist() == [2, 1]
+        assert found["broadcast"] == {"from": 0}
+
+
+def test_alone_every_collective_does_nothing(alone):
+    values = torch.arange(3.0)
+    assert alone.sum(values) is alone.concatenate(values) is alone.broadcast(values) is values
+    assert alone.share(3) == slice(0, 3)
+    assert Ranks.current("cpu") == alone

@@ -1,0 +1,283 @@
+"""A run that is stopped, broken and resumed ends as one that was left alone; a step does what the catalog says."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from trainers import catalog, checkpoint
+from trainers.loop import Diverged, fit, train_step
+from trainers.measure import training_attack
+from trainers.methods.objective import build_objective
+from trainers.models.build import build_model
+from trainers.problems import InvalidInput
+from trainers.randomness import Noise, generator
+from trainers.records import RECORDS_FILE, append_record, read_records
+
+aten = torch.ops.aten
+RUNS = {
+    "fgsm_rs_der": {"method.name": "fgsm_rs_der", "data.augment": True},
+    "weat_adv": {"method.name": "weat_adv", "attack.steps": 2, "model.norm": "group"},
+}
+
+
+def without_clock(records):
+    clocks = ("seconds", "images_per_second")
+    return [
+        (record.epoch, {name: value for name, value in record.metrics.items() if not name.endswith(clocks)})
+        for record in records
+    ]
+
+
+def final_weights(run_dir):
+    return checkpoint.latest(run_dir).weights()
+
+
+def same_weights(left, right):
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def uninterrupted(request, experiment, splits, tmp_path_factory):
+    """(settings, records, final weights) of a run of three epochs that nothing disturbed."""
+    from trainers.ranks import Ranks
+
+    run_dir = tmp_path_factory.mktemp(request.param)
+    settings = experiment(RUNS[request.param])
+    records = list(fit(settings, run_dir, ranks=Ranks(0, 1, torch.device("cpu")), splits=splits))
+    return settings, records, final_weights(run_dir)
+
+
+@pytest.fixture
+def stopped(uninterrupted, splits, alone, tmp_path):
+    """`stopped(epochs)`: a folder in which the same run was stopped after that many epochs."""
+
+    def run(epochs):
+        running = fit(uninterrupted[0], tmp_path, ranks=alone, splits=splits)
+        for _ in range(epochs):
+            next(running)
+        running.close()
+        return tmp_path
+
+    return run
+
+
+def test_training_learns_and_says_one_record_an_epoch(uninterrupted):
+    _, records, _ = uninterrupted
+    assert [record.epoch for record in records] == [0, 1, 2]
+    assert records[-1].metrics["train/loss"] < records[0].metrics["train/loss"]
+    assert all(torch.isfinite(torch.tensor(list(record.metrics.values()))).all() for record in records)
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_resumed_equals_uninterrupted_bit_for_bit(epochs, uninterrupted, stopped, splits, alone):
+    settings, records, weights = uninterrupted
+    run_dir = stopped(epochs)
+    resumed = list(fit(settings, run_dir, ranks=alone, splits=splits))
+    assert without_clock(resumed) == without_clock(records[epochs:])
+    assert without_clock(read_records(run_dir)) == without_clock(records)
+    assert same_weights(final_weights(run_dir), weights)
+
+
+@pytest.mark.parametrize("newest_only", [True, False], ids=["newest", "all"])
+def test_a_run_with_broken_checkpoints_ends_equal_and_records_each_epoch_once(
+    newest_only, uninterrupted, stopped, splits, alone
+):
+    settings, records, weights = uninterrupted
+    run_dir = stopped(2)
+    for epoch in (1,) if newest_only else (0, 1):
+        file = run_dir / "checkpoints" / f"epoch_000{epoch}" / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-1])
+    with open(run_dir / RECORDS_FILE, "a") as journal:
+        journal.write('{"epoch": 2, "ti')
+    first, second = read_records(run_dir)
+    list(fit(settings, run_dir, ranks=alone, splits=splits))
+    assert same_weights(final_weights(run_dir), weights)
+    assert without_clock(read_records(run_dir)) == without_clock(records)
+    assert (run_dir / RECORDS_FILE).read_text().count("\n") == 3
+    assert read_records(run_dir)[:2] == [first, second]
+
+
+def test_a_finished_run_says_its_last_record_again(uninterrupted, stopped, splits, alone):
+    run_dir = stopped(3)
+    before = (run_dir / RECORDS_FILE).read_text()
+    assert list(fit(uninterrupted[0], run_dir, ranks=alone, splits=splits)) == read_records(run_dir)[-1:]
+    assert (run_dir / RECORDS_FILE).read_text() == before
+
+
+def test_the_best_checkpoint_is_the_first_most_robust_epoch(uninterrupted, stopped):
+    best = checkpoint.load(stopped(3) / "checkpoints" / "best").record
+    assert best.epoch == max(uninterrupted[1], key=lambda record: record.metrics["val/pgd10_accuracy"]).epoch
+
+
+@pytest.mark.parametrize("crash", ["before the best was marked", "before the record was written", "broken on the disk"])
+def test_the_best_checkpoint_survives_a_crash_in_its_epoch(crash, experiment, splits, alone, tmp_path):
+    settings = experiment({"epochs": 1})
+    list(fit(settings, tmp_path, ranks=alone, splits=splits))
+    best = tmp_path / "checkpoints" / "best"
+    if crash == "broken on the disk":
+        with open(best / "model.safetensors", "r+b") as file:  # a hard link: the epoch's own checkpoint breaks too
+            file.truncate(100)
+    else:
+        (tmp_path / RECORDS_FILE).unlink()
+    if crash == "before the best was marked":
+        best.rename(tmp_path / "elsewhere")
+    list(fit(settings, tmp_path, ranks=alone, splits=splits))
+    assert checkpoint.load(best).record == read_records(tmp_path)[0]
+
+
+def test_a_record_that_a_crash_lost_is_written_from_its_checkpoint(uninterrupted, stopped, splits, alone):
+    run_dir = stopped(2)
+    first, second = read_records(run_dir)
+    (run_dir / RECORDS_FILE).unlink()
+    append_record(run_dir, first)
+    list(fit(uninterrupted[0], run_dir, ranks=alone, splits=splits))
+    assert read_records(run_dir)[:2] == [first, second]
+
+
+def test_a_folder_of_another_experiment_is_refused(stopped, experiment, splits, alone):
+    run_dir = stopped(1)
+    with pytest.raises(InvalidInput, match="holds another experiment"):
+        next(fit(experiment({"seed": 7}), run_dir, ranks=alone, splits=splits))
+
+
+def test_without_resuming_a_folder_in_use_is_refused(uninterrupted, stopped, splits, alone):
+    with pytest.raises(InvalidInput, match="holds this experiment already"):
+        next(fit(uninterrupted[0], stopped(1), ranks=alone, splits=splits, resume=False))
+
+
+def test_a_diverging_run_says_in_which_epoch_and_step(experiment, splits, alone, tmp_path):
+    # Rate times decay is 9: every step multiplies the weights by -8, until float32 overflows.
+    settings = experiment(
+        {"optimizer.learning_rate": 10, "optimizer.weight_decay": 0.9, "optimizer.batch_size": 8}
+        | {"schedule.name": "constant"}
+    )
+    records = []
+    with pytest.raises(Diverged) as caught:
+        records += fit(settings, tmp_path, ranks=alone, splits=splits)
+    epoch, step = map(int, re.search(r"not finite at epoch (\d+), step (\d+)", str(caught.value)).groups())
+    assert epoch == len(read_records(tmp_path))
+    assert 0 < step < 256 // 8
+
+
+def test_adversarial_examples_of_a_robust_net_have_the_higher_energy(experiment, splits, alone, tmp_path):
+    settings = experiment({"method.name": "sat", "attack.steps": 5, "optimizer.batch_size": 32, "epochs": 5})
+    for record in fit(settings, tmp_path, ranks=alone, splits=splits):
+        assert record.metrics["probe/delta_energy/mean"] < 0
+        assert record.metrics["probe/delta_joint_energy/mean"] < 0
+
+
+def test_the_global_random_state_is_left_alone(experiment, splits, alone, tmp_path):
+    before = torch.get_rng_state()
+    list(fit(experiment({"epochs": 1}), tmp_path, ranks=alone, splits=splits))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# One step
+
+
+def step_of(settings, splits, device="cpu"):
+    """A function that takes one training step of the settings, with every slot acting."""
+    model = build_model(settings).to(device).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    attacker = training_attack(settings.method, settings.attack, settings.attack.batch_norm)
+    objective = build_objective(settings.method)
+    images, labels = splits.train.floats(0, 8).to(device), splits.train.labels[:8].to(device)
+    noise = Noise(generator(device, 0, "attack"))
+    return model, lambda: train_step(model, attacker, objective, optimizer, images, labels, noise, progress=1.0)
+
+
+def preset(name, experiment):
+    single = catalog.INNER[catalog.PRESETS[name].inner].single_step
+    return experiment({"method.name": name} | ({} if single else {"attack.steps": 3}))
+
+
+class Passes(TorchDispatchMode):
+    """Counts passes through the second convolution: forward 1, backward to its input 1, to its weight 1."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape, self.forwards, self.passes = shape, 0, 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if operation is aten.convolution.default and args[1].shape == self.shape:
+            self.forwards += 1
+            self.passes += 1
+        if operation is aten.convolution_backward.default and args[2].shape == self.shape:
+            self.passes += sum(args[-1][:2])
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", catalog.PRESETS)
+def test_a_step_costs_the_passes_of_the_catalog(name, experiment, splits):
+    settings = preset(name, experiment)
+    _, step = step_of(settings, splits)
+    with Passes((8, 4, 3, 3)) as counted:
+        step()
+    row = catalog.PRESETS[name]
+    natural = bool(row.outer != "ce_adv" or row.weighting or row.regularizer)
+    assert counted.forwards == settings.attack.steps + (row.inner == "pgd_kl") + 1 + natural
+    assert counted.passes == settings.training_passes
+
+
+class HostSyncs(TorchDispatchMode):
+    """Collects operations that make the host wait for the device: scalars, shapes and masks read back, host tensors."""
+
+    waiting = (aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.is_nonzero, aten.lift_fresh)
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        by_mask = operation.overloadpacket in (aten.index, aten.index_put, aten.index_put_) and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        if operation.overloadpacket in self.waiting or by_mask:
+            self.seen.append(str(operation))
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", catalog.PRESETS)
+def test_a_step_never_waits_for_the_device(name, experiment, splits):
+    _, step = step_of(preset(name, experiment), splits)
+    with HostSyncs() as syncs:
+        step()
+    assert syncs.seen == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", catalog.PRESETS)
+def test_a_step_never_waits_for_a_real_device(name, experiment, splits):
+    _, step = step_of(preset(name, experiment), splits, "cuda")
+    step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_the_detector_of_host_syncs_detects(value):
+    with HostSyncs() as syncs:
+        logits = torch.tensor([value])
+        logits.item()
+        logits[logits > 0.5]
+        logits.nonzero()
+    assert {"aten._local_scalar_dense.default", "aten.nonzero.default", "aten.index.Tensor"} <= set(syncs.seen)
+
+
+@pytest.mark.parametrize("name", catalog.PRESETS)
+def test_a_step_moves_the_weights_and_sums_over_its_rows(name, experiment, splits):
+    model, step = step_of(preset(name, experiment), splits)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    result = step()
+    assert all(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+    assert result.loss.isfinite()
+    assert 0 <= result.adversarial_correct <= 8
+    assert (result.weight_sum == 8) == (catalog.PRESETS[name].weighting is None)
+    assert result.regularizer == 0 or catalog.PRESETS[name].regularizer
