@@ -44,6 +44,10 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over ranks of a detached statistic."""
+        return self.sum(values.detach().clone()) / self.world_size
+
     def concatenate(self, values: Tensor) -> Tensor:
         """Rows of all ranks in rank order; the ranks may hold different numbers of rows."""
         if self.world_size == 1:
