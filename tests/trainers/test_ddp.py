@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainers import checkpoint
 from trainers.config import apply_values, parse
+from trainers.data.batches import TrainingBatches
 from trainers.data.images import load_splits
 from trainers.loop import fit, train_step
 from trainers.measure import training_attack
@@ -35,6 +36,7 @@ RUNS = {
     "sat": {"method.name": "sat", "attack.steps": 2, "model.norm": "group", "data.augment": True},
     "fgsm_rs_der": {"method.name": "fgsm_rs_der", "model.norm": "group"},
     "weat_adv": {"method.name": "weat_adv", "attack.steps": 2, "model.norm": "batch"},
+    "one_batch": {"method.name": "weat_adv", "attack.steps": 2, "optimizer.batch_size": 128, "epochs": 1},
 }
 
 
@@ -42,23 +44,17 @@ def settings(name, **values):
     return parse(apply_values(BASE, RUNS[name] | values))
 
 
-def one_step(experiment, splits, rank=0, world=1, hook=None):
-    """Gradients of the first step on this rank's rows; `hook` counts what DDP exchanges."""
-    rows = ROWS // world
-    own = slice(rank * rows, (rank + 1) * rows)
+def one_step(experiment, splits, rank=0, world=1, wrap=lambda model: model):
+    """Gradients and buffers after this rank's first step of a run."""
+    batches = TrainingBatches(splits.train, experiment, Ranks(rank, world, torch.device("cpu")))
     model = build_model(experiment).train()
-    wrapped = model
-    if dist.is_initialized():
-        wrapped = DistributedDataParallel(model, broadcast_buffers=False)
-        wrapped.register_comm_hook(None, hook)
     train_step(
-        wrapped,
+        wrap(model),
         training_attack(experiment.method, experiment.attack, experiment.attack.batch_norm),
         build_objective(experiment.method),
         torch.optim.SGD(model.parameters(), lr=0.1),
-        splits.train.floats(0, ROWS)[own],
-        splits.train.labels[:ROWS][own],
-        Noise(generator("cpu", 0, "attack"), ROWS, own.start),
+        *next(batches.epoch(0)),
+        Noise(generator("cpu", experiment.seed, "attack", 0), *batches.rows),
         progress=1.0,
     )
     return [parameter.grad for parameter in model.parameters()], dict(model.named_buffers())
@@ -72,16 +68,23 @@ def work(rank, folder):
     splits = torch.load(folder / "splits.pt", weights_only=False)
     found = {"records": {n: list(fit(settings(n), folder / n, ranks=ranks, splits=splits)) for n in RUNS}}
 
-    exchanged = []
+    exchanged, forwards = [], []
 
-    def hook(state, bucket):
+    def count_buckets(state, bucket):
         exchanged.append(bucket.buffer().numel())
         return allreduce_hook(state, bucket)
 
+    def wrap(model):
+        wrapped = DistributedDataParallel(model, broadcast_buffers=False)
+        wrapped.register_comm_hook(None, count_buckets)
+        wrapped.register_forward_hook(lambda *_: forwards.append(1))
+        return wrapped
+
     for steps in (1, 5):
         exchanged.clear()
-        gradients, buffers = one_step(settings("weat_adv", **{"attack.steps": steps}), splits, rank, WORLD, hook)
-        found[f"exchanged {steps}"] = list(exchanged)
+        forwards.clear()
+        gradients, buffers = one_step(settings("weat_adv", **{"attack.steps": steps}), splits, rank, WORLD, wrap)
+        found[f"exchanged {steps}"], found[f"forwards {steps}"] = list(exchanged), len(forwards)
     found["gradients"], found["buffers"] = gradients, buffers
     model = build_model(settings("weat_adv"))
     for buffer in model.buffers():
@@ -116,7 +119,7 @@ def together(pictures, tmp_path_factory):
 def test_both_ranks_yield_the_same_records_and_they_are_written_once(name, together):
     folder, (first, second) = together
     assert first["records"][name] == second["records"][name] == read_records(folder / name)
-    assert [record.epoch for record in first["records"][name]] == [0, 1]
+    assert [record.epoch for record in first["records"][name]] == list(range(settings(name).epochs))
 
 
 @pytest.mark.parametrize("name", ["sat", "fgsm_rs_der"])
@@ -150,11 +153,23 @@ def test_batch_norm_statistics_are_each_ranks_own_until_they_are_averaged(togeth
             assert (value == expected).all(), name
 
 
+def test_a_checkpoint_holds_the_mean_of_the_ranks_batch_norm_statistics(together, pictures):
+    experiment = settings("one_batch")
+    left, right = (one_step(experiment, pictures, rank, WORLD)[1] for rank in range(WORLD))
+    saved = checkpoint.latest(together[0] / "one_batch").weights()
+    means = [name for name in left if name.endswith("running_mean")]
+    for name in means:
+        torch.testing.assert_close(saved[name], (left[name] + right[name]) / 2, rtol=1e-4, atol=1e-6)
+        assert not torch.allclose(left[name], right[name], rtol=1e-3)
+    assert len(means) == 3
+
+
 def test_gradients_are_exchanged_once_a_step_whatever_the_steps_of_the_attack(together, pictures):
     parameters = sum(p.numel() for p in build_model(settings("weat_adv")).parameters())
     for found in together[1]:
         assert sum(found["exchanged 1"]) == parameters
         assert found["exchanged 1"] == found["exchanged 5"]
+        assert found["forwards 1"] == found["forwards 5"] == 2  # the attack itself goes around DDP
 
 
 def test_rows_of_all_ranks_come_together_in_order_even_if_uneven(together):

@@ -59,6 +59,26 @@ def test_flags_are_those_of_the_package_run_as_a_whole(flags, perceptron, images
     assert 0 < sum(standing) < sum(flags.standing["clean"])
 
 
+def test_every_stage_draws_the_random_numbers_of_the_package_at_this_seed(perceptron, images, monkeypatch):
+    crafted = []
+
+    class Recording(AutoAttack):
+        def run_standard_evaluation(self, *arguments, **options):
+            crafted.append(super().run_standard_evaluation(*arguments, **options)[0])
+            return crafted[-1], None
+
+    monkeypatch.setattr("pyautoattack.AutoAttack", Recording)
+    evaluate_range(perceptron, images, replace(PROTOCOL, epsilon="0.5"), 0, 9)
+    for seed in (PROTOCOL.seed, PROTOCOL.seed + 1):
+        runner = AutoAttack(perceptron, eps=0.5, norm="Linf", version="standard", device="cpu", seed=seed)
+        runner.attacks_to_run = ["apgd-ce"]
+        correct = perceptron(images.floats(0, 9)).argmax(1) == images.labels[:9]
+        pixels, labels = images.floats(0, 9)[correct], images.labels[:9][correct]
+        with torch.random.fork_rng():
+            whole, _ = runner.run_standard_evaluation(pixels, labels, batch_size=PROTOCOL.batch_size)
+        assert torch.equal(crafted[0], whole) == (seed == PROTOCOL.seed)
+
+
 def test_who_has_fallen_does_not_stand_up_again(flags):
     for before, after in pairwise(flags.standing.values()):
         assert all(was or not stands for was, stands in zip(before, after, strict=True))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -168,6 +170,14 @@ def test_adversarial_examples_of_a_robust_net_have_the_higher_energy(experiment,
     for record in fit(settings, tmp_path, ranks=alone, splits=splits):
         assert record.metrics["probe/delta_energy/mean"] < 0
         assert record.metrics["probe/delta_joint_energy/mean"] < 0
+
+
+def test_every_epoch_attacks_with_noise_of_its_own(experiment, splits, alone, tmp_path):
+    one = splits.train.select(np.zeros(64, dtype=int))  # one image over and over: its order in the batch is nothing
+    still = {"optimizer.learning_rate": 1e-30, "optimizer.weight_decay": 0, "schedule.name": "constant"}
+    settings = experiment({"method.name": "fgsm_rs", "model.norm": "group"} | still)
+    losses = [r.metrics["train/loss"] for r in fit(settings, tmp_path, ranks=alone, splits=replace(splits, train=one))]
+    assert len(set(losses)) == 3
 
 
 def test_the_global_random_state_is_left_alone(experiment, splits, alone, tmp_path):
