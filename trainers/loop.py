@@ -125,10 +125,7 @@ def fit(
             return
     recorded = {record.epoch: record for record in known}
 
-    model: nn.Module = bare
-    if ranks.world_size > 1:
-        # Statistics of batch norm are averaged after the epoch instead of being overwritten by rank 0's each step.
-        model = DistributedDataParallel(bare, broadcast_buffers=False, gradient_as_bucket_view=True)
+    model = ranks.data_parallel(bare)
     rates = learning_rates(experiment.schedule, settings.learning_rate, experiment.epochs * len(batches))
     attacker = training_attack(experiment.method, experiment.attack, experiment.attack.batch_norm)
     objective = build_objective(experiment.method)
