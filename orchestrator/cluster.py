@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import secrets
 import shutil
@@ -9,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from search_spaces.study import Resources
@@ -76,16 +78,32 @@ def address_in_use(address: str | None) -> str | None:
     return None if chosen in (None, "", "local") else chosen
 
 
+def prepare(*, private: bool) -> None:
+    """Set Ray's environment. Ray reads it when it is imported, so this comes first; doing it twice does nothing."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if private:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN_PATH"] = _own_token()
+
+
+@cache
+def _own_token() -> str:
+    """Ray's ports listen on all interfaces: a token of our own, one per process, keeps strangers out."""
+    handle, path = tempfile.mkstemp(prefix="orc-token-")
+    with os.fdopen(handle, "w") as file:
+        file.write(secrets.token_hex(32))
+    atexit.register(Path(path).unlink, missing_ok=True)
+    return path
+
+
 @contextmanager
 def connect(address: str | None, trial_slots: int) -> Iterator[Capacity]:
     """Join `address`, or run a private Ray that is gone afterwards. Raises ConnectionError if it can't be reached."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     address = address_in_use(address)
+    prepare(private=address is None)
     # Short: Ray puts Unix sockets below it, whose paths are limited to 107 bytes.
     scratch = Path(tempfile.mkdtemp(prefix="orc-")) if address is None else None
-    if scratch is not None:
-        _use_own_token(scratch)
 
     import ray
 
@@ -107,15 +125,6 @@ def connect(address: str | None, trial_slots: int) -> Iterator[Capacity]:
         ray.shutdown()
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _use_own_token(folder: Path) -> None:
-    """Ray's ports listen on all interfaces; a token of our own keeps strangers out of a private cluster."""
-    token = folder / "token"
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32))
-    os.environ["RAY_AUTH_MODE"] = "token"
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
 
 
 def _visible_gpus() -> int:

@@ -1,4 +1,4 @@
-"""The best configurations again: fresh seeds, then attacked on the test set. The only place that touches the test set."""
+"""The best configurations again, with fresh seeds, then attacked on the test set, which nothing else touches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Final evaluation of runs: fixed shards, one Ray task each (or one after the other without Ray), kept as they finish."""
+"""Final evaluation: fixed shards, one Ray task each (or one after the other without Ray), kept as they finish."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The study's own memory: append-only JSON lines in its folder. Tracking, reports and resuming read it; the driver writes.
+"""The study's own memory: JSON lines in its folder, written by the driver; tracking, reports and resuming read it.
 
 runs/NAME/
   study.yaml            the study as it was started
@@ -110,15 +110,24 @@ class Journal:
         return self.folder / "trials" / f"{number:04d}"
 
     def propose(self, number: int, values: Mapping[str, Any], experiment: Experiment) -> Path:
-        """Record that a trial was issued; returns its folder."""
-        self.append("proposed", trial=number, values=dict(values), experiment=experiment.to_dict())
-        return self.trial_folder(number)
+        """Record that a trial was issued; returns its folder. A run that is complete already is not trained again."""
+        twins = [
+            run
+            for run in self.runs()
+            if run.state == "complete" and run.experiment.digest() == experiment.digest() and run.trial < number
+        ]
+        folder = twins[0].folder if twins else self.trial_folder(number)
+        where = str(folder.relative_to(self.folder))
+        self.append("proposed", trial=number, values=dict(values), experiment=experiment.to_dict(), folder=where)
+        return folder
 
     def confirm(self, trial: int, seed: int, values: Mapping[str, Any], experiment: Experiment) -> Path:
         """Record that a trial is trained again with another seed; returns the folder."""
         key = confirmation_key(trial, seed)
-        self.append("confirming", key=key, trial=trial, values=dict(values), experiment=experiment.to_dict())
-        return self.folder / "confirm" / key
+        where = f"confirm/{key}"
+        content = experiment.to_dict()
+        self.append("confirming", key=key, trial=trial, values=dict(values), experiment=content, folder=where)
+        return self.folder / where
 
     def ended(self, key: str, state: str, reason: str, objectives: list[float] | None = None) -> None:
         """Record how a run ended."""
@@ -131,9 +140,9 @@ class Journal:
             if event["event"] in ("proposed", "confirming"):
                 is_trial = event["event"] == "proposed"
                 key = trial_key(event["trial"]) if is_trial else event["key"]
-                folder = self.trial_folder(event["trial"]) if is_trial else self.folder / "confirm" / key
                 kind = "trial" if is_trial else "confirmation"
                 experiment = parse(event["experiment"])
+                folder = self.folder / event["folder"]
                 found[key] = Run(key, kind, event["trial"], event["values"], experiment, folder)
             elif event["event"] == "ended" and event["key"] in found:
                 found[event["key"]] = replace(

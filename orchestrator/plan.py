@@ -85,7 +85,8 @@ def print_plan(study: Study, storage: Path, address: str | None) -> None:
         evaluation = confirmations * study.confirm.samples * EVALUATION_PASSES[study.confirm.attack] * gigaflop / 1000
         print(f"{study.confirm.top} configurations x {study.confirm.seeds} seeds confirmed with {workers} workers each")
         print(
-            f"  then {study.confirm.attack} on {study.confirm.samples} test images, about {_hours(evaluation, resources)}"
+            f"  then {study.confirm.attack} on {study.confirm.samples} test images, "
+            f"about {_hours(evaluation, resources)}"
         )
     total = mean * (study.search.trials + confirmations) + evaluation
     disk = max(cost.disk for _, cost in rows) * (study.search.trials + confirmations)

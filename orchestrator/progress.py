@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,9 +76,9 @@ class StudyView:
         """One line that stays."""
         self.console.print(text)
 
-    def started(self, key: str, experiment: Experiment) -> None:
-        """A run begins, or goes on after an interruption."""
-        self._rows.setdefault(key, Row(key, experiment)).state = "running"
+    def started(self, key: str, experiment: Experiment, records: Sequence[EpochRecord] = ()) -> None:
+        """A run begins, or goes on after an interruption with the records that it has."""
+        self._rows[key] = Row(key, experiment, list(records))
         if self._live is None:
             self.console.print(f"{key}  started   {_point(experiment)}")
 

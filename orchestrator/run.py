@@ -111,11 +111,7 @@ def _trial_slots(study: Study) -> int:
 
 
 def _conclude(journal: Journal, study: Study, console: Console, report: Path | None, seconds: float) -> None:
-    from orchestrator.report.tables import results_table
-
-    table = results_table(journal.runs())
-    if table is not None:
-        console.print(table)
+    _print_results(journal, console)
     console.print(f"{seconds:.0f} s; everything is in {_relative(journal.folder)}")
     if report is not None:
         console.print(f"report:  {_relative(report)}")
@@ -125,6 +121,25 @@ def _conclude(journal: Journal, study: Study, console: Console, report: Path | N
         console.print(f"MLflow:  mlflow ui --backend-store-uri sqlite:///{database}")
     else:
         console.print(f"MLflow:  {uri}")
+
+
+def _print_results(journal: Journal, console: Console) -> None:
+    """The report's own rows, a table for each protocol."""
+    from rich.table import Table
+
+    from orchestrator.report.tables import by_protocol, results
+
+    for protocol, rows in by_protocol(results(journal.runs())).items():
+        stages = list(rows[0].accuracies)
+        table = Table(title=protocol.key, title_justify="left", box=None, pad_edge=False)
+        for heading in ("trial", "method", "ε", "β", "γ", "seeds", *stages):
+            table.add_column(heading, no_wrap=True)
+        for row in rows:
+            betas = "/".join(f"{beta:.3g}" for beta in (row.beta, row.der_beta) if beta is not None)
+            gamma = "" if row.gamma is None else f"{row.gamma:.3g}"
+            cells = [f"[bold]{row.accuracies[s]}[/bold]" if s in row.best else str(row.accuracies[s]) for s in stages]
+            table.add_row(str(row.trial), row.method, row.epsilon, betas, gamma, str(len(row.seeds)), *cells)
+        console.print(table)
 
 
 def _write_report(journal: Journal) -> Path | None:

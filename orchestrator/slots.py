@@ -6,7 +6,7 @@ group talk through a mailbox; a trial is stopped by the answer to its report, ne
 nothing between two jobs: `fit` resumes from its own checkpoint.
 
 A trial's configuration is `{"key": str, "experiment": dict, "run_dir": str, "threads": int}`; a report is one epoch's
-metrics, or `{"failure": text}`: a Python error of a run fails that run, it does not look like a crash and is not retried.
+metrics, or `{"failure": text}`: a Python error fails its run at once, it does not look like a crash to be retried.
 """
 
 from __future__ import annotations

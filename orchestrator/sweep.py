@@ -52,8 +52,8 @@ def search(session: Session) -> None:
         return configuration(trial_key(number), experiment, folder, study.resources)
 
     def judge(number: int, report: Mapping[str, Any]) -> Outcome | None:
-        experiment = read_experiment(journal, number)
-        return judge_run(report, experiment, journal.trial_folder(number), study, session.interrupt)
+        run = next(run for run in journal.runs() if run.key == trial_key(number))
+        return judge_run(report, run.experiment, run.folder, study, session.interrupt)
 
     def ended(number: int, outcome: Outcome) -> None:
         journal.ended(trial_key(number), outcome.state, outcome.reason, list(outcome.objectives))
@@ -129,12 +129,6 @@ def judge_run(
     return Outcome("complete", "", objectives)
 
 
-def read_experiment(journal: Journal, number: int) -> Experiment:
-    """The experiment of a trial, as it was proposed."""
-    proposals = [e for e in journal.events() if e["event"] == "proposed" and e["trial"] == number]
-    return parse(proposals[-1]["experiment"])
-
-
 class _StopOnInterrupt(DriverOnly, Stopper):
     def __init__(self, interrupt: Interrupt) -> None:
         self._interrupt = interrupt
@@ -153,7 +147,8 @@ class _Listener(DriverOnly, Callback):
         self._view = session.view
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._view.started(trial.config["key"], parse(trial.config["experiment"]))
+        records = read_records(Path(trial.config["run_dir"]))
+        self._view.started(trial.config["key"], parse(trial.config["experiment"]), records)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any

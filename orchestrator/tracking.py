@@ -235,9 +235,12 @@ class Mirror:
     def _log_energy_figure(self, run: Run, run_id: str) -> None:
         from orchestrator.report.figures import run_energies
 
+        figure = run_energies(run)
+        if figure is None:
+            return
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "energies.png"
-            run_energies(run).savefig(path, dpi=120)
+            figure.savefig(path, dpi=120)
             self._client.log_artifact(run_id, str(path), "figures")
 
     def _send_evaluation(self, run: Run, run_id: str) -> None:

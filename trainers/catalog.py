@@ -274,7 +274,8 @@ MODELS: dict[str, Model] = {
 
 SCHEDULES: dict[str, Entry] = {
     "triangular": Entry(
-        "trainers.schedules:triangular", "linear up to the peak, linear down to zero", "Wong et al. 2020, arXiv 2001.03994",
+        "trainers.schedules:triangular", "linear up to the peak, linear down to zero",
+        "Wong et al. 2020, arXiv 2001.03994",
         parameters={"peak": Parameter(0.5, "where the peak lies, as a fraction of the run", above=0.0, high=0.99)},
     ),
     "onecycle": Entry(

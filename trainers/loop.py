@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from trainers.data.batches import TrainingBatches
 from trainers.data.images import Splits, load_splits
 from trainers.measure import Attacker, EpochMeasurement, training_attack
 from trainers.methods.objective import Objective, build_objective
-from trainers.methods.regularizers import abnormal
+from trainers.methods.regularizers import abnormal, identity
 from trainers.models.build import build_model
 from trainers.overfitting import ROBUST_ACCURACY
 from trainers.problems import InvalidInput
@@ -52,6 +52,7 @@ class StepResult:
 def train_step(
     model: nn.Module, attacker: Attacker, objective: Objective, optimizer: torch.optim.Optimizer,
     images: Tensor, labels: Tensor, noise: Noise, *, progress: float,
+    mean_over_ranks: Callable[[Tensor], Tensor] = identity,
 ) -> StepResult:  # fmt: skip
     """One update: images [B, C, H, W] in [0,1] and labels [B] of this rank. No host synchronization.
 
@@ -64,8 +65,9 @@ def train_step(
     natural_logits = model(images) if objective.needs_natural(progress) else None
     adversarial_logits = model(adversarial.images)
     terms = objective.terms(
-        natural_logits, adversarial_logits, labels, start_logits=adversarial.start_logits, progress=progress
-    )
+        natural_logits, adversarial_logits, labels,
+        start_logits=adversarial.start_logits, progress=progress, mean_over_ranks=mean_over_ranks,
+    )  # fmt: skip
     optimizer.zero_grad(set_to_none=True)
     terms.total.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
@@ -123,10 +125,7 @@ def fit(
             return
     recorded = {record.epoch: record for record in known}
 
-    model: nn.Module = bare
-    if ranks.world_size > 1:
-        # Statistics of batch norm are averaged after the epoch instead of being overwritten by rank 0's each step.
-        model = DistributedDataParallel(bare, broadcast_buffers=False, gradient_as_bucket_view=True)
+    model = ranks.data_parallel(bare)
     rates = learning_rates(experiment.schedule, settings.learning_rate, experiment.epochs * len(batches))
     attacker = training_attack(experiment.method, experiment.attack, experiment.attack.batch_norm)
     objective = build_objective(experiment.method)
@@ -136,22 +135,15 @@ def fit(
         model.train()
         rows, first = batches.rows
         noise = Noise(generator(ranks.device, experiment.seed, "attack", epoch), rows, first)
-        totals = EpochTotals(ranks, rows)
+        totals = EpochTotals(ranks, rows, same_batch_norm=experiment.attack.batch_norm == "train")
         for step, (images, labels) in enumerate(batches.epoch(epoch)):
             optimizer.param_groups[0]["lr"] = rates[epoch * len(batches) + step]
             images = images.contiguous(memory_format=torch.channels_last)
-            totals.add(
-                train_step(
-                    model,
-                    attacker,
-                    objective,
-                    optimizer,
-                    images,
-                    labels,
-                    noise,
-                    progress=epoch / experiment.epochs,
-                )
-            )
+            result = train_step(
+                model, attacker, objective, optimizer, images, labels, noise,
+                progress=epoch / experiment.epochs, mean_over_ranks=ranks.mean,
+            )  # fmt: skip
+            totals.add(result)
         metrics = totals.metrics(epoch, recorded.get(epoch - 1))
         seconds = time.perf_counter() - began
         ranks.average_buffers(bare)
@@ -179,7 +171,8 @@ def fit(
 class EpochTotals:
     """Accumulates step results on the device; one synchronization and one reduction over ranks per epoch."""
 
-    def __init__(self, ranks: Ranks, batch_size: int) -> None:
+    def __init__(self, ranks: Ranks, batch_size: int, *, same_batch_norm: bool) -> None:
+        self._same_batch_norm = same_batch_norm
         self._ranks = ranks
         self._batch_size = batch_size
         self._sums = torch.zeros(5, dtype=torch.float64, device=ranks.device)
@@ -211,17 +204,19 @@ class EpochTotals:
                 if name.endswith("energy/mean")
             }
             raise Diverged(
-                f"the loss is not finite at epoch {epoch}, step {bad_step}; energies of the epoch before: {energies or 'none'}"
+                f"the loss is not finite at epoch {epoch}, step {bad_step}; "
+                f"energies of the epoch before: {energies or 'none'}"
             )
         images = self._steps * self._batch_size
         mean_over_steps = self._steps * self._ranks.world_size
+        # After an attack in eval mode, start and end were seen by different batch norms: nothing to compare.
+        abnormality = {"train/abnormal_count": abnormal_count, "train/abnormal_fraction": abnormal_count / images}
         return {
             "train/loss": loss / mean_over_steps,
             "train/regularizer": regularizer / mean_over_steps,
             "train/adversarial_accuracy": correct / images,
-            "train/abnormal_count": abnormal_count,
-            "train/abnormal_fraction": abnormal_count / images,
             "train/weight/mean": weights / images,
+            **(abnormality if self._same_batch_norm else {}),
         }
 
 

@@ -109,7 +109,7 @@ def robust_onset(
 
 
 def onsets(records: Sequence[EpochRecord], chance: float) -> list[Onset]:
-    """Both detectors on the records of one run (epochs from 0 on, none missing)."""
+    """Both detectors on the records of one run (epochs from 0 on, none missing); at most one onset is reported."""
     if not records:
         return []
     curve = {
@@ -118,9 +118,10 @@ def onsets(records: Sequence[EpochRecord], chance: float) -> list[Onset]:
     }
     gap = [own - pgd for own, pgd in zip(curve[_OWN_ACCURACY], curve[_REFERENCE_ACCURACY], strict=True)]
     error = [1 - accuracy for accuracy in curve[ROBUST_ACCURACY]]
-    found = [
-        # Under the method's own single step a collapsed net shows nothing: the jump of ΔE is seen under PGD.
-        catastrophic_onset(curve[ROBUST_ACCURACY], curve[REFERENCE_DELTA_ENERGY], chance, single_step_gap=gap),
-        robust_onset(curve[DELTA_ENERGY], error),
-    ]
-    return [onset for onset in found if onset is not None]
+    # Under the method's own single step a collapsed net shows nothing: the jump of ΔE is seen under PGD.
+    collapse = catastrophic_onset(curve[ROBUST_ACCURACY], curve[REFERENCE_DELTA_ENERGY], chance, single_step_gap=gap)
+    if collapse is not None:
+        # What follows a collapse is its aftermath: falling energies there are no robust overfitting.
+        return [collapse]
+    late = robust_onset(curve[DELTA_ENERGY], error)
+    return [] if late is None else [late]

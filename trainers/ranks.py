@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
 
@@ -44,6 +46,10 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over ranks of a detached statistic."""
+        return self.sum(values.detach().clone()) / self.world_size
+
     def concatenate(self, values: Tensor) -> Tensor:
         """Rows of all ranks in rank order; the ranks may hold different numbers of rows."""
         if self.world_size == 1:
@@ -74,6 +80,19 @@ class Ranks:
         """Wait for all ranks."""
         if self.world_size > 1:
             dist.barrier()
+
+    def data_parallel(self, model: nn.Module) -> nn.Module:
+        """`model` wrapped for DDP, itself when alone.
+
+        Buffers are not overwritten by rank 0's at every forward: batch-norm statistics are averaged after the epoch.
+        """
+        if self.world_size == 1:
+            return model
+        # Newer PyTorch has another name for the switch, and warns at the old one.
+        parameters = inspect.signature(DistributedDataParallel.__init__).parameters
+        switch = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
+        options: dict[str, Any] = {switch: False, "gradient_as_bucket_view": True}
+        return DistributedDataParallel(model, **options)
 
     def average_buffers(self, model: nn.Module) -> None:
         """Replace floating-point buffers (batch-norm statistics, which drift per rank) by their mean over ranks."""

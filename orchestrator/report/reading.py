@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,12 +107,9 @@ _detected: dict[tuple[Path, int, float], list[Onset]] = {}
 def _detect(run: Run) -> list[Onset]:
     try:
         # Chance of equal classes, as the terminal has it.
-        found = onsets(run.records, 1 / catalog.DATASETS[run.experiment.data.name].num_classes)
+        return onsets(run.records, 1 / catalog.DATASETS[run.experiment.data.name].num_classes)
     except KeyError:
         return []
-    collapses = [onset.epoch for onset in found if onset.kind == "catastrophic"]
-    # After a collapse no robust accuracy is left to overfit, and ΔE swings enough to look like it.
-    return [onset for onset in found if onset.kind == "catastrophic" or onset.epoch < min(collapses, default=math.inf)]
 
 
 def onset_text(run: Run) -> str:

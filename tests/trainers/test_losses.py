@@ -277,7 +277,8 @@ def test_slot_functions_are_per_sample_finite_and_do_not_mix_samples(name, step)
     assert value.shape == (() if name in catalog.REGULARIZER else (B,))
     assert value.isfinite().all()
     order = torch.randperm(B, generator=torch.Generator().manual_seed(1))
-    permuted = StepTensors(*(part[order] for part in vars(step).values()))
+    parts = (step.natural_logits, step.adversarial_logits, step.start_logits, step.labels)
+    permuted = StepTensors(*(part[order] for part in parts))
     torch.testing.assert_close(call(name, permuted), value if value.ndim == 0 else value[order])
 
 

@@ -18,7 +18,7 @@ from trainers.randomness import Noise
 
 @dataclass(frozen=True)
 class Adversarial:
-    """What an inner attack returns, all detached: x* [B, C, H, W], the start x+η, and the logits at the start [B, K]."""
+    """What an inner attack returns, all detached: x* [B, C, H, W], the start x+η, and its logits [B, K]."""
 
     images: Tensor
     start_images: Tensor

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from trainers import catalog, config
-from trainers.methods.regularizers import StepTensors
+from trainers.methods.regularizers import StepTensors, identity
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,12 @@ class Objective:
         *,
         start_logits: Tensor | None = None,
         progress: float = 1.0,
+        mean_over_ranks: Callable[[Tensor], Tensor] = identity,
     ) -> Terms:
         """mean(weights · per-sample loss) + regularizer, in parts.
 
-        Under DDP each rank calls this on its own rows: every term is a mean over the batch, so the averaged gradients
-        are those of the global batch.
+        Under DDP each rank calls this on its own rows and DDP averages the gradients: what is no plain mean over the
+        batch asks `mean_over_ranks`, so that the result is that of the global batch.
         """
         if natural_logits is None and self.needs_natural(progress):
             raise ValueError("this objective needs natural_logits, the logits at the unperturbed images")
@@ -61,7 +62,8 @@ class Objective:
         total = (per_sample if weights is None else weights * per_sample).mean()
         penalty = None
         if self.regularizer is not None and natural_logits is not None and self.regularizes(progress):
-            penalty = self.regularizer(StepTensors(natural_logits, adversarial_logits, start_logits, labels))
+            step = StepTensors(natural_logits, adversarial_logits, start_logits, labels, mean_over_ranks)
+            penalty = self.regularizer(step)
             total = total + penalty
         return Terms(total, weights, None if penalty is None else penalty.detach())
 

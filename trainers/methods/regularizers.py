@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,14 +12,23 @@ from torch.nn import functional as F
 from trainers.energy import delta_energies
 
 
+def identity(value: Tensor) -> Tensor:
+    """A statistic of one rank alone is that of the batch."""
+    return value
+
+
 @dataclass(frozen=True)
 class StepTensors:
-    """What one training step has at hand for a regularizer. Logits are [B, K]; the start's are detached."""
+    """What one training step has at hand for a regularizer. Logits are [B, K]; the start's are detached.
+
+    `mean_over_ranks` makes a rank's statistic that of the global batch; alone it is the identity.
+    """
 
     natural_logits: Tensor
     adversarial_logits: Tensor
     start_logits: Tensor | None
     labels: Tensor
+    mean_over_ranks: Callable[[Tensor], Tensor] = identity
 
 
 def der(
@@ -50,8 +60,11 @@ def der(
             "samples='abnormal' with reference='start' needs start_logits, the logits at the attack's start"
         )
     selected = abnormal(before, step.adversarial_logits, step.labels).to(hinge.dtype)
-    divisor = selected.sum().clamp(min=1) if divide_by == "samples" else len(hinge)
-    return beta * (hinge * selected).sum() / divisor
+    if divide_by == "batch":
+        return beta * (hinge * selected).sum() / len(hinge)
+    # Ranks' losses are averaged: dividing by the mean count gives the sum over all ranks by |S| over all ranks.
+    count = step.mean_over_ranks(selected.sum())
+    return beta * (hinge * selected).sum() / torch.where(count > 0, count, 1.0)
 
 
 def abnormal(before: Tensor, after: Tensor, labels: Tensor) -> Tensor:

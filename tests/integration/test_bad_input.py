@@ -1,0 +1,107 @@
+"""Bad input: exit code 2, one message that names the field, nothing launched, no traceback, within seconds."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import Command, write_study
+
+CASES = [
+    (["experiment.method.nam=fgsm"], "experiment.method.nam", "Did you mean name?"),
+    (["experiment.method=fgms"], "experiment.method.name", "Did you mean fgsm?"),
+    (["experiment.method=fgsm", "space={}", "search.start=[]", "experiment.method.beta=3"], "method.beta", "no beta"),
+    (["space={}", "search.start=[]", "experiment.method={name: fgsm_der, regularizer: {gamma: -1}}"], "gamma", ">= 0"),
+    (["experiment.attack.epsilon=1.5"], "experiment.attack.epsilon", "less than or equal to 1"),
+    (["space={method.gama: [1, 2]}", "search.start=[]"], "space.method.gama", "unknown field"),
+    (["resources.workers=400", "experiment.optimizer.batch_size=400"], "resources.workers", "400 workers"),
+    (["confirm.workers=3"], "confirm.workers", "divided"),
+    (["experiment.data.name=cifar10"], "data.directory", "ORCHESTRATOR_DATA"),
+    (["tracking.uri=http://127.0.0.1:9"], "tracking.uri", "no MLflow server answers"),
+    (["tracking.uri=sqlite:////nonexistent/mlflow.db"], "tracking.uri", "/nonexistent"),
+    (["search.trails=3"], "search.trails", "Did you mean trials?"),
+    (["search.sampler=tpee"], "search.sampler", "tpee"),
+    (["--storage", "/proc/nowhere"], "--storage", "/proc/nowhere"),
+    (["nonsense"], "nonsense", "key=value"),
+]
+
+
+@pytest.mark.parametrize(("words", "field", "hint"), CASES, ids=lambda value: str(value)[:40])
+def test_a_mistake_ends_at_once_with_its_field(
+    orchestrator: Command, tmp_path: Path, words: list[str], field: str, hint: str
+) -> None:
+    write_study(tmp_path)
+    began = time.monotonic()
+    result = orchestrator("sweep", "tiny.yaml", *words)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert field in result.stderr
+    assert hint in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "runs" / "tiny" / "journal.jsonl").exists()
+    assert time.monotonic() - began < 30
+
+
+def test_all_mistakes_come_in_one_message(orchestrator: Command, tmp_path: Path) -> None:
+    write_study(tmp_path)
+    words = ["experiment.epochs=0", "experiment.attack.epsilon=7", "experiment.model.widht=3"]
+    result = orchestrator("sweep", "tiny.yaml", *words)
+    assert result.returncode == 2
+    for field in ("epochs", "attack.epsilon", "model.widht"):
+        assert f"experiment.{field}" in result.stderr
+
+
+def test_a_corrupt_checkpoint_is_named(orchestrator: Command, tmp_path: Path) -> None:
+    words = ["data.size=8", "data.train_samples=100", "epochs=1", "model.width=4", "evaluation.probe_samples=10"]
+    assert orchestrator("train", *words, "--run-dir", "run").returncode == 0
+    weights = tmp_path / "run" / "checkpoints" / "best" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(bytes(content))
+    result = orchestrator("evaluate", "run", "--attack", "clean")
+    assert result.returncode == 2
+    assert "model.safetensors does not match its checksum" in result.stderr
+
+
+def test_a_folder_that_is_no_study_is_named(orchestrator: Command, tmp_path: Path) -> None:
+    for verb in ("resume", "report", "confirm", "sync"):
+        result = orchestrator(verb, str(tmp_path))
+        assert result.returncode == 2
+        assert "is not a study folder" in result.stderr
+
+
+def test_debug_shows_the_traceback(orchestrator: Command, tmp_path: Path) -> None:
+    write_study(tmp_path)
+    assert "Traceback" in orchestrator("--debug", "sweep", "tiny.yaml", "epochs=0").stderr
+
+
+@pytest.mark.parametrize("words", [["--help"], ["methods"], ["sweep", "quickstart", "--dry-run"]], ids=str)
+def test_questions_are_answered_without_torch_or_ray(orchestrator: Command, words: list[str]) -> None:
+    result = orchestrator(*words, PYTHONPROFILEIMPORTTIME="1")
+    assert result.returncode == 0
+    imported = {line.rsplit("|", 1)[-1].strip() for line in result.stderr.splitlines()}
+    assert not imported & {"torch", "ray", "mlflow", "optuna", "matplotlib", "sklearn"}
+
+
+def test_the_plan_states_cost_and_limits_before_anything_starts(orchestrator: Command, tmp_path: Path) -> None:
+    result = orchestrator("sweep", "quickstart", "--dry-run")
+    for statement in (
+        "8 trials (tpe, seed 0)",
+        "fgsm_der         8 passes per image",
+        "limited by",
+        "GB of checkpoints",
+    ):
+        assert statement in result.stdout
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("form", ["table", "json", "csv"])
+def test_listings_come_in_three_formats(orchestrator: Command, form: str) -> None:
+    for verb in (["methods"], ["methods", "trades_der"], ["spaces"]):
+        result = orchestrator(*verb, "--format", form)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout
+    assert orchestrator("methods", "--format", "xml").returncode == 2
+    assert "Did you mean trades?" in orchestrator("methods", "trade").stderr
