@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-from torch.nn.parallel import DistributedDataParallel
 
 from trainers import checkpoint
 from trainers.config import apply_values, parse
@@ -75,7 +74,7 @@ def work(rank, folder):
         return allreduce_hook(state, bucket)
 
     def wrap(model):
-        wrapped = DistributedDataParallel(model, broadcast_buffers=False)
+        wrapped = ranks.data_parallel(model)
         wrapped.register_comm_hook(None, count_buckets)
         wrapped.register_forward_hook(lambda *_: forwards.append(1))
         return wrapped
