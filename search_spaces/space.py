@@ -145,7 +145,8 @@ def check_space(space: Sequence[Dimension], base: Mapping[str, Any]) -> list[Pro
         if dimension.path in seen:
             problems[dimension.path] = Problem(f"space.{dimension.path}", "is given twice")
         seen.add(dimension.path)
-    for values in corners(space):
+    # The base by itself as well: what every point overrides would never be looked at.
+    for values in ({}, *corners(space)):
         for problem in _invalid(base, values):
             at = f" (at {', '.join(f'{path}={value}' for path, value in values.items())})" if values else ""
             # A path that the space names is the space's mistake; anything else is the base experiment's.

@@ -19,7 +19,7 @@ CASES = [
     (["space={method.gama: [1, 2]}", "search.start=[]"], "space.method.gama", "unknown field"),
     (["resources.workers=400", "experiment.optimizer.batch_size=400"], "resources.workers", "400 workers"),
     (["confirm.workers=3"], "confirm.workers", "divided"),
-    (["experiment.data.name=cifar10"], "data.directory", "ORCHESTRATOR_DATA"),
+    (["experiment.data.name=cifar10", "experiment.data.size=32"], "data.directory", "ORCHESTRATOR_DATA"),
     (["tracking.uri=http://127.0.0.1:9"], "tracking.uri", "no MLflow server answers"),
     (["tracking.uri=sqlite:////nonexistent/mlflow.db"], "tracking.uri", "/nonexistent"),
     (["search.trails=3"], "search.trails", "Did you mean trials?"),
