@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from search_spaces.study import Study, parse_study
+from trainers import yaml_text
 from trainers.config import apply_overrides, apply_values
 from trainers.problems import InvalidInput, unknown_name
 
@@ -53,7 +54,7 @@ def load_study(source: str | Path, overrides: list[str] | None = None, *, smoke:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML table, or InvalidInput with the line at fault."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml_text.read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InvalidInput.single(str(path), f"can't be read: {error}") from error
     if not isinstance(content, dict):

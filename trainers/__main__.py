@@ -15,6 +15,7 @@ import yaml
 
 from trainers.config import apply_overrides, parse
 from trainers.problems import InvalidInput
+from trainers.yaml_text import read_yaml
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -70,7 +71,7 @@ def read_words(words: list[str]) -> dict[str, Any]:
             raw = apply_overrides(raw, [word])
             continue
         try:
-            content = yaml.safe_load(Path(word).read_text())
+            content = read_yaml(Path(word).read_text())
         except (OSError, yaml.YAMLError) as error:
             raise InvalidInput.single(word, f"can't be read: {error}") from error
         if not isinstance(content, dict):

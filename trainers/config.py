@@ -23,6 +23,7 @@ from pydantic import (
 
 from trainers import catalog
 from trainers.problems import InvalidInput, Problem, unknown_name
+from trainers.yaml_text import read_yaml
 
 
 class PixelValue(float):
@@ -244,7 +245,7 @@ def apply_overrides(raw: Mapping[str, Any], overrides: list[str]) -> dict[str, A
         if not equals or not path:
             raise InvalidInput.single(word, "expected key=value, for example attack.epsilon=8/255")
         try:
-            value = yaml.safe_load(text)
+            value = read_yaml(text)
         except yaml.YAMLError:
             raise InvalidInput.single(path, f"{text!r} can't be read as YAML") from None
         set_path(result, path, value)
@@ -298,6 +299,10 @@ def _fill_data(data: dict[str, Any], problems: list[Problem]) -> catalog.Dataset
         count = data.get(field)
         if isinstance(count, int) and count >= dataset.num_train:
             problems.append(Problem(f"data.{field}", f"{count}: {name} has {dataset.num_train} training images"))
+    wanted, held = data.get("train_samples"), data["holdout"]
+    if isinstance(wanted, int) and isinstance(held, int) and wanted < dataset.num_train < wanted + held:
+        left = dataset.num_train - held
+        problems.append(Problem("data.train_samples", f"{wanted}: only {left} are left beside the {held} held out"))
     return dataset
 
 

@@ -7,6 +7,7 @@ and knows no tracker: it yields one EpochRecord an epoch, and whoever iterates d
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from trainers.records import EpochRecord, append_record, read_records
 from trainers.schedules import learning_rates
 
 EXPERIMENT_FILE = "experiment.yaml"
+_IDENTITY_FILE = "digest.json"
 
 
 class Diverged(RuntimeError):
@@ -153,6 +155,9 @@ def fit(
             "train/images_per_second": len(batches) * rows / seconds,
             "epoch/seconds": time.perf_counter() - began,
         }
+        broken = sorted(name for name, value in metrics.items() if not math.isfinite(value))
+        if broken:
+            raise Diverged(f"not finite after epoch {epoch}: {', '.join(broken[:5])}")
         # A recorded epoch is never recorded again: after falling back to an older checkpoint its record stands.
         record = ranks.broadcast(recorded.get(epoch) or EpochRecord(epoch, time.time(), metrics))
         recorded[epoch] = record
@@ -204,7 +209,7 @@ class EpochTotals:
                 if name.endswith("energy/mean")
             }
             raise Diverged(
-                f"the loss is not finite at epoch {epoch}, step {bad_step}; "
+                f"the loss is not finite at epoch {epoch}, step {'unknown' if bad_step < 0 else bad_step}; "
                 f"energies of the epoch before: {energies or 'none'}"
             )
         images = self._steps * self._batch_size
@@ -221,15 +226,26 @@ class EpochTotals:
 
 
 def _claim(experiment: Experiment, run_dir: Path, ranks: Ranks, resume: bool) -> None:
-    """Make the run folder this experiment's; refuse one that holds another's."""
-    file = run_dir / EXPERIMENT_FILE
-    identity = run_dir / "digest.json"
+    """Make the run folder this experiment's; refuse, on every rank, one that holds another's."""
+    refusal = ranks.broadcast(_refusal(experiment, run_dir, resume) if ranks.is_first else None)
+    if refusal is not None:
+        raise InvalidInput.single(str(run_dir), refusal)
     if ranks.is_first:
-        held = json.loads(identity.read_text())["digest"] if identity.exists() else None
-        if held is not None and (held != experiment.digest() or not resume):
-            what = "another experiment" if held != experiment.digest() else "this experiment already"
-            raise InvalidInput.single(str(run_dir), f"holds {what} (digest {held}); choose another folder")
         run_dir.mkdir(parents=True, exist_ok=True)
-        file.write_text(experiment.to_yaml())
-        identity.write_text(json.dumps({"digest": experiment.digest()}) + "\n")
+        for name, content in (
+            (EXPERIMENT_FILE, experiment.to_yaml()),
+            (_IDENTITY_FILE, json.dumps({"digest": experiment.digest()}) + "\n"),
+        ):
+            staging = run_dir / f".{name}"
+            staging.write_text(content)
+            staging.replace(run_dir / name)
     ranks.barrier()
+
+
+def _refusal(experiment: Experiment, run_dir: Path, resume: bool) -> str | None:
+    identity = run_dir / _IDENTITY_FILE
+    held = json.loads(identity.read_text())["digest"] if identity.exists() else None
+    if held is None or (held == experiment.digest() and resume):
+        return None
+    what = "another experiment" if held != experiment.digest() else "this experiment already"
+    return f"holds {what} (digest {held}); choose another folder"
