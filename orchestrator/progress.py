@@ -70,17 +70,17 @@ class StudyView:
         self._phase, self._total = text, runs
         self._work_done, self._work_total, self._began = 0.0, float(epochs), time.monotonic()
         if self._live is None:
-            self.console.print(text)
+            self.say(text)
 
     def say(self, text: str) -> None:
         """One line that stays."""
-        self.console.print(text)
+        self.console.print(text, soft_wrap=True)
 
     def started(self, key: str, experiment: Experiment, records: Sequence[EpochRecord] = ()) -> None:
         """A run begins, or goes on after an interruption with the records that it has."""
         self._rows[key] = Row(key, experiment, list(records))
         if self._live is None:
-            self.console.print(f"{key}  started   {_point(experiment)}")
+            self.say(f"{key}  started   {_point(experiment)}")
 
     def epoch(self, key: str, record: EpochRecord) -> None:
         """An epoch has ended."""
@@ -91,7 +91,7 @@ class StudyView:
         row.records.append(record)
         self._work_done += 1
         if self._live is None and row.onset != before:
-            self.console.print(f"{key}  {row.onset}")
+            self.say(f"{key}  {row.onset}")
 
     def ended(self, key: str, state: str, reason: str = "") -> None:
         """A run has ended; `state` is complete, pruned, failed or interrupted."""
@@ -99,7 +99,7 @@ class StudyView:
         row.state = state
         if self._live is None:
             why = f"  ({reason})" if reason and state != "complete" else ""
-            self.console.print(f"{key}  {state:<9} {_numbers(row)}  {row.onset}{why}".rstrip())
+            self.say(f"{key}  {state:<9} {_numbers(row)}  {row.onset}{why}".rstrip())
         elif state == "failed":
             self.console.print(f"[red]{key} failed[/red]: {reason}")
 

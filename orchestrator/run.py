@@ -131,8 +131,12 @@ def _print_results(journal: Journal, console: Console) -> None:
 
     for protocol, rows in by_protocol(results(journal.runs())).items():
         stages = list(rows[0].accuracies)
-        table = Table(title=protocol.key, title_justify="left", box=None, pad_edge=False)
-        for heading in ("trial", "method", "ε", "β", "γ", "seeds", *stages):
+        if console.width < 120:
+            stages = [stages[0], stages[-1]]
+        console.print(f"\naccuracy in %, mean ± sample std over seeds, best in bold; {protocol.key}", soft_wrap=True)
+        table = Table(box=None, pad_edge=False)
+        names = {stages[-1]: protocol.attack}
+        for heading in ("trial", "method", "ε", "β", "γ", "seeds", *(names.get(stage, stage) for stage in stages)):
             table.add_column(heading, no_wrap=True)
         for row in rows:
             betas = "/".join(f"{beta:.3g}" for beta in (row.beta, row.der_beta) if beta is not None)

@@ -105,6 +105,7 @@ def fit(
         lr=settings.learning_rate,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
+        fused=True,
     )
     start = checkpoint.latest(run_dir) if resume else None
     known = read_records(run_dir) if resume else []
