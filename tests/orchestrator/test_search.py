@@ -1,0 +1,117 @@
+"""Proposals depend on the study's seed, the trial's number and its history, not on the process that makes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+import pytest
+
+from orchestrator import cluster
+from search_spaces.study import Study, parse_study
+
+cluster.prepare(private=True)
+from orchestrator.search import MAX_ATTEMPTS, Outcome, StudySearcher  # noqa: E402
+
+
+def made_up_study(**search: object) -> Study:
+    return parse_study(
+        {
+            "name": "s",
+            "experiment": {"evaluation": {"epsilon": 0.1}},
+            "space": {
+                "method.name": ["fgsm", "trades"],
+                "method.beta": {"low": 1, "high": 10, "log": True, "when": {"method.name": "trades"}},
+                "attack.epsilon": {"low": 0.05, "high": 0.2},
+            },
+            "search": {"trials": 8, "startup_trials": 2, "seed": 7, **search},
+        }
+    )
+
+
+class Driver:
+    """A searcher whose trials all end with objectives that follow from their values."""
+
+    def __init__(self, url: str, study: Study) -> None:
+        self.ended: list[tuple[int, Outcome]] = []
+        self.proposed: dict[int, dict[str, object]] = {}
+        self.searcher = StudySearcher(study, url, self.propose, self.judge, lambda n, o: self.ended.append((n, o)))
+
+    def propose(self, number: int, values: dict[str, object]) -> dict[str, object]:
+        self.proposed[number] = dict(values)
+        return {"number": number}
+
+    def judge(self, number: int, report: dict[str, object]) -> Outcome | None:
+        if "failure" in report:
+            return Outcome("failed", str(report["failure"]))
+        if report.get("interrupted"):
+            return None
+        epsilon = float(self.proposed[number]["attack.epsilon"])
+        return Outcome("complete", "", (1 - epsilon, epsilon))
+
+    def start(self) -> int | None:
+        configuration = self.searcher.suggest("tune-id")
+        return None if configuration == "FINISHED" else configuration["number"]
+
+    def run_to_the_end(self) -> None:
+        while self.start() is not None:
+            self.searcher.on_trial_complete("tune-id", {})
+
+
+def url(folder: Path, name: str) -> str:
+    return f"sqlite:///{folder / name}.db"
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2"])
+def test_a_killed_study_proposes_what_an_uninterrupted_one_does(tmp_path: Path, sampler: str) -> None:
+    study = made_up_study(sampler=sampler)
+    whole = Driver(url(tmp_path, "whole"), study)
+    whole.run_to_the_end()
+    assert sorted(whole.proposed) == list(range(8))
+    first = Driver(url(tmp_path, "killed"), study)
+    for _ in range(3):
+        first.start()
+        first.searcher.on_trial_complete("tune-id", {})
+    first.start()  # the driver dies while trial 3 runs
+    second = Driver(url(tmp_path, "killed"), study)
+    second.run_to_the_end()
+    assert list(second.proposed) == [3, 4, 5, 6, 7]
+    assert first.proposed | second.proposed == whole.proposed
+    assert len({str(values) for values in whole.proposed.values()}) == 8
+
+
+def test_an_interrupted_trial_stays_open_and_a_failed_one_does_not(tmp_path: Path) -> None:
+    driver = Driver(url(tmp_path, "s"), made_up_study())
+    driver.start()
+    driver.searcher.on_trial_complete("tune-id", {"interrupted": True})
+    driver.start()
+    driver.searcher.on_trial_complete("tune-id", None, error=True)
+    stored = optuna.load_study(study_name="s", storage=url(tmp_path, "s"))
+    assert [trial.state.name for trial in stored.trials] == ["RUNNING", "FAIL"]
+    assert driver.ended == [(1, Outcome("failed", "its processes died"))]
+
+
+def test_a_trial_that_kills_its_driver_again_and_again_is_given_up(tmp_path: Path) -> None:
+    for _ in range(MAX_ATTEMPTS):
+        assert Driver(url(tmp_path, "s"), made_up_study()).start() == 0
+    last = Driver(url(tmp_path, "s"), made_up_study())
+    assert last.start() == 1
+    assert last.ended[0][1].reason == f"given up after {MAX_ATTEMPTS} attempts"
+
+
+def test_starting_points_are_tried_first_and_once(tmp_path: Path) -> None:
+    study = made_up_study(start=[{"method.name": "trades", "method.beta": 3, "attack.epsilon": 0.1}])
+    for number in (0, 1):
+        driver = Driver(url(tmp_path, "s"), study)
+        assert driver.start() == number
+        driver.searcher.on_trial_complete("tune-id", {})
+        if number == 0:
+            assert driver.proposed[0] == {"method.name": "trades", "method.beta": 3, "attack.epsilon": 0.1}
+        else:
+            assert driver.proposed[1]["attack.epsilon"] != 0.1
+
+
+def test_other_objectives_are_refused(tmp_path: Path) -> None:
+    Driver(url(tmp_path, "s"), made_up_study())
+    with pytest.raises(ValueError, match="has the objectives"):
+        Driver(url(tmp_path, "s"), made_up_study(objectives=["val/pgd10_accuracy", "val/clean_accuracy"]))
