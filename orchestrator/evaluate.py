@@ -14,8 +14,9 @@ from rich.console import Console
 from orchestrator.journal import EVALUATION_FILE, Run
 from search_spaces.study import Confirm
 from trainers import catalog
-from trainers.config import Experiment, pixels
+from trainers.config import Experiment
 from trainers.evaluation_result import ATTACKS, Evaluation, Flags, Protocol
+from trainers.pixels import pixels
 from trainers.problems import InvalidInput, unknown_name
 
 if TYPE_CHECKING:

@@ -24,8 +24,8 @@ from typing import Any
 from orchestrator.journal import EVALUATION_FILE, STUDY_FILE, Journal, Run
 from search_spaces.study import Study
 from trainers import catalog
-from trainers.config import PixelValue
 from trainers.overfitting import onsets
+from trainers.pixels import PixelValue
 from trainers.problems import InvalidInput
 
 logger = logging.getLogger(__name__)

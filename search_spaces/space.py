@@ -9,7 +9,8 @@ from typing import Annotated, Any, Protocol, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from trainers.config import PixelValue, Section, apply_values, parse
+from trainers.config import Section, apply_values, parse
+from trainers.pixels import PixelValue
 from trainers.problems import InvalidInput, Problem
 
 Bound = Annotated[float, BeforeValidator(lambda value: float(PixelValue(value)))]

@@ -43,7 +43,7 @@ def test_trainers_know_nothing_of_where_they_run(file):
 def test_search_spaces_know_only_the_configuration_of_the_trainers(file):
     names = imports(file)
     assert not top(names) & {"orchestrator", "torch", *LAUNCHERS}
-    allowed = ("trainers.config", "trainers.catalog", "trainers.problems", "trainers.yaml_text")
+    allowed = ("trainers.config", "trainers.catalog", "trainers.pixels", "trainers.problems", "trainers.yaml_text")
     assert all(name.startswith(allowed) or name == "trainers" for name in names if name.startswith("trainers"))
 
 

@@ -6,7 +6,6 @@ import copy
 import hashlib
 import json
 from collections.abc import Mapping
-from fractions import Fraction
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
@@ -22,43 +21,10 @@ from pydantic import (
 )
 
 from trainers import catalog
+from trainers.filling import fill
+from trainers.pixels import PixelValue
 from trainers.problems import InvalidInput, Problem, unknown_name
 from trainers.yaml_text import read_yaml
-
-
-class PixelValue(float):
-    """A length in pixel units of [0,1] that remembers how it was written: `8/255` stays text beside its float."""
-
-    text: str
-
-    def __new__(cls, value: object) -> PixelValue:
-        """Read a number, or text such as `8/255`. Raises ValueError for anything else."""
-        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-            raise ValueError(f"{value!r} is not a number or a fraction such as 8/255")
-        written = value.replace(" ", "") if isinstance(value, str) else value
-        try:
-            number = float(Fraction(written) if isinstance(written, str) and "/" in written else written)
-        except (ValueError, ZeroDivisionError, OverflowError):
-            raise ValueError(f"{value!r} is not a number or a fraction such as 8/255") from None
-        self = super().__new__(cls, number)
-        self.text = getattr(value, "text", written if isinstance(written, str) else repr(number))
-        return self
-
-    def __reduce__(self) -> tuple[type[PixelValue], tuple[str]]:
-        return PixelValue, (self.text,)
-
-    def plain(self) -> str | float:
-        """As it goes into a file: the text if it is a fraction, else the number."""
-        return self.text if "/" in self.text else float(self)
-
-
-def pixels(text: str) -> float:
-    """A length such as `8/255` as a number. Raises InvalidInput for text that is none."""
-    try:
-        return float(PixelValue(text))
-    except ValueError as error:
-        raise InvalidInput.single("epsilon", str(error)) from None
-
 
 Pixels = Annotated[PixelValue, BeforeValidator(PixelValue), PlainSerializer(lambda value: value.plain())]
 
@@ -180,7 +146,7 @@ class Experiment(Section):
 def parse(raw: Mapping[str, Any]) -> Experiment:
     """Fill a partial configuration from the catalog and validate it. Raises InvalidInput with every problem."""
     filled = copy.deepcopy(dict(raw))
-    problems = _fill(filled)
+    problems = fill(filled)
     try:
         experiment = Experiment.model_validate(filled)
     except ValidationError as error:
@@ -250,156 +216,3 @@ def apply_overrides(raw: Mapping[str, Any], overrides: list[str]) -> dict[str, A
             raise InvalidInput.single(path, f"{text!r} can't be read as YAML") from None
         set_path(result, path, value)
     return result
-
-
-# Filling: what the user left out comes from the catalog, and what contradicts it is a problem.
-
-
-def _table(raw: dict[str, Any], key: str) -> dict[str, Any]:
-    value = raw.setdefault(key, {})
-    if isinstance(value, str):
-        value = raw[key] = {"name": value}
-    return value if isinstance(value, dict) else {}
-
-
-def _fill(raw: dict[str, Any]) -> list[Problem]:
-    problems: list[Problem] = []
-    dataset = _fill_data(_table(raw, "data"), problems)
-    method = _table(raw, "method")
-    preset = catalog.PRESETS.get(str(method.setdefault("name", "fgsm")))
-    if preset is None:
-        problems.append(Problem("method.name", unknown_name(method["name"], catalog.PRESETS, "method")))
-        preset = catalog.PRESETS["fgsm"]
-    attack, evaluation = _table(raw, "attack"), _table(raw, "evaluation")
-    schedule = _table(raw, "schedule")
-    schedule.setdefault("name", "triangular")
-    _fill_choice(schedule, "schedule", catalog.SCHEDULES, problems)
-    _fill_method(method, preset, schedule, problems)
-    attack.setdefault("epsilon", dataset.epsilon)
-    epsilon = _usable_epsilon(attack["epsilon"], dataset)
-    _fill_attack(attack, method, preset, epsilon, problems)
-    evaluation.setdefault("epsilon", epsilon)
-    model = _table(raw, "model")
-    model.setdefault("name", "small" if dataset.module.endswith("digits") else "preact_resnet18")
-    _fill_choice(model, "model", catalog.MODELS, problems)
-    return problems
-
-
-def _fill_data(data: dict[str, Any], problems: list[Problem]) -> catalog.Dataset:
-    name = data.setdefault("name", "digits")
-    dataset = catalog.DATASETS.get(str(name))
-    if dataset is None:
-        problems.append(Problem("data.name", unknown_name(name, catalog.DATASETS, "data set")))
-        dataset = catalog.DATASETS["digits"]
-    if name != "digits" and "size" in data and data["size"] != 32:
-        problems.append(Problem("data.size", f"{data['size']!r}: only digits can be shown at another size"))
-    data.setdefault("holdout", dataset.holdout)
-    data.setdefault("augment", dataset.augment)
-    for field in ("holdout", "train_samples"):
-        count = data.get(field)
-        if isinstance(count, int) and count >= dataset.num_train:
-            problems.append(Problem(f"data.{field}", f"{count}: {name} has {dataset.num_train} training images"))
-    wanted, held = data.get("train_samples"), data["holdout"]
-    if isinstance(wanted, int) and isinstance(held, int) and wanted < dataset.num_train < wanted + held:
-        left = dataset.num_train - held
-        problems.append(Problem("data.train_samples", f"{wanted}: only {left} are left beside the {held} held out"))
-    return dataset
-
-
-def _fill_choice(
-    table: dict[str, Any], place: str, entries: Mapping[str, catalog.Entry], problems: list[Problem],
-    defaults: Mapping[str, Any] | None = None,
-) -> None:  # fmt: skip
-    entry = entries.get(str(table.get("name")))
-    if entry is None:
-        what = place.rpartition(".")[2]
-        problems.append(Problem(f"{place}.name", unknown_name(table.get("name"), entries, what)))
-        return
-    for key in [key for key in table if key != "name"]:
-        if key not in entry.parameters:
-            allowed = ["name", *entry.parameters]
-            problems.append(Problem(f"{place}.{key}", unknown_name(key, allowed, f"field of {table['name']}")))
-        elif (complaint := entry.parameters[key].refuse(table[key])) is not None:
-            problems.append(Problem(f"{place}.{key}", complaint))
-    for key, parameter in entry.parameters.items():
-        table.setdefault(key, copy.copy((defaults or {}).get(key, parameter.default)))
-
-
-def _fill_method(
-    method: dict[str, Any], preset: catalog.Preset, schedule: dict[str, Any], problems: list[Problem]
-) -> None:
-    inner = method.setdefault("inner", preset.inner)
-    outer = method.setdefault("outer", preset.outer)
-    for slot, entries in (("inner", catalog.INNER), ("outer", catalog.OUTER)):
-        if str(method[slot]) not in entries:
-            problems.append(Problem(f"method.{slot}", unknown_name(method[slot], entries, slot)))
-    takes_beta = str(outer) in catalog.OUTER and "beta" in catalog.OUTER[outer].parameters
-    if method.get("beta") is not None:
-        parameter = catalog.OUTER["ce_nat_kl"].parameters["beta"]
-        if not takes_beta:
-            with_beta = [name for name, row in catalog.PRESETS.items() if "beta" in catalog.OUTER[row.outer].parameters]
-            hint = " Its regularizer has one: method.regularizer.beta." if preset.regularizer else ""
-            problems.append(
-                Problem(
-                    "method.beta",
-                    f"{method['beta']!r}: {method['name']} has no beta in its loss.{hint} "
-                    f"Methods with one: {', '.join(sorted(with_beta))}.",
-                )
-            )
-        elif (complaint := parameter.refuse(method["beta"])) is not None:
-            problems.append(Problem("method.beta", complaint))
-    default_beta = preset.beta if preset.beta is not None else 6.0
-    method.setdefault("beta", default_beta if takes_beta else None)
-    single_step = str(inner) in catalog.INNER and catalog.INNER[inner].single_step
-    for slot, chosen, entries in (
-        ("weighting", preset.weighting, catalog.WEIGHTING),
-        ("regularizer", preset.regularizer, catalog.REGULARIZER),
-    ):
-        if slot not in method:
-            method[slot] = None if chosen is None else {"name": chosen}
-        table = method[slot]
-        if isinstance(table, str):
-            table = method[slot] = {"name": table}
-        if not isinstance(table, dict):
-            continue
-        if "name" not in table:
-            if chosen is None:
-                problems.append(
-                    Problem(
-                        f"method.{slot}",
-                        f"{method['name']} has none; add its name, one of: {', '.join(entries)}",
-                    )
-                )
-                method[slot] = None
-                continue
-            table["name"] = chosen
-        defaults = {} if single_step else _multi_step_defaults(schedule)
-        _fill_choice(table, f"method.{slot}", entries, problems, defaults)
-
-
-def _multi_step_defaults(schedule: dict[str, Any]) -> dict[str, Any]:
-    """DER on multi-step methods: all samples, late epochs (methods of arXiv 2505.22486; the numbers are ours)."""
-    milestones = schedule.get("milestones")
-    start = milestones[0] if isinstance(milestones, list) and milestones else 0.75
-    return {"beta": 0.25, "samples": "all", "start": start}
-
-
-def _usable_epsilon(given: Any, dataset: catalog.Dataset) -> PixelValue:
-    """What other fields follow: the data set's usual value where a wrong one is a problem already."""
-    try:
-        epsilon = PixelValue(given)
-    except ValueError:
-        return PixelValue(dataset.epsilon)
-    return epsilon if 0 < epsilon <= 1 else PixelValue(dataset.epsilon)
-
-
-def _fill_attack(
-    attack: dict[str, Any], method: dict[str, Any], preset: catalog.Preset, epsilon: PixelValue,
-    problems: list[Problem],
-) -> None:  # fmt: skip
-    inner = catalog.INNER.get(str(method["inner"]), catalog.INNER["fgsm"])
-    steps = attack.setdefault("steps", 1 if inner.single_step else max(preset.steps, 2))
-    if inner.single_step and steps != 1:
-        problems.append(Problem("attack.steps", f"{steps!r}: {method['inner']} takes exactly 1 step"))
-    attack.setdefault("batch_norm", preset.batch_norm)
-    attack.setdefault("step_size", inner.relative_step_size * float(epsilon))

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from trainers.attacks.linf import Adversarial
 from trainers.attacks.pgd import pgd
-from trainers.config import PixelValue
 from trainers.data.images import ImageSet
 from trainers.evaluation_result import ATTACKS, Flags, Protocol
+from trainers.pixels import PixelValue
 from trainers.problems import InvalidInput, unknown_name
 from trainers.randomness import Noise, generator
 

@@ -7,7 +7,8 @@ import math
 import pytest
 import yaml
 
-from trainers.config import PixelValue, apply_overrides, apply_values, parse, pixels
+from trainers.config import apply_overrides, apply_values, parse
+from trainers.pixels import PixelValue, pixels
 from trainers.problems import InvalidInput
 
 FULL = {
