@@ -6,6 +6,7 @@ import atexit
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -97,9 +98,22 @@ def _own_token() -> str:
     return path
 
 
+def check_answers(address: str | None) -> None:
+    """Raise ConnectionError within seconds if nothing listens at HOST:PORT (Ray itself would try for minutes)."""
+    chosen = address_in_use(address)
+    host, _, port = (chosen or "").removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # a private Ray, or a form such as "auto" that Ray resolves by itself
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise ConnectionError(f"nothing answers at {chosen} ({error.strerror or error})") from error
+
+
 @contextmanager
 def connect(address: str | None, trial_slots: int) -> Iterator[Capacity]:
     """Join `address`, or run a private Ray that is gone afterwards. Raises ConnectionError if it can't be reached."""
+    check_answers(address)
     address = address_in_use(address)
     prepare(private=address is None)
     # Short: Ray puts Unix sockets below it, whose paths are limited to 107 bytes.

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator import tracking
-from orchestrator.cluster import address_in_use, local_capacity
+from orchestrator.cluster import address_in_use, check_answers, local_capacity
 from orchestrator.interrupt import Interrupted, listening
 from orchestrator.journal import Journal
 from orchestrator.progress import StudyView
@@ -36,6 +36,7 @@ def preflight(study: Study, root: Path, address: str | None) -> None:
     attempt(_check_writable, root)
     attempt(check_available, study.experiment_for(_first_point(study)).data)
     attempt(tracking.check_reachable, tracking.tracking_uri(study))
+    check_answers(address)
     if address_in_use(address) is None:
         capacity = local_capacity()
         attempt(capacity.require, study.resources, "resources")

@@ -44,6 +44,14 @@ def test_a_mistake_ends_at_once_with_its_field(
     assert time.monotonic() - began < 30
 
 
+def test_a_cluster_that_does_not_answer_is_named(orchestrator: Command, tmp_path: Path) -> None:
+    write_study(tmp_path)
+    result = orchestrator("sweep", "tiny.yaml", "--address", "127.0.0.1:9")
+    assert result.returncode == 3
+    assert "the Ray cluster can't be reached: nothing answers at 127.0.0.1:9" in result.stderr
+    assert not (tmp_path / "runs" / "tiny" / "journal.jsonl").exists()
+
+
 def test_all_mistakes_come_in_one_message(orchestrator: Command, tmp_path: Path) -> None:
     write_study(tmp_path)
     words = ["experiment.epochs=0", "experiment.attack.epsilon=7", "experiment.model.widht=3"]
