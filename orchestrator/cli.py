@@ -8,9 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from orchestrator.exit_codes import BAD_INPUT, ENVIRONMENT, INTERRUPTED, OK, SOME_FAILED
 from trainers.problems import InvalidInput
-
-OK, SOME_FAILED, BAD_INPUT, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
 
 app = typer.Typer(
     help="Distributed adversarial training on Ray, seen through the energy of the classifier.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,23 +13,22 @@ from rich.console import Console
 
 from orchestrator import tracking
 from orchestrator.cluster import address_in_use, check_answers, local_capacity
-from orchestrator.interrupt import Interrupted, listening
+from orchestrator.exit_codes import INTERRUPTED, OK, SOME_FAILED
+from orchestrator.interrupt import Interrupt, Interrupted, listening
 from orchestrator.journal import Journal
 from orchestrator.progress import StudyView
 from search_spaces.study import Study
 from trainers.data.availability import check_available
 from trainers.problems import InvalidInput, Problem
 
-OK, SOME_FAILED, BAD_INPUT, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
-
 
 def preflight(study: Study, root: Path, address: str | None) -> None:
     """Raise InvalidInput with everything that would stop this study, before anything is started."""
     problems: list[Problem] = []
 
-    def attempt(check: object, *arguments: object) -> None:
+    def attempt(check: Callable[..., object], *arguments: object) -> None:
         try:
-            check(*arguments)  # type: ignore[operator]
+            check(*arguments)
         except InvalidInput as error:
             problems.extend(error.problems)
 
@@ -79,7 +78,16 @@ def run_study(
     return SOME_FAILED if any(run.state == "failed" for run in journal.runs()) else OK
 
 
-def _run_phases(study, journal, address, view, interrupt, *, search, confirm) -> bool:  # type: ignore[no-untyped-def]
+def _run_phases(
+    study: Study,
+    journal: Journal,
+    address: str | None,
+    view: StudyView,
+    interrupt: Interrupt,
+    *,
+    search: bool,
+    confirm: bool,
+) -> bool:
     """Search, then confirm, on one Ray; returns whether the user interrupted."""
     from orchestrator import cluster
 
