@@ -1,4 +1,4 @@
-"""A study that is killed or interrupted goes on where it was, and ends as if nothing had happened."""
+"""A study that is interrupted and then killed goes on where it was, and ends as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import optuna
 import pytest
 import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
-from orchestrator.journal import Journal
+from orchestrator.journal import Journal, Run
 from orchestrator.tracking import RUN_TAG
 from tests.integration.conftest import command, environment, run, write_study
+from trainers.loop import fit
+from trainers.ranks import Ranks
 from trainers.records import read_records
 
 pytestmark = pytest.mark.ray
@@ -48,28 +51,79 @@ def epochs_of(folder: Path, trial: int) -> int:
     return len(read_records(folder / "runs" / "tiny" / "trials" / f"{trial:04d}"))
 
 
-def outcome(folder: Path) -> list[tuple[object, ...]]:
-    """What must not depend on interruptions: proposals, states, objectives, every metric but the clocks, weights."""
-    found: list[tuple[object, ...]] = []
-    for trial in Journal.open(folder / "runs" / "tiny").runs():
-        timed = ("seconds", "images_per_second")
-        metrics = [{k: v for k, v in r.metrics.items() if not k.endswith(timed)} for r in trial.records]
-        weights = load_file(trial.folder / "checkpoints" / "epoch_0005" / "model.safetensors")
-        numbers = torch.cat([tensor.double().flatten() for tensor in weights.values()]).tolist()
-        found.append((trial.values, trial.state, trial.objectives, metrics, numbers))
-    return found
+def timeless(run: Run | Path) -> list[dict[str, float]]:
+    """Every metric but the clocks."""
+    records = read_records(run) if isinstance(run, Path) else run.records
+    clocks = ("seconds", "images_per_second")
+    return [{name: v for name, v in record.metrics.items() if not name.endswith(clocks)} for record in records]
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return load_file(run_dir / "checkpoints" / "epoch_0005" / "model.safetensors")
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[object, ...]]:
-    folder = tmp_path_factory.mktemp("uninterrupted")
+def survived(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str], str]:
+    """Ctrl-C in the first trial, kill -9 in the second, then to the end."""
+    folder = tmp_path_factory.mktemp("survived")
     write_study(folder, **SECTIONS)
-    result = run("sweep", "tiny.yaml", cwd=folder)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return outcome(folder)
+    first = start(folder)
+    wait_until(lambda: epochs_of(folder, 0) >= 2, first)
+    second_driver = run("sweep", "tiny.yaml", cwd=folder)
+    first.send_signal(signal.SIGINT)
+    output, errors = first.communicate(timeout=120)
+    assert first.returncode == 130, output + errors
+    second = start(folder)
+    wait_until(lambda: epochs_of(folder, 1) >= 2, second)
+    os.kill(second.pid, signal.SIGKILL)
+    second.communicate()
+    last = run("resume", "runs/tiny", cwd=folder)
+    assert last.returncode == 0, last.stdout + last.stderr
+    return folder, second_driver, output + errors
 
 
-def assert_tracked_once(folder: Path) -> None:
+Survived = tuple[Path, subprocess.CompletedProcess[str], str]
+
+
+def test_ctrl_c_ends_with_the_command_that_resumes(survived: Survived) -> None:
+    _, _, said = survived
+    assert said.rstrip().endswith("resume with: orchestrator resume runs/tiny")
+    assert "Traceback" not in said
+
+
+def test_a_second_driver_of_a_running_study_is_refused(survived: Survived) -> None:
+    _, second_driver, _ = survived
+    assert second_driver.returncode == 2
+    assert "another process is running this study" in second_driver.stderr
+
+
+def test_every_trial_ends_bit_for_bit_as_if_never_interrupted(survived: Survived, tmp_path: Path) -> None:
+    journal = Journal.open(survived[0] / "runs" / "tiny")
+    assert [(run.trial, run.state) for run in journal.runs()] == [(0, "complete"), (1, "complete")]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for trial in journal.runs():
+            fresh = tmp_path / trial.key
+            list(fit(trial.experiment, fresh, ranks=Ranks.current("cpu")))
+            assert timeless(trial) == timeless(fresh)
+            assert [record.epoch for record in trial.records] == list(range(6))
+            ours = weights(trial.folder)
+            assert all(torch.equal(ours[name], value) for name, value in weights(fresh).items())
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_the_budget_is_a_total(survived: Survived) -> None:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    journal = Journal.open(survived[0] / "runs" / "tiny")
+    stored = optuna.load_study(study_name="tiny", storage=journal.storage_url)
+    assert [trial.state.name for trial in stored.trials] == ["COMPLETE", "COMPLETE"]
+    assert [trial.user_attrs["attempts"] for trial in stored.trials] == [2, 2]
+
+
+def test_mlflow_holds_every_run_and_every_epoch_exactly_once(survived: Survived) -> None:
+    folder = survived[0]
     journal = Journal.open(folder / "runs" / "tiny")
     client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
     experiment = client.get_experiment_by_name("adversarial-training")
@@ -77,54 +131,7 @@ def assert_tracked_once(folder: Path) -> None:
     identities = [entry.data.tags[RUN_TAG] for entry in tracked]
     assert sorted(identities) == sorted({journal.identity, *(f"{journal.identity}/{r.key}" for r in journal.runs())})
     for entry in tracked:
+        assert entry.info.status == "FINISHED"
         if "mlflow.parentRunId" in entry.data.tags:
             steps = [metric.step for metric in client.get_metric_history(entry.info.run_id, "val/pgd10_accuracy")]
             assert sorted(steps) == list(range(6))
-        assert entry.info.status == "FINISHED"
-
-
-def test_ctrl_c_finishes_the_epoch_and_says_how_to_resume(
-    tmp_path: Path, uninterrupted: list[tuple[object, ...]]
-) -> None:
-    write_study(tmp_path, **SECTIONS)
-    process = start(tmp_path)
-    wait_until(lambda: epochs_of(tmp_path, 0) >= 2, process)
-    process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, output + errors
-    assert output.rstrip().endswith("resume with: orchestrator resume runs/tiny")
-    assert "Traceback" not in output + errors
-    assert epochs_of(tmp_path, 0) >= 2
-    resumed = run("resume", "runs/tiny", cwd=tmp_path)
-    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    assert outcome(tmp_path) == uninterrupted
-    assert_tracked_once(tmp_path)
-
-
-def test_a_killed_driver_loses_nothing_and_doubles_nothing(
-    tmp_path: Path, uninterrupted: list[tuple[object, ...]]
-) -> None:
-    write_study(tmp_path, **SECTIONS)
-    process = start(tmp_path)
-    wait_until(lambda: epochs_of(tmp_path, 1) >= 1, process)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    process.communicate()
-    resumed = run("sweep", "tiny.yaml", cwd=tmp_path)
-    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    assert outcome(tmp_path) == uninterrupted
-    assert_tracked_once(tmp_path)
-
-
-def test_two_drivers_of_one_study_are_refused(tmp_path: Path) -> None:
-    write_study(tmp_path, **SECTIONS)
-    process = start(tmp_path)
-    try:
-        wait_until(lambda: (tmp_path / "runs" / "tiny" / "lock").exists(), process)
-        time.sleep(0.5)
-        second = run("sweep", "tiny.yaml", cwd=tmp_path)
-        assert second.returncode == 2
-        assert "another process is running this study" in second.stderr
-    finally:
-        process.kill()
-        process.communicate()
