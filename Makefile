@@ -34,10 +34,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy trainers search_spaces orchestrator
 
-lock:
-	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+lock: setup
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
 	    --no-emit-index-url --no-annotate --no-header --output-file requirements.lock
-	echo uv | uv pip compile - --universal --python-version 3.11 --generate-hashes \
+	echo uv | $(BIN)/uv pip compile - --universal --python-version 3.11 --generate-hashes \
 	    --no-emit-index-url --no-annotate --no-header --output-file requirements-uv.lock
 
 clean:

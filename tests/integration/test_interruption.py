@@ -24,8 +24,9 @@ from trainers.records import read_records
 
 pytestmark = pytest.mark.ray
 
+EPOCHS = 20
 SECTIONS = {
-    "experiment": {"epochs": 6},
+    "experiment": {"epochs": EPOCHS},
     "search": {"trials": 2, "start": [], "sampler": "random"},
     "confirm": {"top": 0},
     "resources": {"concurrent_trials": 1},
@@ -59,7 +60,7 @@ def timeless(run: Run | Path) -> list[dict[str, float]]:
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
-    return load_file(run_dir / "checkpoints" / "epoch_0005" / "model.safetensors")
+    return load_file(run_dir / "checkpoints" / f"epoch_{EPOCHS - 1:04d}" / "model.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +69,9 @@ def survived(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess
     folder = tmp_path_factory.mktemp("survived")
     write_study(folder, **SECTIONS)
     first = start(folder)
-    wait_until(lambda: epochs_of(folder, 0) >= 2, first)
+    wait_until(lambda: (folder / "runs" / "tiny" / "journal.jsonl").exists(), first)
     second_driver = run("sweep", "tiny.yaml", cwd=folder)
+    wait_until(lambda: epochs_of(folder, 0) >= 2, first)
     first.send_signal(signal.SIGINT)
     output, errors = first.communicate(timeout=120)
     assert first.returncode == 130, output + errors
@@ -107,7 +109,7 @@ def test_every_trial_ends_bit_for_bit_as_if_never_interrupted(survived: Survived
             fresh = tmp_path / trial.key
             list(fit(trial.experiment, fresh, ranks=Ranks.current("cpu")))
             assert timeless(trial) == timeless(fresh)
-            assert [record.epoch for record in trial.records] == list(range(6))
+            assert [record.epoch for record in trial.records] == list(range(EPOCHS))
             ours = weights(trial.folder)
             assert all(torch.equal(ours[name], value) for name, value in weights(fresh).items())
     finally:
@@ -134,4 +136,4 @@ def test_mlflow_holds_every_run_and_every_epoch_exactly_once(survived: Survived)
         assert entry.info.status == "FINISHED"
         if "mlflow.parentRunId" in entry.data.tags:
             steps = [metric.step for metric in client.get_metric_history(entry.info.run_id, "val/pgd10_accuracy")]
-            assert sorted(steps) == list(range(6))
+            assert sorted(steps) == list(range(EPOCHS))

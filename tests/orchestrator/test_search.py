@@ -7,11 +7,8 @@ from pathlib import Path
 import optuna
 import pytest
 
-from orchestrator import cluster
+from orchestrator.search import MAX_ATTEMPTS, Outcome, StudySearcher
 from search_spaces.study import Study, parse_study
-
-cluster.prepare(private=True)
-from orchestrator.search import MAX_ATTEMPTS, Outcome, StudySearcher  # noqa: E402
 
 
 def made_up_study(**search: object) -> Study:
