@@ -45,7 +45,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 def environment(**extra: str) -> dict[str, str]:
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_", "ORCHESTRATOR_"))}
-    return clean | {"COVERAGE_PROCESS_START": "", "COLUMNS": "200"} | extra
+    return clean | {"COLUMNS": "200"} | extra
 
 
 def command(*words: str) -> list[str]:
