@@ -18,6 +18,7 @@ from search_spaces.study import Resources
 from trainers.problems import InvalidInput
 
 TRIAL_SLOT = "trial_slot"
+HEAD_NODE = "node:__internal_head__"  # a resource of every Ray cluster
 
 # Read by Ray when it starts, so they are set before it is imported; see `connect` for clusters that already run.
 ENVIRONMENT = {

@@ -297,6 +297,12 @@ class ReleasePlacementGroups(tune.Callback):
         _release(Path(trial.config["run_dir"]))
 
 
+def release_left_over(study_folder: Path) -> None:
+    """On a cluster that outlives its drivers: free what the groups of a killed driver of this study still reserve."""
+    for note in study_folder.glob(f"*/*/{GROUP_FILE}"):
+        _release(note.parent)
+
+
 def _release(run_dir: Path) -> None:
     from ray import PlacementGroupID
     from ray.util.placement_group import PlacementGroup, remove_placement_group

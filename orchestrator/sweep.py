@@ -13,12 +13,12 @@ from ray import tune
 from ray.tune import Callback, FailureConfig, RunConfig, Stopper, TuneConfig
 from ray.tune.search import Searcher
 
-from orchestrator.cluster import TRIAL_SLOT, Capacity
+from orchestrator.cluster import HEAD_NODE, TRIAL_SLOT, Capacity
 from orchestrator.interrupt import Interrupt
 from orchestrator.journal import Journal, trial_key
 from orchestrator.progress import StudyView
 from orchestrator.search import DriverOnly, Outcome, StudySearcher
-from orchestrator.slots import ProcessSlot, ReleasePlacementGroups, group_slot, record_of
+from orchestrator.slots import ProcessSlot, ReleasePlacementGroups, group_slot, record_of, release_left_over
 from search_spaces.study import Resources, Study
 from trainers.config import Experiment, parse
 from trainers.overfitting import ROBUST_ACCURACY
@@ -72,11 +72,14 @@ def run_on_slots(session: Session, searcher: Searcher, resources: Resources, sec
     """Let Tune run what the searcher gives, as many runs at once as fit. Returns early if the user interrupts."""
     concurrent = session.capacity.require(resources, section)
     scratch = session.journal.folder / "ray"
+    if not session.capacity.private:
+        release_left_over(session.journal.folder)
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     if resources.workers > 1:
         slot: Any = group_slot(resources, scratch / "groups")
-        # The workers of a group hold the CPUs; its trial actor holds a slot, or next to nothing on a foreign cluster.
-        needs = {"CPU": 0, TRIAL_SLOT: 1} if session.capacity.private else {"CPU": 0.001}
+        # The workers of a group hold the CPUs. Its trial actor must hold something, but no part of a CPU, or the last
+        # group would not fit: a slot, and on a cluster without slots a trace of the head node.
+        needs = {"CPU": 0, TRIAL_SLOT: 1} if session.capacity.private else {"CPU": 0, HEAD_NODE: 0.001}
     else:
         slot = ProcessSlot
         needs = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
