@@ -276,8 +276,11 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield from flatten(value, f"{path}.")
         elif isinstance(value, str) and path.rpartition(".")[2] in ("epsilon", "step_size"):
             yield path, float(PixelValue(value))
-        else:
+        elif value is not None:
             yield path, value
+        elif key in ("weighting", "regularizer"):
+            # An empty slot is a value to compare by; any other field that is not set is not a parameter.
+            yield f"{path}.name", "none"
 
 
 def pixel_values(run: Run) -> Iterator[tuple[str, PixelValue]]:

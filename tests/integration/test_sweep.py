@@ -142,6 +142,8 @@ def test_mlflow_params_are_the_flattened_experiment_with_plain_numbers(study: Fi
     assert study.tracked[run_.key].data.tags["attack.epsilon.text"] == "16/255"
     assert float(params["method.beta"]) == 5
     assert params["method.name"] == "weat_adv"
+    assert params["method.regularizer.name"] == "none"
+    assert "data.directory" not in params
     assert int(params["epochs"]) == 3
 
 
