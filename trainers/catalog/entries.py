@@ -1,0 +1,119 @@
+"""The kinds of rows that the tables of this package hold."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One tunable number or switch: its default, what is allowed and what it means. `above` is an exclusive bound."""
+
+    default: Any
+    about: str
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    choices: tuple[Any, ...] | None = None
+
+    def refuse(self, value: object) -> str | None:
+        """Why `value` is not allowed, or None if it is."""
+        if self.choices is not None:
+            known = any(value == choice and type(value) is type(choice) for choice in self.choices)
+            return None if known else f"{value!r} is not one of {list(self.choices)}"
+        if isinstance(self.default, bool):
+            return None if isinstance(value, bool) else f"{value!r} is not true or false"
+        if isinstance(self.default, list):
+            numbers = value if isinstance(value, list) else []
+            inside = bool(numbers) and all(isinstance(n, (int, float)) and 0 < n < 1 for n in numbers)
+            ordered = inside and numbers == sorted(numbers)
+            return None if ordered else f"{value!r} is not a rising list of numbers between 0 and 1"
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return f"{value!r} is not a number"
+        if isinstance(self.default, int) and not isinstance(value, int):
+            return f"{value!r} is not a whole number"
+        low = self.low is not None and value < self.low
+        high = self.high is not None and value > self.high
+        above = self.above is not None and value <= self.above
+        finite = abs(value) <= sys.float_info.max
+        return None if finite and not (low or high or above) else f"{value!r} is out of range; allowed: {self.allowed}"
+
+    @property
+    def allowed(self) -> str:
+        """The allowed values in words."""
+        if self.choices is not None:
+            return " | ".join(map(str, self.choices))
+        if isinstance(self.default, bool):
+            return "true | false"
+        lower = f"> {self.above:g}" if self.above is not None else f">= {self.low:g}" if self.low is not None else ""
+        upper = f"<= {self.high:g}" if self.high is not None else ""
+        return " and ".join(part for part in (lower, upper) if part) or "any number"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One choice of a slot: where its function lives, what it needs beyond the adversarial logits, its parameters."""
+
+    function: str
+    about: str
+    source: str
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    needs: frozenset[str] = frozenset()
+
+    def load(self) -> Callable[..., Any]:
+        """Import the function (this is where torch comes in)."""
+        module, name = self.function.split(":")
+        return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Inner(Entry):
+    """An inner attack. `relative_step_size` is in units of epsilon; `passes` counts those beside 2 per step."""
+
+    relative_step_size: float = 1.0
+    single_step: bool = False
+    passes: int = 0
+
+
+@dataclass(frozen=True)
+class Model(Entry):
+    """An architecture. `gigaflop` (a forward of one 32x32 image) and `millions` of parameters at default parameters."""
+
+    gigaflop: float = 0.0
+    millions: float = 0.0
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set: the module that loads it (a `load` function), shape, size, input statistics, what ε is usual."""
+
+    module: str
+    num_classes: int
+    channels: int
+    num_train: int
+    num_test: int
+    epsilon: str
+    holdout: int
+    augment: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    about: str
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A published method as a row over the slots. `beta` is the outer loss's default; None where it has none."""
+
+    inner: str
+    outer: str
+    steps: int
+    batch_norm: str
+    source: str
+    about: str
+    beta: float | None = None
+    weighting: str | None = None
+    regularizer: str | None = None
