@@ -12,7 +12,9 @@ from torch.nn import functional as F
 
 from trainers import catalog
 from trainers.attacks.linf import ascend, batch_norm_mode, project, uniform_start
+from trainers.attacks.pgd import _towards, margin
 from trainers.energy import delta_energies
+from trainers.loop import fit
 from trainers.randomness import Noise, generator
 
 EPSILON = 0.1
@@ -114,6 +116,85 @@ def test_delta_energy_of_a_cross_entropy_attack_rises_with_epsilon(natural_net, 
         means.append(delta_energies(natural, attacked, labels)[0].mean().item())
     assert means == sorted(means)
     assert means[-1] > means[0] + 1
+
+
+def test_a_cross_entropy_attack_lowers_the_energy_more_than_a_targeted_one(natural_net, digits):
+    images, labels = digits
+    natural = natural_net(images)
+    mean = {
+        name: delta_energies(natural, natural_net(craft(name, natural_net, images, labels, epsilon=0.3).images), labels)
+        for name in ("pgd", "pgd_targeted")
+    }
+    assert mean["pgd"][0].mean() > mean["pgd_targeted"][0].mean()
+
+
+def test_on_a_net_trained_on_pgd_examples_the_attack_raises_the_energy(experiment, splits, alone, tmp_path):
+    """ΔE(x) of adversarial training is negative on its own training attack (arXiv 2407.06315, figure 3)."""
+    settings = experiment({"method.name": "sat", "attack.steps": 3, "attack.epsilon": 0.1, "model.width": 8})
+    last = list(fit(settings, tmp_path, ranks=alone, splits=splits))[-1]
+    assert last.metrics["probe/delta_energy/mean"] < 0
+
+
+@pytest.mark.parametrize("target", ["random", "least_likely"])
+def test_a_targeted_attack_raises_a_wrong_class_of_its_choice(target, natural_net, digits):
+    images, labels = digits
+    crafted = craft("pgd_targeted", natural_net, images, labels, epsilon=0.5, steps=20, target=target)
+    attacked = natural_net(crafted.images)
+    wrong = attacked.scatter(1, labels[:, None], -torch.inf).argmax(1)
+    least = crafted.start_logits.scatter(1, labels[:, None], torch.inf).argmin(1)
+    share = (wrong == least).float().mean()
+    assert share > 0.5 if target == "least_likely" else share < 0.5
+    assert torch.bincount(wrong, minlength=10).min() > 0
+
+
+def test_random_targets_are_uniform_over_the_wrong_classes():
+    labels = torch.arange(4).repeat(1000)
+    drawn = Noise(generator("cpu", 0, "attack")).uniform(labels.float(), 0, 1)
+    objective = _towards(labels, drawn)
+    logits = torch.zeros(4000, 4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(objective(logits), logits)
+    targets = gradient.argmax(1)
+    assert (targets != labels).all()
+    counts = torch.stack([torch.bincount(targets[labels == label], minlength=4) for label in range(4)])
+    assert (counts[~torch.eye(4, dtype=torch.bool)] - 333).abs().max() < 60
+
+
+def test_the_margin_is_that_to_the_best_wrong_class():
+    logits = torch.tensor([[3.0, 1.0, 2.5], [3.0, 1.0, 2.5], [-1.0, -2.0, -5.0]])
+    torch.testing.assert_close(margin(logits, torch.tensor([0, 1, 2])), torch.tensor([0.5, -2.0, -4.0]))
+
+
+def test_the_margin_attack_stops_once_the_margin_is_below_minus_kappa():
+    source = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    images, labels = torch.rand(8, 3, 2, 2, generator=source), torch.zeros(8, dtype=torch.long)
+    model[1].bias.data = torch.tensor([-100.0, 0.0, 0.0])
+    still = craft("pgd_margin", model, images, labels, kappa=1.0)
+    assert torch.equal(still.images, still.start_images)
+    moved = craft("pgd_margin", model, images, labels, kappa=200.0)
+    assert not torch.equal(moved.images, moved.start_images)
+
+
+def test_noisy_fgsm_leaves_the_ball_and_takes_its_step_from_the_noise():
+    source = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    images, labels = 0.4 + 0.2 * torch.rand(5, 3, 2, 2, generator=source), torch.tensor([0, 1, 1, 0, 1])
+    uphill = (model[1].weight.detach()[1 - labels] - model[1].weight.detach()[labels]).sign().view_as(images)
+    crafted = craft("n_fgsm", model, images, labels, noise_scale=2.0)
+    torch.testing.assert_close(crafted.images, crafted.start_images + EPSILON * uphill)
+    reach = (crafted.images - images).abs().max()
+    assert EPSILON < reach <= 3 * EPSILON
+    assert torch.equal(craft("n_fgsm", model, images, labels, noise_scale=0.0).start_images, images)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_start_gradient_points_where_the_first_step_goes(name, natural_net, digits):
+    images, labels = digits[0][:32], digits[1][:32]
+    one = craft(name, natural_net, images, labels, steps=1)
+    inside = (one.start_images >= 0) & (one.start_images <= 1)  # the Gaussian start is clamped with the step
+    moved = ((one.images - one.start_images) * one.start_gradient)[inside]
+    assert (moved >= 0).all()
+    assert (moved > 0).any()
 
 
 def test_more_steps_fool_more(natural_net, digits):

@@ -213,7 +213,7 @@ def test_aaer_takes_the_published_strengths_of_the_setting(raw, loss, variation)
     assert (parameters["loss"], parameters["variation"]) == (loss, variation)
 
 
-@pytest.mark.parametrize(("epsilon", "strength"), [("8/255", 0.2), ("16/255", 2.0)])
+@pytest.mark.parametrize(("epsilon", "strength"), [("8/255", 0.2), ("16/255", 2.0), (0.5, 2.0)])
 def test_gradient_alignment_takes_the_published_strength(epsilon, strength):
     raw = {"method": "grad_align", "data": "cifar10", "attack": {"epsilon": epsilon}}
     assert parse(raw).method.regularizer.parameters["strength"] == pytest.approx(strength)

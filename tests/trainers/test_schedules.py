@@ -8,7 +8,7 @@ import pytest
 
 from trainers import catalog
 from trainers.config import parse
-from trainers.schedules import constant, learning_rates, onecycle, piecewise, triangular
+from trainers.schedules import constant, learning_rates, momenta, onecycle, piecewise, triangular
 
 
 @pytest.mark.parametrize(
@@ -64,3 +64,40 @@ def test_every_step_of_a_run_has_a_positive_rate_below_the_peak(name, steps):
 def test_the_peak_rate_is_reached_where_the_schedule_says():
     rates = learning_rates(parse({"schedule": {"name": "triangular", "peak": 0.3}}).schedule, 0.2, 99)
     assert max(rates) == rates[29] == pytest.approx(0.2)
+
+
+# Momentum
+
+
+def test_cycled_momentum_is_the_one_of_pytorchs_onecycle():
+    """0.95 -> 0.85 at the peak of the rate -> 0.95, as WEAT's runs have it by PyTorch's default."""
+    import torch
+
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0, momentum=0.9)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=41, pct_start=0.25)
+    # PyTorch's peak is at step pct_start · total − 1 of total − 1; ours lies at a fraction of the run.
+    schedule = parse({"schedule": {"name": "onecycle", "peak": 9.25 / 40}}).schedule
+    ours = momenta(schedule, 0.95, 0.85, 39)
+    for step in range(1, 40):
+        optimizer.step()
+        theirs.step()
+        assert ours[step - 1] == pytest.approx(optimizer.param_groups[0]["momentum"], rel=1e-6)
+
+
+def test_cycled_momentum_is_the_one_of_pytorchs_triangle():
+    import torch
+
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0, momentum=0.9)
+    theirs = torch.optim.lr_scheduler.CyclicLR(
+        optimizer, base_lr=0.0, max_lr=0.2, step_size_up=20, step_size_down=20, base_momentum=0.8, max_momentum=0.9
+    )
+    ours = momenta(parse({"schedule": "triangular"}).schedule, 0.9, 0.8, 39)
+    for step in range(1, 40):
+        optimizer.step()
+        theirs.step()
+        assert ours[step - 1] == pytest.approx(optimizer.param_groups[0]["momentum"], rel=1e-6)
+    assert min(ours) == ours[19] == pytest.approx(0.8)
+
+
+def test_without_a_value_at_the_peak_momentum_is_constant():
+    assert momenta(parse({"schedule": "piecewise"}).schedule, 0.9, None, 5) == [0.9] * 5

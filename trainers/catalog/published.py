@@ -51,8 +51,11 @@ def _aaer(setting: Setting) -> dict[str, Any]:
 
 
 def _grad_align(setting: Setting) -> dict[str, Any]:
-    """Andriushchenko & Flammarion 2020, arXiv 2007.02617: the fit of λ over ε, per data set."""
-    levels = 255 * setting.epsilon
+    """The fit of λ over ε by Andriushchenko & Flammarion 2020, arXiv 2007.02617, per data set, for ε up to 16/255.
+
+    Beyond what it was fitted on it would explode (10^15 at ε = 0.5): there it stays what it is at 16/255.
+    """
+    levels = min(255 * setting.epsilon, 16.0)
     strength = 1.5625 * 1.6 ** (levels / 8) if setting.data == "svhn" else 0.02 * 10 ** (levels / 8)
     return {"strength": strength}
 

@@ -192,7 +192,9 @@ REGULARIZER: dict[str, Entry] = {
         "λ (1 − mean cosine between the input gradients at x and at x + U(−ε, ε))",
         "Andriushchenko & Flammarion 2020, arXiv 2007.02617, eq. 6",
         parameters={
-            "strength": Parameter(0.2, "λ; default 0.02 · 10^(255 ε / 8), on svhn 1.5625 · 1.6^(255 ε / 8)", low=0.0)
+            "strength": Parameter(
+                0.2, "λ; default 0.02 · 10^(255 ε / 8), on svhn 1.5625 · 1.6^(255 ε / 8), ε up to 16/255", low=0.0
+            )
         },
         needs=frozenset({"input_gradients"}),
         placement={"start": _start()},
