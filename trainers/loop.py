@@ -21,6 +21,7 @@ from trainers import checkpoint
 from trainers.config import Experiment
 from trainers.data.batches import TrainingBatches
 from trainers.data.images import Splits, load_splits
+from trainers.iteration_checks import IterationChecks
 from trainers.measure import Attacker, EpochMeasurement, training_attack
 from trainers.methods.objective import Objective, build_objective
 from trainers.methods.regularizers import abnormal, identity
@@ -97,6 +98,7 @@ def fit(
     splits = Splits(*(part.to(ranks.device) for part in (splits.train, splits.validation, splits.test)))
     batches = TrainingBatches(splits.train, experiment, ranks)
     measure = EpochMeasurement(experiment, splits, ranks)
+    checks = IterationChecks(experiment, splits, ranks)
     bare = build_model(experiment).to(ranks.device)
     bare = bare.to(memory_format=torch.channels_last)
     settings = experiment.optimizer
@@ -147,7 +149,8 @@ def fit(
                 progress=epoch / experiment.epochs, mean_over_ranks=ranks.mean,
             )  # fmt: skip
             totals.add(result)
-        metrics = totals.metrics(epoch, recorded.get(epoch - 1))
+            checks.after_step(bare, step)
+        metrics = totals.metrics(epoch, recorded.get(epoch - 1)) | checks.metrics()
         seconds = time.perf_counter() - began
         ranks.average_buffers(bare)
         metrics |= measure(bare) | {
