@@ -97,11 +97,14 @@ def test_checks_come_every_so_many_steps_and_see_the_model_of_the_moment(checked
 
 def test_a_check_is_a_fixed_attack_on_fixed_training_images(checked, splits, alone, natural_net):
     strong = checked.model_copy(update={"attack": checked.attack.model_copy(update={"epsilon": 0.5})})
-    seen = []
+    seen, forwards = [], []
+    counting = natural_net.register_forward_hook(lambda *_: forwards.append(1))
     for settings in (checked, strong):
         checks = IterationChecks(settings, splits, alone)
         checks.after_step(natural_net, 1)
         seen.append(checks.metrics())
+    counting.remove()
+    assert len(forwards) == 2 * (1 + 5 + 1)
     weak, broken = (metrics["check/0002/pgd5_accuracy"] for metrics in seen)
     assert broken < 0.1 < weak
     assert weak * 64 == pytest.approx(round(weak * 64))

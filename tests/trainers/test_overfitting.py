@@ -142,11 +142,12 @@ def test_a_run_that_is_too_short_for_the_windows_has_no_onset(length):
 
 
 def test_the_relative_rule_takes_five_times_the_median_slope_of_the_middle_third():
-    # Windows of two: the slope is the difference to the epoch before, -0.01 up to epoch 40 and then `late`.
+    # Windows of two: the slope is the difference to the epoch before. The median of epochs 20 to 39 is -0.01.
     rule = RobustRule(relative_slope=5, slope=-0.0005, slope_window=2, consecutive=1, error_rise=0.0)
+    before = [*[-0.04] * 20, *[-0.01] * 11, *[-0.03] * 9]
 
     def onset(late):
-        return robust_onset(np.r_[-0.01 * np.arange(41), -0.4 + late * np.arange(1, 20)], np.ones(60), rule)
+        return robust_onset(np.cumsum([*before, 0.0, *[late] * 19]), np.ones(60), rule)
 
     assert onset(-0.0499) is None
     assert onset(-0.0501).epoch == 41
