@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trainers.energy import marginal_energy
-from trainers.methods.regularizers import abnormal
+from trainers.methods.step_tensors import abnormal
 
 
 def above_natural_quantile(natural_energy: Tensor, adversarial_energy: Tensor, *, quantile: float = 0.9) -> Tensor:

@@ -6,9 +6,10 @@ the training), so curves of one run are smooth and curves of different runs comp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,18 +26,25 @@ from trainers.ranks import Ranks
 
 _MONITOR_SEED = 0
 
-Attacker = Callable[[nn.Module, Tensor, Tensor, Noise], Adversarial]
+
+class Attacker(Protocol):
+    """An attack with its settings bound; `scale` multiplies epsilon and the step size (training may warm up)."""
+
+    def __call__(
+        self, model: nn.Module, images: Tensor, labels: Tensor, noise: Noise, scale: float = 1.0
+    ) -> Adversarial:
+        """Attack images [B, C, H, W] with labels [B]."""
 
 
 def training_attack(method: Method, attack: Attack, batch_norm: str) -> Attacker:
-    """The inner attack of a method with its settings bound: `attacker(model, images, labels, noise)`."""
-    function = catalog.INNER[method.inner].load()
+    """The inner attack of a method with its settings bound."""
+    function = catalog.INNER[method.inner.name].load()
 
-    def attacker(model: nn.Module, images: Tensor, labels: Tensor, noise: Noise) -> Adversarial:
+    def attacker(model: nn.Module, images: Tensor, labels: Tensor, noise: Noise, scale: float = 1.0) -> Adversarial:
         result: Adversarial = function(
             model, images, labels,
-            epsilon=float(attack.epsilon), step_size=float(attack.step_size), steps=attack.steps,
-            batch_norm=batch_norm, noise=noise,
+            epsilon=scale * float(attack.epsilon), step_size=scale * float(attack.step_size), steps=attack.steps,
+            batch_norm=batch_norm, noise=noise, **method.inner.parameters,
         )  # fmt: skip
         return result
 
@@ -46,10 +54,10 @@ def training_attack(method: Method, attack: Attack, batch_norm: str) -> Attacker
 def monitor_attack(epsilon: float, steps: int = 10) -> Attacker:
     """PGD on the cross-entropy with steps of ε/4, one restart, final iterate, eval-mode batch norm."""
 
-    def attacker(model: nn.Module, images: Tensor, labels: Tensor, noise: Noise) -> Adversarial:
+    def attacker(model: nn.Module, images: Tensor, labels: Tensor, noise: Noise, scale: float = 1.0) -> Adversarial:
         return pgd(
             model, images, labels,
-            epsilon=epsilon, step_size=epsilon / 4, steps=steps, batch_norm="eval", noise=noise,
+            epsilon=scale * epsilon, step_size=scale * epsilon / 4, steps=steps, batch_norm="eval", noise=noise,
         )  # fmt: skip
 
     return attacker

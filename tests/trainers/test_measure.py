@@ -11,11 +11,11 @@ import torch
 from trainers.data.batches import TrainingBatches
 from trainers.data.images import load_splits
 from trainers.iteration_checks import IterationChecks
-from trainers.loop import fit, train_step
-from trainers.measure import EpochMeasurement, training_attack
-from trainers.methods.objective import build_objective
+from trainers.loop import fit
+from trainers.measure import EpochMeasurement
 from trainers.models.build import build_model
 from trainers.randomness import Noise, generator
+from trainers.step import build_method, train_step
 
 
 def test_natural_logits_are_computed_once_for_both_attacks_on_the_probe(experiment, splits, alone):
@@ -58,12 +58,11 @@ def train_one_epoch(settings, splits, ranks, checks=None):
     batches = TrainingBatches(splits.train, settings, ranks)
     model = build_model(settings).train()
     frozen = next(module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)).eval()
-    attacker = training_attack(settings.method, settings.attack, "train")
-    objective = build_objective(settings.method)
+    method = build_method(settings)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     noise = Noise(generator("cpu", 0, "attack", 0), *batches.rows)
     for step, (images, labels) in enumerate(batches.epoch(0)):
-        train_step(model, attacker, objective, optimizer, images, labels, noise, progress=0.0)
+        train_step(model, method, optimizer, images, labels, noise, progress=0.0)
         if checks is not None:
             checks.after_step(model, step)
     assert not frozen.training
