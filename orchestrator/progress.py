@@ -12,7 +12,6 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from trainers import catalog
 from trainers.config import Experiment
 from trainers.overfitting import CLEAN_ACCURACY, REFERENCE_DELTA_ENERGY, ROBUST_ACCURACY, onsets
 from trainers.records import EpochRecord
@@ -33,9 +32,8 @@ class Row:
     @property
     def onset(self) -> str:
         """`collapsed at 9`, or nothing."""
-        chance = 1 / catalog.DATASETS[self.experiment.data.name].num_classes
         complete = [record.epoch for record in self.records] == list(range(len(self.records)))
-        found = onsets(self.records, chance) if complete else []
+        found = onsets(self.records, self.experiment) if complete else []
         words = {"catastrophic": "collapsed", "robust": "overfits"}
         return ", ".join(f"{words[onset.kind]} at {onset.epoch + 1}" for onset in found)
 

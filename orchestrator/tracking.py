@@ -23,7 +23,6 @@ from typing import Any
 
 from orchestrator.journal import EVALUATION_FILE, STUDY_FILE, Journal, Run
 from search_spaces.study import Study
-from trainers import catalog
 from trainers.overfitting import onsets
 from trainers.pixels import PixelValue
 from trainers.problems import InvalidInput
@@ -213,8 +212,7 @@ class Mirror:
     def _close(self, run: Run, run_id: str) -> None:
         from mlflow.entities import Metric, RunTag
 
-        dataset = catalog.DATASETS[run.experiment.data.name]
-        found = onsets(run.records, 1 / dataset.num_classes)
+        found = onsets(run.records, run.experiment)
         time = int(run.records[-1].time * 1000) if run.records else 0
         tags = [RunTag("reason", run.reason or run.state)]
         tags += [RunTag(f"overfitting.{o.kind}", "confirmed" if o.confirmed else "unconfirmed") for o in found]

@@ -32,7 +32,7 @@ Pixels = Annotated[PixelValue, BeforeValidator(PixelValue), PlainSerializer(lamb
 class Section(BaseModel):
     """Base of all configuration: frozen, and unknown fields are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -106,12 +106,46 @@ class Optimizer(Section):
     )
 
 
+class CatastrophicRule(Section):
+    """Thresholds of catastrophic overfitting. Accuracies are fractions, energies in nats, windows in epochs."""
+
+    accuracy_drop: float = Field(default=0.5, gt=0, lt=1, description="collapsed: below this fraction of the best")
+    above_chance: float = Field(default=0.10, ge=0, lt=1, description="the best must have been so far above chance")
+    energy_jump: float = Field(default=0.5, gt=0, description="least rise of ΔE(x) over its median")
+    energy_deviations: float = Field(default=5.0, ge=0, description="the same in deviations (scaled median absolute)")
+    energy_window: int = Field(default=5, ge=1)
+    accuracy_gap: float = Field(default=0.30, gt=0, le=1, description="training attack's accuracy less that of PGD")
+    check_drop: float = Field(default=0.20, gt=0, lt=1, description="fall of accuracy from one check to the next")
+
+
+class RobustRule(Section):
+    """Thresholds of robust overfitting. Slopes are of mean ΔE(x), in nats per epoch; windows are in epochs.
+
+    The default slope suits a 10-class ResNet-18 under SAT. For flatter curves (100 classes, TRADES) the slope is
+    judged by the run's own: `{relative_slope: 5, slope: -0.0005}`.
+    """
+
+    first_epoch: int = Field(default=20, ge=0)
+    slope: float = Field(default=-0.004, le=0, description="at most this")
+    relative_slope: float | None = Field(
+        default=None, gt=0, description="also at most so many times the middle third's median; only in the last third"
+    )
+    slope_window: int = Field(default=10, ge=2)
+    error_rise: float = Field(default=0.005, ge=0, lt=1, description="robust error above its running minimum")
+    error_median: int = Field(default=5, ge=1, description="epochs over whose median the error is smoothed")
+    error_first_epoch: int = Field(default=10, ge=0, description="the minimum counts from here on")
+    consecutive: int = Field(default=3, ge=1, description="epochs in a row in which both hold")
+
+
 class Evaluation(Section):
     """How every epoch is measured. `epsilon` is fixed within a study, whatever the training epsilon."""
 
     epsilon: Pixels = Field(gt=0, le=1)
     probe_samples: int = Field(1024, ge=1, description="fixed training images whose energies are followed")
     batch_size: int = Field(256, ge=1)
+    check_every: int | None = Field(None, ge=1, description="steps of an epoch between two checks under PGD-5")
+    catastrophic: CatastrophicRule = CatastrophicRule()
+    robust: RobustRule = RobustRule()
 
 
 class Experiment(Section):
@@ -139,12 +173,21 @@ class Experiment(Section):
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
     def digest(self) -> str:
-        """Short hash of what changes the result. Where the data lies and where values came from do not."""
+        """Short hash of what changes the result. Where data lie and values came from, how records are read do not."""
         content = self.to_dict()
         del content["recipe"]
         for where in ("directory", "download"):
             del content["data"][where]
+        for rule in ("catastrophic", "robust"):
+            del content["evaluation"][rule]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches of the training split; one if it is smaller than a batch."""
+        dataset = catalog.DATASETS[self.data.name]
+        samples = min(self.data.train_samples or dataset.num_train, dataset.num_train - self.data.holdout)
+        return max(samples // self.optimizer.batch_size, 1)
 
     @property
     def training_passes(self) -> int:
@@ -180,6 +223,9 @@ def parse(raw: Mapping[str, Any]) -> Experiment:
         raise InvalidInput([*problems, *found]) from None
     if problems:
         raise InvalidInput(problems)
+    check_every, steps = experiment.evaluation.check_every, experiment.steps_per_epoch
+    if check_every is not None and check_every > steps:
+        raise InvalidInput.single("evaluation.check_every", f"{check_every}: an epoch has {steps} steps only")
     return experiment
 
 

@@ -30,6 +30,15 @@ def delta_energies(natural_logits: Tensor, adversarial_logits: Tensor, labels: T
     return delta_marginal, delta_joint
 
 
+def kl_energy_parts(natural_logits: Tensor, adversarial_logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The two energies [B] whose sum is KL(p(x) || p(x*)) (WEAT, arXiv 2407.06315, proposition 1).
+
+    First Σ_k p_k(x) [E(x*,k) − E(x,k)], the expected rise of the joint energies; second E(x) − E(x*) = ΔE(x).
+    """
+    joint = (natural_logits.softmax(dim=1) * (natural_logits - adversarial_logits)).sum(dim=1)
+    return joint, marginal_energy(natural_logits) - marginal_energy(adversarial_logits)
+
+
 def summarize(values: Tensor) -> dict[str, float]:
     """`STATISTICS` of values [N]: mean, population std, min, max and quantiles; synchronizes with the device once."""
     values = values.double()

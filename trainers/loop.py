@@ -18,6 +18,7 @@ from trainers import checkpoint
 from trainers.config import Experiment
 from trainers.data.batches import TrainingBatches
 from trainers.data.images import Splits, load_splits
+from trainers.iteration_checks import IterationChecks
 from trainers.measure import EpochMeasurement
 from trainers.networks import Networks
 from trainers.overfitting import ROBUST_ACCURACY
@@ -46,6 +47,7 @@ def fit(
     splits = Splits(*(part.to(ranks.device) for part in (splits.train, splits.validation, splits.test)))
     batches = TrainingBatches(splits.train, experiment, ranks)
     measure = EpochMeasurement(experiment, splits, ranks)
+    checks = IterationChecks(experiment, splits, ranks)
     networks = Networks(experiment, ranks)
     settings = experiment.optimizer
     optimizer = torch.optim.SGD(
@@ -99,7 +101,8 @@ def fit(
             )  # fmt: skip
             networks.after_step()
             totals.add(result)
-        metrics = totals.metrics(epoch, recorded.get(epoch - 1))
+            checks.after_step(networks.kept, step % len(batches))
+        metrics = totals.metrics(epoch, recorded.get(epoch - 1)) | checks.metrics()
         seconds = time.perf_counter() - began
         networks.after_epoch()
         metrics |= measure(networks.kept) | {

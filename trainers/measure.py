@@ -6,23 +6,24 @@ the training), so curves of one run are smooth and curves of different runs comp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from trainers import catalog
-from trainers.attacks.linf import Adversarial
+from trainers.abnormality import abnormality_statistics
+from trainers.attacks.linf import Adversarial, batch_norm_mode
 from trainers.attacks.pgd import pgd
 from trainers.config import Attack, Experiment, Method
 from trainers.data.images import ImageSet, Splits
-from trainers.energy import energy_statistics
-from trainers.methods.step_tensors import abnormal
+from trainers.energy import energy_statistics, kl_energy_parts
 from trainers.randomness import Noise, generator
 from trainers.ranks import Ranks
 
-MONITOR_STEPS = 10
 _MONITOR_SEED = 0
 
 
@@ -50,13 +51,13 @@ def training_attack(method: Method, attack: Attack, batch_norm: str) -> Attacker
     return attacker
 
 
-def monitor_attack(epsilon: float) -> Attacker:
-    """PGD-10 on the cross-entropy with steps of ε/4, one restart, final iterate, eval-mode batch norm."""
+def monitor_attack(epsilon: float, steps: int = 10) -> Attacker:
+    """PGD on the cross-entropy with steps of ε/4, one restart, final iterate, eval-mode batch norm."""
 
     def attacker(model: nn.Module, images: Tensor, labels: Tensor, noise: Noise, scale: float = 1.0) -> Adversarial:
         return pgd(
             model, images, labels,
-            epsilon=scale * epsilon, step_size=scale * epsilon / 4, steps=MONITOR_STEPS, batch_norm="eval", noise=noise,
+            epsilon=scale * epsilon, step_size=scale * epsilon / 4, steps=steps, batch_norm="eval", noise=noise,
         )  # fmt: skip
 
     return attacker
@@ -71,66 +72,94 @@ class Responses:
     adversarial: Tensor
     labels: Tensor
 
+    @property
+    def clean_accuracy(self) -> Tensor:
+        """Accuracy without an attack, []."""
+        return (self.natural.argmax(1) == self.labels).float().mean()
+
+    @property
+    def adversarial_accuracy(self) -> Tensor:
+        """Accuracy under the attack, []."""
+        return (self.adversarial.argmax(1) == self.labels).float().mean()
+
 
 class EpochMeasurement:
     """The fixed samples of one experiment and the three measurements made on them."""
 
     def __init__(self, experiment: Experiment, splits: Splits, ranks: Ranks) -> None:
-        samples = min(experiment.evaluation.probe_samples, len(splits.train))
-        # The training split is sorted by index, not by class: an even stride is a fixed, class-mixed sample.
-        stride = torch.linspace(0, len(splits.train) - 1, samples).long().numpy()
-        self._probe = splits.train.select(stride)
+        self._probe = fixed_sample(splits.train, experiment.evaluation.probe_samples)
         self._validation = splits.validation
-        self._batch_size = experiment.evaluation.batch_size
-        self._ranks = ranks
-        self._own = training_attack(experiment.method, experiment.attack, batch_norm="eval")
-        self._reference = monitor_attack(float(experiment.attack.epsilon))
-        self._monitor = monitor_attack(float(experiment.evaluation.epsilon))
+        self._respond = partial(respond, batch_size=experiment.evaluation.batch_size, ranks=ranks)
+        own = training_attack(experiment.method, experiment.attack, batch_norm="eval")
+        self._on_probe = (own, monitor_attack(float(experiment.attack.epsilon)))
+        self._on_validation = (monitor_attack(float(experiment.evaluation.epsilon)),)
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        """All metrics of one epoch, equal on every rank. `model` is the bare module; its mode is restored."""
-        training = model.training
-        model.eval()
-        try:
-            validation = respond(model, self._validation, self._monitor, self._batch_size, self._ranks)
-            own = respond(model, self._probe, self._own, self._batch_size, self._ranks)
-            reference = respond(model, self._probe, self._reference, self._batch_size, self._ranks)
-        finally:
-            model.train(training)
+        """All metrics of one epoch, equal on every rank. `model` is the bare module; its flags are restored."""
+        (validation,) = self._respond(model, self._validation, self._on_validation)
+        own, reference = self._respond(model, self._probe, self._on_probe)
+        # The accuracy of always naming the most frequent class: 1/K or more.
+        chance = float(validation.labels.bincount().max()) / len(validation.labels)
         return (
-            _describe("val", validation, "pgd10_accuracy")
+            {"val/chance_accuracy": chance}
+            | _describe("val", validation, "pgd10_accuracy")
             | _describe("probe", own, "adversarial_accuracy")
             | _describe("probe_reference", reference, "pgd10_accuracy")
+            | _describe_divergence("probe", own)
+            | _describe_divergence("probe_reference", reference)
         )
 
 
-def respond(model: nn.Module, images: ImageSet, attacker: Attacker, batch_size: int, ranks: Ranks) -> Responses:
-    """Attack every image of a set, each rank its share of every batch, and gather the logits of all."""
-    collected: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
-    for batch, first in enumerate(range(0, len(images), batch_size)):
-        rows = min(batch_size, len(images) - first)
-        own = ranks.share(rows)
-        begin, end = first + own.start, first + own.stop
-        pixels, labels = images.floats(begin, end), images.labels[begin:end]
-        noise = Noise(generator(pixels.device, _MONITOR_SEED, "monitor", batch), rows, own.start)
-        attacked = attacker(model, pixels, labels, noise)
-        with torch.no_grad():
-            parts = (model(pixels), attacked.start_logits, model(attacked.images))
-        for logits, part in zip(collected, parts, strict=True):
-            logits.append(ranks.concatenate(part))
-    natural, start, adversarial = map(torch.cat, collected)
-    return Responses(natural, start, adversarial, images.labels)
+def fixed_sample(images: ImageSet, count: int) -> ImageSet:
+    """At most `count` images, the same in every run: splits are sorted by index, so an even stride mixes classes."""
+    stride = torch.linspace(0, len(images) - 1, min(count, len(images))).long().numpy()
+    return images.select(stride)
+
+
+def respond(
+    model: nn.Module, images: ImageSet, attackers: Sequence[Attacker], batch_size: int, ranks: Ranks
+) -> list[Responses]:
+    """Attack every image of a set with every attacker, each rank its share of a batch, and gather the logits of all.
+
+    The model is in eval mode meanwhile; the flag of every submodule comes back. Attackers meet the same noise.
+    """
+    natural: list[Tensor] = []
+    attacked: list[list[tuple[Tensor, Tensor]]] = [[] for _ in attackers]
+    with batch_norm_mode(model, "eval"):
+        for batch, first in enumerate(range(0, len(images), batch_size)):
+            rows = min(batch_size, len(images) - first)
+            own = ranks.share(rows)
+            begin, end = first + own.start, first + own.stop
+            pixels, labels = images.floats(begin, end), images.labels[begin:end]
+            with torch.no_grad():
+                natural.append(ranks.concatenate(model(pixels)))
+            for attacker, parts in zip(attackers, attacked, strict=True):
+                noise = Noise(generator(pixels.device, _MONITOR_SEED, "monitor", batch), rows, own.start)
+                adversarial = attacker(model, pixels, labels, noise)
+                with torch.no_grad():
+                    logits = model(adversarial.images)
+                parts.append((ranks.concatenate(adversarial.start_logits), ranks.concatenate(logits)))
+    joined = torch.cat(natural)
+    return [
+        Responses(joined, torch.cat([start for start, _ in parts]), torch.cat([end for _, end in parts]), images.labels)
+        for parts in attacked
+    ]
 
 
 def _describe(split: str, responses: Responses, adversarial_name: str) -> dict[str, float]:
-    natural, adversarial, labels = responses.natural, responses.adversarial, responses.labels
-    statistics = energy_statistics(natural, adversarial, labels)
-    abnormal_count = int(abnormal(responses.start, adversarial, labels).sum())
     described = {
-        "clean_accuracy": float((natural.argmax(1) == labels).float().mean()),
-        adversarial_name: float((adversarial.argmax(1) == labels).float().mean()),
-        "abnormal_count": float(abnormal_count),
-        "abnormal_fraction": abnormal_count / len(labels),
-        **statistics,
+        "clean_accuracy": float(responses.clean_accuracy),
+        adversarial_name: float(responses.adversarial_accuracy),
+        **abnormality_statistics(responses.natural, responses.start, responses.adversarial, responses.labels),
+        **energy_statistics(responses.natural, responses.adversarial, responses.labels),
     }
     return {f"{split}/{name}": value for name, value in described.items()}
+
+
+def _describe_divergence(split: str, responses: Responses) -> dict[str, float]:
+    """The two mean energies that KL(p(x) || p(x*)) is the sum of."""
+    joint, marginal = kl_energy_parts(responses.natural, responses.adversarial)
+    return {
+        f"{split}/kl_joint_part/mean": float(joint.double().mean()),
+        f"{split}/kl_marginal_part/mean": float(marginal.double().mean()),
+    }

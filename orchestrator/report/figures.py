@@ -25,6 +25,7 @@ from orchestrator.report.reading import (
     outcomes,
     overfitting,
     short_names,
+    training_phases,
     trials,
 )
 from orchestrator.report.style import (
@@ -171,7 +172,10 @@ def parameter_importance(importances: Importances) -> Figure | None:
 
 @styled
 def run_energies(run: Run) -> Figure | None:
-    """One run on held-out images at the evaluation ε: its four mean energies, below them ΔE(x) with its quartiles."""
+    """One run on held-out images at the evaluation ε: its four mean energies, below them ΔE(x) with its quartiles.
+
+    Lines across mark onsets and, in a long run, the phases of training ΔE(x).
+    """
     if not curve(run, "val/delta_energy/mean")[0]:
         return None
     figure = new_figure(4.6)
@@ -203,6 +207,14 @@ def run_energies(run: Run) -> Figure | None:
                     _ONSETS[onset.kind][1], (onset.epoch + 1, 1), (4, -2), xycoords=("data", "axes fraction"),
                     textcoords="offset points", va="top", fontsize=7.5, color=MUTED,
                 )  # fmt: skip
+    found = training_phases(run)
+    for number, first in ((2, found.first_break), (3, found.second_break)) if found else ():
+        for axes in (top, bottom):
+            axes.axvline(first + 1, color=MUTED, linewidth=0.6, zorder=1)
+        bottom.annotate(
+            f"phase {number}", (first + 1, 0), (4, 3), xycoords=("data", "axes fraction"),
+            textcoords="offset points", fontsize=7.5, color=MUTED,
+        )  # fmt: skip
     figure.align_ylabels([top, bottom])
     top.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     bottom.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))

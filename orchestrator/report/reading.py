@@ -9,10 +9,12 @@ from pathlib import Path
 from orchestrator.journal import Run
 from search_spaces.study import Study
 from trainers import catalog
-from trainers.config import Experiment
-from trainers.overfitting import CLEAN_ACCURACY, ROBUST_ACCURACY, Onset, onsets
+from trainers.config import Evaluation, Experiment
+from trainers.overfitting import CLEAN_ACCURACY, DELTA_ENERGY, ROBUST_ACCURACY, Onset, onsets, warnings
+from trainers.phases import Phases, phases
 from trainers.records import EpochRecord
 
+_EPOCHS_WITH_PHASES = 30
 _NAMES = {
     "fgsm": "FGSM",
     "fgsm_rs": "FGSM-RS",
@@ -90,22 +92,26 @@ def objectives(study: Study, run: Run) -> dict[str, float]:
 
 def overfitting(run: Run) -> list[Onset]:
     """Where overfitting sets in; nothing for a run whose records have gaps or lack what the detectors read."""
-    if [record.epoch for record in run.records] != list(range(len(run.records))) or not run.records:
+    if not _whole(run):
         return []
-    # Records never change once written: folder, number and last time say which they are.
-    key = (run.folder, len(run.records), run.records[-1].time)
+    # Records never change once written: folder, number and last time say which they are. The thresholds are apart:
+    # runs that differ in nothing else share a folder.
+    key = (run.folder, len(run.records), run.records[-1].time, run.experiment.evaluation)
     if key not in _detected:
         _detected[key] = _detect(run)
     return _detected[key]
 
 
-_detected: dict[tuple[Path, int, float], list[Onset]] = {}
+_detected: dict[tuple[Path, int, float, Evaluation], list[Onset]] = {}
+
+
+def _whole(run: Run) -> bool:
+    return bool(run.records) and [record.epoch for record in run.records] == list(range(len(run.records)))
 
 
 def _detect(run: Run) -> list[Onset]:
     try:
-        # Chance of equal classes, as the terminal has it.
-        return onsets(run.records, 1 / catalog.DATASETS[run.experiment.data.name].num_classes)
+        return onsets(run.records, run.experiment)
     except KeyError:
         return []
 
@@ -113,9 +119,25 @@ def _detect(run: Run) -> list[Onset]:
 def onset_text(run: Run) -> str:
     """For example `catastrophic at epoch 9 (confirmed)`, or nothing."""
     return ", ".join(
-        f"{onset.kind} at epoch {onset.epoch + 1} ({'confirmed' if onset.confirmed else 'unconfirmed'})"
+        f"{onset.kind} at epoch {onset.epoch + 1}{'' if onset.iteration is None else f', step {onset.iteration}'} "
+        f"({'confirmed' if onset.confirmed else 'unconfirmed'})"
         for onset in overfitting(run)
     )
+
+
+def energy_warnings(run: Run) -> list[int]:
+    """Epochs in which ΔE(x) jumped up without a collapse; the same runs are left out as in `overfitting`."""
+    try:
+        return warnings(run.records, run.experiment) if _whole(run) else []
+    except KeyError:
+        return []
+
+
+def training_phases(run: Run) -> Phases | None:
+    """The three phases of mean ΔE(x) on training images: of a run long enough to have them, and not of a collapse."""
+    values = curve(run, DELTA_ENERGY)[1]
+    measured = _whole(run) and len(values) == len(run.records) >= _EPOCHS_WITH_PHASES
+    return phases(values) if measured and not collapsed(run) else None
 
 
 def collapsed(run: Run) -> bool:

@@ -8,7 +8,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 from orchestrator.journal import Run
-from orchestrator.report.reading import confirmations, evaluation_epsilon, method_label, outcomes, overfitting, trials
+from orchestrator.report.reading import (
+    confirmations,
+    energy_warnings,
+    evaluation_epsilon,
+    method_label,
+    outcomes,
+    overfitting,
+    trials,
+)
 from orchestrator.report.tables import by_protocol, results
 from search_spaces.study import Study
 
@@ -71,7 +79,15 @@ def _overfitting(measured: Sequence[Run]) -> list[str]:
         if any(counts.values()):
             listed = ", ".join(f"{count} of {len(groups[label])} {label}" for label, count in counts.items())
             sentences.append(f"{words} in {listed} trials.")
-    return sentences or [f"No overfitting was detected in {_count(measured, 'trial')}."]
+    sentences = sentences or [f"No overfitting was detected in {_count(measured, 'trial')}."]
+    jumps = [
+        f"{run.trial} (epoch {', '.join(str(epoch + 1) for epoch in epochs)})"
+        for run in measured
+        if (epochs := energy_warnings(run))
+    ]
+    if jumps:
+        sentences.append(f"ΔE(x) jumped up while robust accuracy stood, a warning only: trial {', '.join(jumps)}.")
+    return sentences
 
 
 def _held_out(study: Study, runs: Sequence[Run]) -> list[str]:

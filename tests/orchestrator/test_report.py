@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -19,11 +20,20 @@ from orchestrator.report import figures
 from orchestrator.report.figure_data import energy_curve_lines
 from orchestrator.report.importance import parameter_importances
 from orchestrator.report.page import write_report
-from orchestrator.report.reading import epsilon_text, method_label, onset_text, outcomes, pareto_indices, short_names
+from orchestrator.report.reading import (
+    epsilon_text,
+    method_label,
+    onset_text,
+    outcomes,
+    pareto_indices,
+    short_names,
+    training_phases,
+)
 from orchestrator.report.style import to_svg
 from orchestrator.report.summary import headlines
 from orchestrator.report.tables import Spread, by_protocol, results, to_csv, trial_rows
 from search_spaces.study import Study, parse_study
+from trainers.config import apply_values, parse
 from trainers.evaluation_result import Evaluation, Flags, Protocol
 from trainers.records import EpochRecord, append_record
 
@@ -68,6 +78,7 @@ def record(epoch: int, collapse: int | None, height: float) -> EpochRecord:
     metrics = {
         "val/clean_accuracy": 0.6 + 0.02 * epoch,
         "val/pgd10_accuracy": robust,
+        "val/chance_accuracy": 0.1,
         "probe/adversarial_accuracy": robust + (0.6 if fallen else 0.05),
         "probe_reference/pgd10_accuracy": robust + 0.02,
         "epoch/seconds": 30.0,
@@ -267,6 +278,29 @@ def test_one_run_is_drawn_for_tracking(runs: list[Run]) -> None:
     assert figures.run_energies(runs[5]) is None
 
 
+def lengthened(run: Run, delta_energies: Sequence[float]) -> Run:
+    """The run as if it had gone on without a collapse, with these mean ΔE(x), one an epoch."""
+    records = [record(epoch, None, 0.2) for epoch in range(len(delta_energies))]
+    splits = ("val", "probe", "probe_reference")
+    changed = [{f"{split}/delta_energy/mean": value for split in splits} for value in delta_energies]
+    pairs = zip(records, changed, strict=True)
+    return replace(run, records=tuple(replace(old, metrics={**old.metrics, **new}) for old, new in pairs))
+
+
+def test_the_phases_of_a_long_run_are_drawn_and_those_of_a_short_one_or_of_a_collapse_are_not(runs: list[Run]) -> None:
+    def marked(run: Run) -> dict[str, float]:
+        return {text.get_text(): text.xy[0] for text in figures.run_energies(run).axes[1].texts}
+
+    curve = [*(-0.1 * epoch for epoch in range(8)), *[-0.7] * 14, *(-0.7 - 0.2 * epoch for epoch in range(1, 9))]
+    long = lengthened(runs[1], curve)
+    found = training_phases(long)
+    assert marked(long) == {"phase 2": found.first_break + 1, "phase 3": found.second_break + 1}
+    assert (found.first_break, found.second_break) == pytest.approx((8, 22), abs=1)
+    assert marked(lengthened(runs[1], curve[:29])) == {}
+    fallen = tuple(record(epoch, 20, 0.2) for epoch in range(31))
+    assert marked(replace(runs[1], records=fallen)) == {"catastrophic overfitting": 21}
+
+
 def test_svg_is_the_same_twice_and_undated(runs: list[Run]) -> None:
     first, second = (to_svg(figures.run_energies(runs[0]), "one") for _ in range(2))
     assert first == second
@@ -291,6 +325,16 @@ def test_headlines_count_collapses_and_name_the_best(runs: list[Run]) -> None:
         "Most robust on held-out images: trial 1 (FGSM + DER, training ε = 16/255) with 45.00\u00a0%"
     )
     assert "trial 1 (FGSM + DER, training ε = 16/255) with 45.00 ± 2.83\u00a0% under AutoAttack" in said[2]
+
+
+def test_a_jump_of_energy_without_a_collapse_is_a_warning_beside_the_headlines(runs: list[Run]) -> None:
+    jumping = lengthened(runs[1], [-0.1] * 5 + [0.6] + [-0.1] * 5)
+    assert headlines(made_up_study(), [jumping])[:2] == [
+        "No overfitting was detected in 1 trial.",
+        "ΔE(x) jumped up while robust accuracy stood, a warning only: trial 1 (epoch 6).",
+    ]
+    torn = replace(jumping, records=jumping.records[1:])
+    assert headlines(made_up_study(), [torn])[0] == "No overfitting was detected in 1 trial."
 
 
 def test_the_page_is_well_formed_and_loads_nothing(page: str) -> None:
@@ -348,6 +392,23 @@ def test_a_study_that_has_not_begun_has_a_report(tmp_path: Path) -> None:
 
 def test_a_torn_curve_has_no_onset(runs: list[Run]) -> None:
     assert onset_text(replace(runs[0], records=runs[0].records[1:])) == ""
+
+
+def test_an_onset_inside_an_epoch_is_told_by_its_step(runs: list[Run]) -> None:
+    checks = {
+        f"check/{step}/{name}": 0.5 for step in ("0200", "0400") for name in ("pgd5_accuracy", "delta_energy/mean")
+    }
+    last = runs[0].records[5]
+    fallen = replace(last, metrics={**last.metrics, **checks, "check/0400/pgd5_accuracy": 0.1})
+    run = replace(runs[0], records=(*runs[0].records[:5], fallen))
+    assert onset_text(run) == "catastrophic at epoch 6, step 400 (confirmed)"
+
+
+def test_thresholds_of_twins_in_one_folder_are_their_own(runs: list[Run]) -> None:
+    rules = {"evaluation.catastrophic.above_chance": 0.9}
+    twin = replace(runs[0], experiment=parse(apply_values(runs[0].experiment.to_dict(), rules)))
+    assert (twin.folder, twin.experiment.digest()) == (runs[0].folder, runs[0].experiment.digest())
+    assert [bool(onset_text(run)) for run in (runs[0], twin)] == [True, False]
 
 
 class Reader(HTMLParser):

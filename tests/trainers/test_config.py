@@ -94,6 +94,33 @@ def test_where_the_data_lie_does_not_change_the_digest():
     assert parse(moved).digest() == parse(FULL).digest()
 
 
+def test_how_the_records_are_read_does_not_change_the_digest():
+    rules = {"evaluation.catastrophic.accuracy_drop": 0.4, "evaluation.robust": {"relative_slope": 5, "slope": -0.0005}}
+    read = parse(apply_values(FULL, rules))
+    assert read.evaluation.catastrophic.accuracy_drop == 0.4
+    assert (read.evaluation.robust.relative_slope, read.evaluation.robust.consecutive) == (5, 3)
+    assert read.digest() == parse(FULL).digest()
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("check_every", 0),
+        ("catastrophic.accuracy_drop", 1.0),
+        ("catastrophic.energy_window", 0),
+        ("catastrophic.check_drop", True),
+        ("robust.slope", 0.001),
+        ("robust.slope", -math.inf),
+        ("robust.relative_slope", 0),
+        ("robust.slope_window", 1),
+        ("robust.consecutive", 1.5),
+        ("robust.slpoe", -0.004),
+    ],
+)
+def test_a_threshold_out_of_range_is_named(path, value):
+    assert set(complaint(apply_values({}, {f"evaluation.{path}": value}))) == {f"evaluation.{path}"}
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [
@@ -116,6 +143,7 @@ def test_where_the_data_lie_does_not_change_the_digest():
         ("epochs", 31),
         ("evaluation.epsilon", "4/255"),
         ("evaluation.probe_samples", 100),
+        ("evaluation.check_every", 10),
         ("seed", 1),
     ],
 )
@@ -127,6 +155,12 @@ def test_parsing_leaves_its_input_alone():
     raw = {"method": {"name": "fgsm_der"}, "attack": {}}
     parse(raw)
     assert raw == {"method": {"name": "fgsm_der"}, "attack": {}}
+
+
+def test_checks_that_no_epoch_would_reach_are_refused():
+    tiny = {"data": {"train_samples": 256}, "optimizer": {"batch_size": 64}}
+    assert parse(tiny | {"evaluation": {"check_every": 4}}).steps_per_epoch == 4
+    assert "4 steps" in complaint(tiny | {"evaluation": {"check_every": 5}})["evaluation.check_every"]
 
 
 def test_command_line_words_are_yaml_at_dotted_paths():

@@ -31,7 +31,8 @@ BASE = {
     "evaluation": {"probe_samples": 33, "batch_size": 40},
 }
 RUNS = {
-    "sat": {"method.name": "sat", "attack.steps": 2, "model.norm": "group", "data.augment": True},
+    "sat": {"method.name": "sat", "attack.steps": 2, "model.norm": "group", "data.augment": True}
+    | {"evaluation.check_every": 2},
     "fgsm_rs_der": {"method.name": "fgsm_rs_der", "model.norm": "group"},
     "weat_adv": {"method.name": "weat_adv", "attack.steps": 2, "model.norm": "batch"},
     "one_batch": {"method.name": "weat_adv", "attack.steps": 2, "optimizer.batch_size": 128, "epochs": 1},

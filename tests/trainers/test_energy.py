@@ -15,6 +15,7 @@ from trainers.energy import (
     delta_energies,
     energy_statistics,
     joint_energy,
+    kl_energy_parts,
     marginal_energy,
     summarize,
 )
@@ -66,10 +67,13 @@ def test_loss_gap_is_the_difference_of_the_deltas(logits):
     assert torch.equal(ce(z_adv, y) < ce(z, y), delta_joint > delta_marginal)
 
 
-def test_kl_is_a_sum_of_energies(logits):
-    z, z_adv, _ = logits
-    joint_terms = (z.softmax(1) * (z - z_adv)).sum(1)
-    close(kl_divergence(z, z_adv), joint_terms + marginal_energy(z) - marginal_energy(z_adv))
+def test_kl_is_the_sum_of_its_two_energy_parts(logits):
+    z, z_adv, y = logits
+    joint, marginal = kl_energy_parts(z, z_adv)
+    p = np.exp(z.numpy()) / np.exp(z.numpy()).sum(1, keepdims=True)
+    close(joint, torch.from_numpy((p * (z - z_adv).numpy()).sum(1)))
+    close(marginal, delta_energies(z, z_adv, y)[0])
+    close(joint + marginal, kl_divergence(z, z_adv))
 
 
 def test_trades_is_a_sum_of_energies(logits):

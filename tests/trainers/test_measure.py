@@ -1,0 +1,138 @@
+"""What is measured after an epoch and inside one; training must not notice either."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from trainers.data.batches import TrainingBatches
+from trainers.data.images import load_splits
+from trainers.iteration_checks import IterationChecks
+from trainers.loop import fit
+from trainers.measure import EpochMeasurement
+from trainers.models.build import build_model
+from trainers.randomness import Noise, generator
+from trainers.step import build_method, train_step
+
+
+def test_natural_logits_are_computed_once_for_both_attacks_on_the_probe(experiment, splits, alone):
+    settings = experiment({"method.name": "sat", "attack.steps": 2})
+    model, forwards = build_model(settings), []
+    model.register_forward_hook(lambda *_: forwards.append(1))
+    EpochMeasurement(settings, splits, alone)(model)
+    held_out, probe = 1 + (10 + 1), 1 + (2 + 1) + (10 + 1)
+    assert len(forwards) == held_out + probe
+
+
+@pytest.mark.parametrize("method", [{"method.name": "fgsm"}, {"method.name": "trades", "attack.steps": 3}])
+def test_measurements_on_the_probe_agree_among_themselves(method, experiment, splits, alone):
+    settings = experiment({"attack.epsilon": 0.3} | method)
+    metrics = EpochMeasurement(settings, splits, alone)(build_model(settings))
+    for split in ("probe", "probe_reference"):
+        joint, marginal = (metrics[f"{split}/kl_{part}_part/mean"] for part in ("joint", "marginal"))
+        assert marginal == pytest.approx(metrics[f"{split}/delta_energy/mean"], abs=1e-6)
+        assert joint + marginal > 0
+        assert metrics[f"{split}/abnormal_fraction"] == metrics[f"{split}/abnormal_count"] / 64
+    assert metrics["probe/clean_accuracy"] == metrics["probe_reference/clean_accuracy"]
+    assert metrics["probe/delta_energy/mean"] != metrics["probe_reference/delta_energy/mean"]
+
+
+def test_chance_is_the_share_of_the_most_frequent_class(experiment, splits, alone):
+    ones = np.flatnonzero(splits.validation.labels == 1)[:5]
+    rest = np.flatnonzero(splits.validation.labels != 1)[:11]
+    uneven = replace(splits, validation=splits.validation.select(np.r_[ones, rest]))
+    metrics = EpochMeasurement(experiment(), uneven, alone)(build_model(experiment()))
+    assert metrics["val/chance_accuracy"] == 5 / 16
+
+
+@pytest.fixture
+def checked(experiment):
+    return experiment({"method.name": "fgsm_rs", "evaluation.check_every": 2})
+
+
+def train_one_epoch(settings, splits, ranks, checks=None):
+    """Weights, buffers and flags after an epoch of four steps with one layer frozen in eval mode."""
+    batches = TrainingBatches(splits.train, settings, ranks)
+    model = build_model(settings).train()
+    frozen = next(module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)).eval()
+    method = build_method(settings)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    noise = Noise(generator("cpu", 0, "attack", 0), *batches.rows)
+    for step, (images, labels) in enumerate(batches.epoch(0)):
+        train_step(model, method, optimizer, images, labels, noise, progress=0.0)
+        if checks is not None:
+            checks.after_step(model, step)
+    assert not frozen.training
+    return model.state_dict(), [module.training for module in model.modules()], model
+
+
+def test_checks_leave_training_bit_identical(checked, splits, alone):
+    random_state = torch.get_rng_state()
+    checks = IterationChecks(checked, splits, alone)
+    state, flags, _ = train_one_epoch(checked, splits, alone, checks)
+    without, flags_without, _ = train_one_epoch(checked, splits, alone)
+    assert len(checks.metrics()) == 4
+    assert flags == flags_without
+    assert all(torch.equal(state[name], without[name]) for name in without)
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_checks_come_every_so_many_steps_and_see_the_model_of_the_moment(checked, splits, alone):
+    checks = IterationChecks(checked, splits, alone)
+    _, _, model = train_one_epoch(checked, splits, alone, checks)
+    first = checks.metrics()
+    assert set(first) == {
+        f"check/{step}/{name}" for step in ("0002", "0004") for name in ("pgd5_accuracy", "delta_energy/mean")
+    }
+    assert first["check/0002/delta_energy/mean"] != first["check/0004/delta_energy/mean"]
+    assert checks.metrics() == {}
+    checks.after_step(model, 3)  # the model that the epoch ended with, the same images and noise
+    again = checks.metrics()
+    assert again == {name: value for name, value in first.items() if "0004" in name}
+
+
+def test_a_check_is_a_fixed_attack_on_fixed_training_images(checked, splits, alone, natural_net):
+    strong = checked.model_copy(update={"attack": checked.attack.model_copy(update={"epsilon": 0.5})})
+    seen, forwards = [], []
+    counting = natural_net.register_forward_hook(lambda *_: forwards.append(1))
+    for settings in (checked, strong):
+        checks = IterationChecks(settings, splits, alone)
+        checks.after_step(natural_net, 1)
+        seen.append(checks.metrics())
+    counting.remove()
+    assert len(forwards) == 2 * (1 + 5 + 1)
+    weak, broken = (metrics["check/0002/pgd5_accuracy"] for metrics in seen)
+    assert broken < 0.1 < weak
+    assert weak * 64 == pytest.approx(round(weak * 64))
+
+
+def test_checks_are_part_of_the_epochs_record_and_change_nothing_else(checked, experiment, splits, alone, tmp_path):
+    plain = experiment({"method.name": "fgsm_rs"})
+    with_checks, without = (
+        [record.metrics for record in fit(settings, tmp_path / name, ranks=alone, splits=splits)]
+        for name, settings in (("checked", checked), ("plain", plain))
+    )
+    for ours, theirs in zip(with_checks, without, strict=True):
+        timeless = {name: value for name, value in theirs.items() if "second" not in name}
+        assert {name: ours[name] for name in timeless} == timeless
+        assert {name for name in ours if name not in theirs} == {
+            f"check/{step}/{name}" for step in ("0002", "0004") for name in ("pgd5_accuracy", "delta_energy/mean")
+        }
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"optimizer.batch_size": 100}, {"optimizer.batch_size": 999}, {"data.train_samples": None}]
+)
+def test_the_steps_that_a_setting_is_held_against_are_those_of_an_epoch(values, experiment, alone):
+    settings = experiment(values)
+    assert settings.steps_per_epoch == len(TrainingBatches(load_splits(settings.data).train, settings, alone))
+
+
+def test_without_the_setting_nothing_is_checked(experiment, splits, alone, natural_net):
+    checks = IterationChecks(experiment(), splits, alone)
+    for step in range(4):
+        checks.after_step(natural_net, step)
+    assert checks.metrics() == {}
