@@ -32,10 +32,15 @@ class Suggests(Protocol):
 
 
 class Dimension(Section):
-    """One dimension: either `choices`, or `low` and `high` (with `log`, `step` or `integer`); `when` conditions it."""
+    """One dimension: `choices`, or `low` and `high` (with `log`, `step` or `integer`), or `variants`.
+
+    `variants` are the named rows of a table, each a set of values by path; the dimension's own path is then a name of
+    the user's. `when` conditions a dimension on the values of those before it.
+    """
 
     path: str
     choices: tuple[Any, ...] | None = None
+    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
     low: Bound | None = None
     high: Bound | None = None
     log: bool = False
@@ -91,11 +96,13 @@ class Dimension(Section):
 
 
 def read_space(raw: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The YAML form, `path: [choices]` or `path: {low, high, …}`, as keyword tables for `Dimension`."""
+    """The YAML form, `path: [choices]` or `path: {low, high, …}` or `name: {variants: …}`, as fields of `Dimension`s."""
     table = []
     for path, content in raw.items():
         fields: dict[str, Any] = dict(content or {}) if isinstance(content, Mapping | None) else {"choices": content}
         conditions = fields.get("when", {})
+        if isinstance(fields.get("variants"), Mapping):
+            fields["choices"] = list(fields["variants"])
         if isinstance(conditions, Mapping):
             fields["when"] = {key: value if isinstance(value, list) else [value] for key, value in conditions.items()}
         table.append({"path": path, **fields})
@@ -109,6 +116,15 @@ def suggest(space: Iterable[Dimension], trial: Suggests) -> dict[str, Any]:
         if dimension.active(values):
             values[dimension.path] = dimension.suggest(trial)
     return values
+
+
+def settings(space: Iterable[Dimension], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of dimensions as values of fields: a variant becomes the fields that it stands for."""
+    variants = {dimension.path: dimension.variants for dimension in space if dimension.variants}
+    fields: dict[str, Any] = {}
+    for path, value in values.items():
+        fields |= variants[path][value] if path in variants else {path: value}
+    return fields
 
 
 def corners(space: Sequence[Dimension]) -> list[dict[str, Any]]:
@@ -148,10 +164,11 @@ def check_space(space: Sequence[Dimension], base: Mapping[str, Any]) -> list[Pro
         seen.add(dimension.path)
     # The base by itself as well: what every point overrides would never be looked at.
     for values in ({}, *corners(space)):
-        for problem in _invalid(base, values):
+        fields = settings(space, values)
+        for problem in _invalid(base, fields):
             at = f" (at {', '.join(f'{path}={value}' for path, value in values.items())})" if values else ""
             # A path that the space names is the space's mistake; anything else is the base experiment's.
-            mine = any(problem.field.startswith(path) or path.startswith(problem.field) for path in values)
+            mine = any(problem.field.startswith(path) or path.startswith(problem.field) for path in fields)
             field = f"space.{problem.field}" if mine else f"experiment.{problem.field}"
             problems.setdefault(field, Problem(field, problem.message + (at if mine else "")))
     return list(problems.values())

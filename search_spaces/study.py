@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from search_spaces.space import Dimension, check_space, read_space
+from search_spaces.space import Dimension, check_space, read_space, settings
 from trainers.config import Experiment, Section, apply_values, explain, parse
 from trainers.problems import InvalidInput, Problem, unknown_name
 
@@ -76,7 +76,7 @@ class Study(Section):
 
     def experiment_for(self, values: Mapping[str, Any]) -> Experiment:
         """The complete Experiment at one point of the space."""
-        return parse(apply_values(self.experiment, values))
+        return parse(apply_values(self.experiment, settings(self.space, values)))
 
     def to_raw(self) -> dict[str, Any]:
         """Nested plain data that `parse_study` reads back as this study."""
