@@ -23,14 +23,15 @@ def data_directory(data: Data) -> Path | None:
 def check_available(data: Data) -> None:
     """Raise InvalidInput unless the data set is bundled, there, or to be downloaded, and the extra images are right."""
     if catalog.DATASETS[data.name].files:
-        _check_directory(data)
+        check_directory(data)
     if data.extra is not None:
         from trainers.data.extra import check_extra
 
         check_extra(data)
 
 
-def _check_directory(data: Data) -> None:
+def check_directory(data: Data) -> None:
+    """Raise InvalidInput unless a data set that is not bundled is there, decoded before, or to be downloaded."""
     dataset = catalog.DATASETS[data.name]
     wanted = " and ".join(dataset.files)
     directory = data_directory(data)

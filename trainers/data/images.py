@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trainers import catalog
 from trainers.config import Data
-from trainers.data.availability import PARTS, cache_folder, check_available, data_directory
+from trainers.data.availability import PARTS, cache_folder, check_directory, data_directory
 from trainers.data.decoded import Array, Decoded, cached
 from trainers.data.extra import read_extra
 from trainers.problems import InvalidInput
@@ -103,7 +103,7 @@ def _arrays(data: Data) -> list[Array]:
     decode: Callable[..., Decoded] = importlib.import_module(dataset.module).decode
     if not dataset.files:
         return list(decode(data))
-    check_available(data)
+    check_directory(data)
     directory = data_directory(data)
     assert directory is not None
 

@@ -39,11 +39,12 @@ def _pictures(paths: Sequence[Path]) -> Array:
 
     images = np.empty((len(paths), _SIZE, _SIZE, 3), dtype=np.uint8)
     for image, path in zip(images, paths, strict=True):
-        with Image.open(path) as picture:
-            if picture.size != (_SIZE, _SIZE):
-                raise ValueError(f"{path} is not {_SIZE}x{_SIZE}")
-            try:
-                image[:] = np.asarray(picture.convert("RGB"))
-            except OSError as error:
-                raise OSError(f"{path}: {error}") from error
+        try:
+            with Image.open(path) as picture:
+                size, pixels = picture.size, np.asarray(picture.convert("RGB"))
+        except OSError as error:
+            raise OSError(f"{path}: {error}") from error
+        if size != (_SIZE, _SIZE):
+            raise ValueError(f"{path} is not {_SIZE}x{_SIZE}")
+        image[:] = pixels
     return images
