@@ -21,6 +21,7 @@ from trainers import catalog
 from trainers.config import parse
 from trainers.data.availability import DIRECTORY_VARIABLE, check_available
 from trainers.data.batches import TrainingBatches
+from trainers.data.decoded import cached
 from trainers.data.images import load_splits
 from trainers.problems import InvalidInput
 from trainers.ranks import Ranks
@@ -208,6 +209,20 @@ def test_a_cache_that_lacks_a_part_is_made_anew(publish, tmp_path):
     first = load_splits(data)
     (tmp_path / "orchestrator-cache" / "cifar10" / "test_labels.npy").unlink()
     assert torch.equal(load_splits(data).test.labels, first.test.labels)
+
+
+def test_processes_that_decode_at_the_same_time_do_not_disturb_one_another(tmp_path):
+    folder = tmp_path / "cache"
+
+    def write(staging, others=()):
+        for part in ("images", "labels"):
+            np.save(staging / f"{part}.npy", np.arange(3))
+        for other in others:
+            cached(folder, ("images", "labels"), other)
+
+    first = cached(folder, ("images", "labels"), lambda staging: write(staging, [write]))
+    assert [array.tolist() for array in first] == [[0, 1, 2]] * 2
+    assert sorted(path.name for path in folder.iterdir()) == ["images.npy", "labels.npy"]
 
 
 def test_splits_need_no_extra_images(publish):

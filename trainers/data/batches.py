@@ -1,4 +1,4 @@
-"""Training batches made on the device: one gather per batch, per-sample crop and flip by indexing."""
+"""Training batches made on the device: rows of a permutation, per-sample crop and flip by indexing."""
 
 from __future__ import annotations
 
