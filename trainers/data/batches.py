@@ -21,9 +21,10 @@ class TrainingBatches:
     rank, so ranks never overlap. A last partial batch is dropped. A sample's crop and flip do not depend on the
     number of ranks.
 
-    With `data.extra` a fixed share of every global batch comes from that set instead, drawn with replacement, in rows
-    that are spread evenly so that every rank has its share (Carmon et al. 2019, arXiv 1905.13736, mix this way). An
-    epoch still has the steps of the training set alone. The extra images stay on the disk, mapped, until drawn.
+    With `data.extra` a fixed share of every global batch comes from that set instead, drawn with replacement as in
+    Carmon et al. 2019, arXiv 1905.13736. Its rows are spread evenly over the batch, so that every rank's batch norm
+    sees the same mixture. An epoch has the steps of the training set alone, whose images it meets at most once. The
+    extra images stay on the disk, mapped, until drawn.
     """
 
     def __init__(self, data: ImageSet, experiment: Experiment, ranks: Ranks) -> None:
@@ -90,16 +91,21 @@ class TrainingBatches:
         for batch, chosen in enumerate(drawn):
             indices = order[batch * (self._batch_size - self._num_extra) :][own_real]
             more = chosen[own_extra]
-            images = torch.cat([data.images[indices], extra.images[more].to(device)])
-            labels = torch.cat([data.labels[indices], extra.labels[more].to(device)])
+            images = torch.cat([data.images[indices], _sent(extra.images[more], device)])
+            labels = torch.cat([data.labels[indices], _sent(extra.labels[more], device)])
             yield images[places], labels[places]
 
 
-def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flips: Tensor, *, reflect: bool) -> Tensor:
-    """Windows [B, H, W, C] of their own size onto images [B, H, W, C], mirrored left to right where `flips` [B].
+def _sent(rows: Tensor, device: torch.device) -> Tensor:
+    """`rows` on `device`. A GPU copies from pinned memory while the host goes on."""
+    return rows.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else rows.to(device)
 
-    A window's corner lies at pixel (`top`, `left`) [B], which may be negative; what is outside of the image is 0, or
-    with `reflect` its mirror image without the border pixel. Corners must be nearer than the image is large.
+
+def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flips: Tensor, *, reflect: bool) -> Tensor:
+    """One window of every image [B, H, W, C], as large as the image, mirrored left to right where `flips` [B].
+
+    A window's corner lies at pixel (`top`, `left`) [B], which may be negative, nearer than the image is large. What
+    is outside of the image is 0, or with `reflect` the image mirrored at its border pixel.
     """
     height, width = images.shape[1:3]
     across = torch.arange(width, device=images.device).expand(len(images), width)

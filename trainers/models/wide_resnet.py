@@ -43,9 +43,8 @@ def wide_resnet(num_classes: int, channels: int, *, depth: int, widen_factor: in
             inputs = outputs
     linear = nn.Linear(inputs, num_classes)
     nn.init.zeros_(linear.bias)
-    network = nn.Sequential(
-        *layers, nn.BatchNorm2d(inputs), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear
-    )  # fmt: skip
+    layers += [nn.BatchNorm2d(inputs), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear]
+    network = nn.Sequential(*layers)
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
