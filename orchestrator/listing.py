@@ -5,8 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from search_spaces.loader import header, load_study, shipped
@@ -37,19 +36,30 @@ def _print_table(rows: Sequence[Row]) -> None:
         print("  ".join(str(row[key]).ljust(width) for key, width in widths.items()).rstrip())
 
 
+SLOTS: dict[str, Mapping[str, catalog.Entry]] = {
+    "inner": catalog.INNER,
+    "weighting": catalog.WEIGHTING,
+    "regularizer": catalog.REGULARIZER,
+    "weight_perturbation": catalog.WEIGHT_PERTURBATION,
+}
+
+
 def print_methods(form: str) -> None:
     """All presets, a line each."""
     rows = []
     for name, preset in catalog.PRESETS.items():
         experiment = parse({"method": name})
+        chosen = {slot: getattr(experiment.method, slot) for slot in SLOTS}
+        named = {slot: choice.name if choice is not None else "" for slot, choice in chosen.items()}
         rows.append(
             {
                 "method": name,
-                "inner": preset.inner,
+                "inner": named["inner"],
                 "outer": preset.outer,
                 "beta": "" if preset.beta is None else preset.beta,
-                "weighting": preset.weighting or "",
-                "regularizer": preset.regularizer or "",
+                "weighting": named["weighting"],
+                "regularizer": named["regularizer"],
+                "weights": named["weight_perturbation"],
                 "passes": experiment.training_passes,
                 "about": preset.about,
             }
@@ -62,28 +72,26 @@ def print_method(name: str, form: str) -> None:
     if name not in catalog.PRESETS:
         raise InvalidInput.single("method", unknown_name(name, catalog.PRESETS, "method"))
     preset = catalog.PRESETS[name]
-    method = parse({"method": name}).method
-    if form == "table":
-        print(f"{name}: {preset.about}\nsource: {preset.source}\n")
+    experiment = parse({"method": name})
+    method, attack = experiment.method, experiment.attack
     outer = catalog.OUTER[preset.outer]
     rows = [
         _parameter("method.beta", method.beta, parameter, f"{preset.outer}: {outer.about}")
         for parameter in outer.parameters.values()
     ]
-    slots = (
-        ("weighting", method.weighting, catalog.WEIGHTING),
-        ("regularizer", method.regularizer, catalog.REGULARIZER),
-    )
-    for slot, choice, entries in slots:
+    for slot, entries in SLOTS.items():
+        choice = getattr(method, slot)
         if choice is not None:
             entry = entries[choice.name]
             rows += [
                 _parameter(f"method.{slot}.{key}", choice.parameters[key], parameter, f"{choice.name}: {entry.about}")
-                for key, parameter in entry.parameters.items()
+                for key, parameter in entry.fields.items()
             ]
-    slots_row = {key: value for key, value in asdict(preset).items() if key not in ("about", "source")}
     if form == "table":
-        print("  ".join(f"{key}={value}" for key, value in slots_row.items()), "\n")
+        named = {slot: getattr(method, slot) for slot in SLOTS}
+        slots = "  ".join(f"{slot}={choice.name if choice else 'none'}" for slot, choice in named.items())
+        print(f"{name}: {preset.about}\nsource: {preset.source}\n")
+        print(f"{slots}  outer={preset.outer}  steps={attack.steps}  batch_norm={attack.batch_norm}\n")
     if rows:
         print_rows(rows, form)
     elif form == "table":

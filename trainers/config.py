@@ -80,14 +80,15 @@ class Data(Section):
 
 
 class Method(Section):
-    """A preset and its four slots; a slot that is given replaces the preset's."""
+    """A preset and its slots; a slot that is given replaces the preset's."""
 
     name: str = "fgsm"
-    inner: str
+    inner: Choice
     outer: str
     beta: float | None = Field(description="strength of the outer loss's KL term, where it has one")
     weighting: Choice | None
     regularizer: Choice | None
+    weight_perturbation: Choice | None
 
 
 class Attack(Section):
@@ -97,6 +98,7 @@ class Attack(Section):
     step_size: Pixels = Field(gt=0, le=2, description="default: the inner attack's relative step times epsilon")
     steps: int = Field(ge=1)
     batch_norm: Literal["train", "eval"] = Field(description="batch-norm mode while the attack is crafted")
+    warmup_epochs: float = Field(0.0, ge=0, description="epsilon and the step grow linearly from 0 in these epochs")
 
 
 class Optimizer(Section):
@@ -104,8 +106,14 @@ class Optimizer(Section):
 
     learning_rate: float = Field(default=0.1, gt=0, le=10)
     momentum: float = Field(default=0.9, ge=0, lt=1)
+    momentum_at_peak: float | None = Field(
+        default=None, ge=0, lt=1, description="momentum falls to this at the peak rate"
+    )
     weight_decay: float = Field(default=5e-4, ge=0, lt=1)
     batch_size: int = Field(default=128, ge=1)
+    ema_decay: float | None = Field(
+        default=None, gt=0, lt=1, description="measure and keep an exponential moving average of the weights"
+    )
 
 
 class Evaluation(Section):
@@ -119,6 +127,7 @@ class Evaluation(Section):
 class Experiment(Section):
     """One training run. Written next to every checkpoint; alone it reproduces the run."""
 
+    recipe: str | None = Field(None, description="where the values that were not given came from")
     data: Data
     model: Choice
     method: Method
@@ -127,6 +136,8 @@ class Experiment(Section):
     schedule: Choice
     epochs: int = Field(30, ge=1)
     evaluation: Evaluation
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of training; measuring is float32")
+    synchronize_batch_norm: bool = Field(False, description="batch statistics of all workers, not of each")
     seed: int = Field(0, ge=0)
 
     def to_dict(self) -> dict[str, Any]:
@@ -138,8 +149,9 @@ class Experiment(Section):
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
     def digest(self) -> str:
-        """Short hash of what changes the result. Where the data lies does not."""
+        """Short hash of what changes the result. Where the data lies and where values came from do not."""
         content = self.to_dict()
+        del content["recipe"]
         for where in ("directory", "download"):
             del content["data"][where]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
@@ -148,9 +160,22 @@ class Experiment(Section):
     def training_passes(self) -> int:
         """Passes per training image; see `catalog`."""
         method = self.method
-        weighting = method.weighting.name if method.weighting else None
-        regularizer = method.regularizer.name if method.regularizer else None
-        return catalog.training_passes(method.inner, method.outer, weighting, regularizer, self.attack.steps)
+        optional = (method.weighting, method.regularizer, method.weight_perturbation)
+        names = [None if choice is None else choice.name for choice in optional]
+        return catalog.training_passes(method.inner.name, method.outer, names, self.attack.steps)
+
+    @property
+    def notices(self) -> list[str]:
+        """What is allowed but worth knowing before it runs."""
+        notices = []
+        regularizer = self.method.regularizer
+        by_kl = self.method.inner.name == "pgd_kl"
+        if regularizer is not None and by_kl and regularizer.parameters.get("samples") == "abnormal":
+            notices.append(
+                "method.regularizer.samples: abnormal examples are defined by the cross-entropy, and the inner attack "
+                "pgd_kl raises another loss: expect many, without catastrophic overfitting; 'all' has no such problem"
+            )
+        return notices
 
 
 def parse(raw: Mapping[str, Any]) -> Experiment:

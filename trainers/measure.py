@@ -6,8 +6,8 @@ the training), so curves of one run are smooth and curves of different runs comp
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,25 +18,32 @@ from trainers.attacks.pgd import pgd
 from trainers.config import Attack, Experiment, Method
 from trainers.data.images import ImageSet, Splits
 from trainers.energy import energy_statistics
-from trainers.methods.regularizers import abnormal
+from trainers.methods.step_tensors import abnormal
 from trainers.randomness import Noise, generator
 from trainers.ranks import Ranks
 
 MONITOR_STEPS = 10
 _MONITOR_SEED = 0
 
-Attacker = Callable[[nn.Module, Tensor, Tensor, Noise], Adversarial]
+
+class Attacker(Protocol):
+    """An attack with its settings bound; `scale` multiplies epsilon and the step size (training may warm up)."""
+
+    def __call__(
+        self, model: nn.Module, images: Tensor, labels: Tensor, noise: Noise, scale: float = 1.0
+    ) -> Adversarial:
+        """Attack images [B, C, H, W] with labels [B]."""
 
 
 def training_attack(method: Method, attack: Attack, batch_norm: str) -> Attacker:
-    """The inner attack of a method with its settings bound: `attacker(model, images, labels, noise)`."""
-    function = catalog.INNER[method.inner].load()
+    """The inner attack of a method with its settings bound."""
+    function = catalog.INNER[method.inner.name].load()
 
-    def attacker(model: nn.Module, images: Tensor, labels: Tensor, noise: Noise) -> Adversarial:
+    def attacker(model: nn.Module, images: Tensor, labels: Tensor, noise: Noise, scale: float = 1.0) -> Adversarial:
         result: Adversarial = function(
             model, images, labels,
-            epsilon=float(attack.epsilon), step_size=float(attack.step_size), steps=attack.steps,
-            batch_norm=batch_norm, noise=noise,
+            epsilon=scale * float(attack.epsilon), step_size=scale * float(attack.step_size), steps=attack.steps,
+            batch_norm=batch_norm, noise=noise, **method.inner.parameters,
         )  # fmt: skip
         return result
 
@@ -46,10 +53,10 @@ def training_attack(method: Method, attack: Attack, batch_norm: str) -> Attacker
 def monitor_attack(epsilon: float) -> Attacker:
     """PGD-10 on the cross-entropy with steps of ε/4, one restart, final iterate, eval-mode batch norm."""
 
-    def attacker(model: nn.Module, images: Tensor, labels: Tensor, noise: Noise) -> Adversarial:
+    def attacker(model: nn.Module, images: Tensor, labels: Tensor, noise: Noise, scale: float = 1.0) -> Adversarial:
         return pgd(
             model, images, labels,
-            epsilon=epsilon, step_size=epsilon / 4, steps=MONITOR_STEPS, batch_norm="eval", noise=noise,
+            epsilon=scale * epsilon, step_size=scale * epsilon / 4, steps=MONITOR_STEPS, batch_norm="eval", noise=noise,
         )  # fmt: skip
 
     return attacker

@@ -16,11 +16,13 @@ def triangular(progress: float, *, peak: float) -> float:
 
 def onecycle(progress: float, *, peak: float) -> float:
     """Cosine 0.04 -> 1, then cosine 1 -> 4e-6: the schedule of WEAT (arXiv 2407.06315), lr 0.004 -> 0.1 -> 4e-7."""
-    start, end = 0.04, 4e-6
-    if progress < peak:
-        return start + (1.0 - start) * (1.0 - math.cos(math.pi * progress / peak)) / 2
-    falling = (progress - peak) / (1.0 - peak)
-    return end + (1.0 - end) * (1.0 + math.cos(math.pi * falling)) / 2
+    lowest = 0.04 if progress < peak else 4e-6
+    return lowest + (1.0 - lowest) * cosine_height(progress, peak=peak)
+
+
+def cosine_height(progress: float, *, peak: float) -> float:
+    """0 -> 1 -> 0 along two half cosines."""
+    return (1.0 - math.cos(math.pi * triangular(progress, peak=peak))) / 2
 
 
 def piecewise(progress: float, *, milestones: Sequence[float], factor: float) -> float:
@@ -37,3 +39,16 @@ def learning_rates(schedule: Choice, peak_rate: float, steps: int) -> list[float
     """The rate of every step of a run, computed beforehand: step s of n lies at progress (s + 1) / (n + 1)."""
     factor = catalog.SCHEDULES[schedule.name].load()
     return [peak_rate * factor((step + 1) / (steps + 1), **schedule.parameters) for step in range(steps)]
+
+
+def momenta(schedule: Choice, momentum: float, momentum_at_peak: float | None, steps: int) -> list[float]:
+    """The momentum of every step: constant, or falling to `momentum_at_peak` while the rate rises, and back.
+
+    PyTorch's OneCycleLR and CyclicLR do this by default, and so the runs of WEAT (0.95-0.85-0.95) and of Wong et al.
+    (0.9-0.8-0.9). Raises KeyError for a schedule without a peak.
+    """
+    if momentum_at_peak is None:
+        return [momentum] * steps
+    height = {"triangular": triangular, "onecycle": cosine_height}[schedule.name]
+    depth = momentum - momentum_at_peak
+    return [momentum - depth * height((step + 1) / (steps + 1), **schedule.parameters) for step in range(steps)]

@@ -54,13 +54,11 @@ def method_label(experiment: Experiment) -> str:
     method = experiment.method
     base = method.name.removesuffix("_der")
     preset = catalog.PRESETS[method.name]
-    weighting = method.weighting.name if method.weighting else None
-    slots = (
-        ("inner", method.inner, preset.inner),
-        ("outer", method.outer, preset.outer),
-        ("weighting", weighting, preset.weighting),
-    )
-    changed = [f"{slot} {chosen or 'none'}" for slot, chosen, usual in slots if chosen != usual]
+    slots = ("inner", "weighting", "weight_perturbation")
+    pairs = [(slot, getattr(method, slot), preset.slot(slot)) for slot in slots]
+    named = [(slot, chosen and chosen.name, usual and usual["name"]) for slot, chosen, usual in pairs]
+    named.insert(1, ("outer", method.outer, preset.outer))
+    changed = [f"{slot} {chosen or 'none'}" for slot, chosen, usual in named if chosen != usual]
     label = _NAMES.get(base, base) + (f" ({', '.join(changed)})" if changed else "")
     return label + (f" + {method.regularizer.name.upper()}" if method.regularizer else "")
 

@@ -85,7 +85,7 @@ def test_der_on_multi_step_methods_takes_all_samples_late_and_weakly():
 
 def test_a_given_slot_replaces_the_presets():
     method = parse({"method": {"name": "trades", "weighting": "energy", "inner": "pgd", "beta": 3}}).method
-    assert (method.inner, method.outer, method.weighting.name, method.beta) == ("pgd", "ce_nat_kl", "energy", 3)
+    assert (method.inner.name, method.outer, method.weighting.name, method.beta) == ("pgd", "ce_nat_kl", "energy", 3)
     assert parse({"method": {"name": "weat_nat", "weighting": None}}).method.weighting is None
 
 

@@ -14,13 +14,12 @@ from trainers import checkpoint
 from trainers.config import apply_values, parse
 from trainers.data.batches import TrainingBatches
 from trainers.data.images import load_splits
-from trainers.loop import fit, train_step
-from trainers.measure import training_attack
-from trainers.methods.objective import build_objective
+from trainers.loop import fit
 from trainers.models.build import build_model
 from trainers.randomness import Noise, generator
 from trainers.ranks import Ranks
 from trainers.records import read_records
+from trainers.step import build_method, train_step
 
 WORLD = 2
 ROWS = 32
@@ -49,8 +48,7 @@ def one_step(experiment, splits, rank=0, world=1, wrap=lambda model: model):
     model = build_model(experiment).train()
     train_step(
         wrap(model),
-        training_attack(experiment.method, experiment.attack, experiment.attack.batch_norm),
-        build_objective(experiment.method),
+        build_method(experiment),
         torch.optim.SGD(model.parameters(), lr=0.1),
         *next(batches.epoch(0)),
         Noise(generator("cpu", experiment.seed, "attack", 0), *batches.rows),

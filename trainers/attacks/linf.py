@@ -15,14 +15,20 @@ from torch import Tensor, nn
 
 from trainers.randomness import Noise
 
+GAUSSIAN_START_STD = 0.001
+
 
 @dataclass(frozen=True)
 class Adversarial:
-    """What an inner attack returns, all detached: x* [B, C, H, W], the start x+η, and its logits [B, K]."""
+    """What an inner attack returns, all detached: x* [B, C, H, W], the start x+η, its logits [B, K] and gradient.
+
+    `start_gradient` [B, C, H, W] is that of the attack's own objective, summed over the batch, at the start.
+    """
 
     images: Tensor
     start_images: Tensor
     start_logits: Tensor
+    start_gradient: Tensor
 
 
 def project(perturbed: Tensor, images: Tensor, epsilon: float) -> Tensor:
@@ -35,6 +41,11 @@ def uniform_start(images: Tensor, epsilon: float, noise: Noise) -> Tensor:
     return (images + noise.uniform(images, -epsilon, epsilon)).clamp(0, 1)
 
 
+def gaussian_start(images: Tensor, noise: Noise) -> Tensor:
+    """x + 0.001·N(0,1), not clamped: the start of TRADES and of the methods that follow it."""
+    return images + noise.normal(images, GAUSSIAN_START_STD)
+
+
 def ascend(
     model: nn.Module,
     images: Tensor,
@@ -45,18 +56,21 @@ def ascend(
     step_size: float,
     steps: int,
 ) -> Adversarial:
-    """`steps` signed gradient steps that raise `objective(logits)` (a sum over the batch), projected after each."""
-    current, start_logits = start, None
-    for _ in range(steps):
+    """`steps` signed gradient steps that raise `objective(logits)` (a sum over the batch), projected after each.
+
+    An infinite `epsilon` leaves only the box. Raises ValueError if there is no step to take.
+    """
+    if steps < 1:
+        raise ValueError("an attack takes at least one step")
+    current = start
+    for step in range(steps):
         current = current.detach().requires_grad_()
         logits = model(current)
         (gradient,) = torch.autograd.grad(objective(logits), current)
-        if start_logits is None:
-            start_logits = logits.detach()
+        if step == 0:
+            start_logits, start_gradient = logits.detach(), gradient
         current = project(current.detach() + step_size * gradient.sign(), images, epsilon)
-    if start_logits is None:
-        raise ValueError("an attack takes at least one step")
-    return Adversarial(current.detach(), start.detach(), start_logits)
+    return Adversarial(current, start.detach(), start_logits, start_gradient)
 
 
 @contextmanager

@@ -1,18 +1,20 @@
 """What each name means, what it takes, what it costs, where it comes from: the tables behind every configuration.
 
 No torch in here: `--help`, validation, `methods` and `--dry-run` read these tables and answer at once.
-A method is a choice in four slots (inner attack, outer loss, weighting, regularizer); the names of the papers
-are presets, rows over the slots. To add a method: one pure function, one row here, one test vector.
+A method is a choice in each slot (inner attack, outer loss, weighting, regularizer, weight perturbation); the names of
+the papers are presets, rows over the slots. To add a method: one pure function, one row here, one test vector.
 
 Costs are counted in passes: 1 = one forward of one image; a backward to the input costs 1, to the weights 1 more.
 """
 
 from trainers.catalog.datasets import DATASETS
-from trainers.catalog.entries import Dataset, Entry, Inner, Model, Parameter, Preset
+from trainers.catalog.entries import Dataset, Entry, Inner, Model, Parameter, Preset, Recipe
 from trainers.catalog.models import MODELS
 from trainers.catalog.presets import PRESETS
+from trainers.catalog.published import PUBLISHED, Setting
+from trainers.catalog.recipes import RECIPES
 from trainers.catalog.schedules import SCHEDULES
-from trainers.catalog.slots import INNER, OUTER, REGULARIZER, WEIGHTING, training_passes
+from trainers.catalog.slots import INNER, OUTER, REGULARIZER, WEIGHT_PERTURBATION, WEIGHTING, training_passes
 
 __all__ = [
     "DATASETS",
@@ -20,14 +22,19 @@ __all__ = [
     "MODELS",
     "OUTER",
     "PRESETS",
+    "PUBLISHED",
+    "RECIPES",
     "REGULARIZER",
     "SCHEDULES",
     "WEIGHTING",
+    "WEIGHT_PERTURBATION",
     "Dataset",
     "Entry",
     "Inner",
     "Model",
     "Parameter",
     "Preset",
+    "Recipe",
+    "Setting",
     "training_passes",
 ]

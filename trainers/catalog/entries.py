@@ -56,13 +56,24 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Entry:
-    """One choice of a slot: where its function lives, what it needs beyond the adversarial logits, its parameters."""
+    """One choice of a slot: where its function lives, its parameters, what it needs beyond the adversarial logits.
+
+    `placement` are settings that the objective reads, not the function: when the entry acts, and on what. `passes` are
+    its own, beside those that the needs of all slots cost together.
+    """
 
     function: str
     about: str
     source: str
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     needs: frozenset[str] = frozenset()
+    placement: Mapping[str, Parameter] = field(default_factory=dict)
+    passes: int = 0
+
+    @property
+    def fields(self) -> Mapping[str, Parameter]:
+        """What may be set: the function's parameters and the placement."""
+        return {**self.parameters, **self.placement}
 
     def load(self) -> Callable[..., Any]:
         """Import the function (this is where torch comes in)."""
@@ -72,11 +83,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Inner(Entry):
-    """An inner attack. `relative_step_size` is in units of epsilon; `passes` counts those beside 2 per step."""
+    """An inner attack. `relative_step_size` is in units of epsilon; `passes` counts those beside 2 per step.
+
+    `starts_at_image`: the first gradient is that of the cross-entropy at the natural image.
+    """
 
     relative_step_size: float = 1.0
     single_step: bool = False
-    passes: int = 0
+    starts_at_image: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,16 +125,38 @@ class Dataset:
     downloadable: bool = True
 
 
+Pick = Mapping[str, Any]
+
+
 @dataclass(frozen=True)
 class Preset:
-    """A published method as a row over the slots. `beta` is the outer loss's default; None where it has none."""
+    """A published method as a row over the slots; a slot is a name or, with parameters, a mapping as in a study file.
 
-    inner: str
+    `beta` is the outer loss's default; None where it has none.
+    """
+
+    inner: str | Pick
     outer: str
     steps: int
     batch_norm: str
     source: str
     about: str
     beta: float | None = None
-    weighting: str | None = None
-    regularizer: str | None = None
+    weighting: str | Pick | None = None
+    regularizer: str | Pick | None = None
+    weight_perturbation: str | Pick | None = None
+
+    def slot(self, name: str) -> dict[str, Any] | None:
+        """What fills one slot, as a mapping with its `name`; None for an empty one."""
+        chosen = getattr(self, name)
+        return {"name": chosen} if isinstance(chosen, str) else None if chosen is None else dict(chosen)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a paper trains: a partial experiment, and what differs on some data sets. Given fields replace its own."""
+
+    source: str
+    about: str
+    settings: Mapping[str, Any]
+    on_data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

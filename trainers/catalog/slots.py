@@ -1,16 +1,26 @@
-"""The slots of a method and what fills them: inner attack, outer loss, weighting, regularizer."""
+"""The slots of a method and what fills them: inner attack, outer loss, weighting, regularizer, weight perturbation."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from trainers.catalog.entries import Entry, Inner, Parameter
+
+_NATURAL = frozenset({"natural_logits"})
+_BETA = {"beta": Parameter(6.0, "strength of the KL term", low=0.0)}
+
+
+def _start(about: str = "fraction of the epochs before it acts") -> Parameter:
+    return Parameter(0.0, about, low=0.0, high=1.0)
+
 
 INNER: dict[str, Inner] = {
     "fgsm": Inner(
         "trainers.attacks.fgsm:fgsm",
         "one step from the image",
         "Goodfellow et al. 2015, arXiv 1412.6572",
-        relative_step_size=1.0,
         single_step=True,
+        starts_at_image=True,
     ),
     "fgsm_rs": Inner(
         "trainers.attacks.fgsm:fgsm_rs",
@@ -19,10 +29,22 @@ INNER: dict[str, Inner] = {
         relative_step_size=1.25,
         single_step=True,
     ),
+    "n_fgsm": Inner(
+        "trainers.attacks.fgsm:n_fgsm",
+        "one step of ε from uniform noise of k ε, not projected to the ε-ball",
+        "de Jorge et al. 2022, arXiv 2202.01181",
+        parameters={"noise_scale": Parameter(2.0, "k: half-width of the noise in units of epsilon", low=0.0)},
+        single_step=True,
+    ),
     "pgd": Inner(
         "trainers.attacks.pgd:pgd",
-        "cross-entropy, uniform start",
+        "cross-entropy",
         "Madry et al. 2018, arXiv 1706.06083",
+        parameters={
+            "start": Parameter(
+                "uniform", "uniform in the ε-ball, or the image + 0.001 N(0,1)", choices=("uniform", "gaussian")
+            )
+        },
         relative_step_size=0.25,
     ),
     "pgd_kl": Inner(
@@ -32,36 +54,95 @@ INNER: dict[str, Inner] = {
         relative_step_size=0.25,
         passes=1,
     ),
+    "pgd_margin": Inner(
+        "trainers.attacks.pgd:pgd_margin",
+        "CW∞: the margin of the logits, uniform start",
+        "Carlini & Wagner 2017, arXiv 1608.04644",
+        parameters={"kappa": Parameter(50.0, "how far below the best wrong logit the true one is pushed", low=0.0)},
+        relative_step_size=0.25,
+    ),
+    "pgd_targeted": Inner(
+        "trainers.attacks.pgd:pgd_targeted",
+        "cross-entropy towards a wrong class, uniform start",
+        "Kurakin et al. 2017, arXiv 1611.01236",
+        parameters={
+            "target": Parameter(
+                "random",
+                "the wrong class: any, or the least likely at the start",
+                choices=("random", "least_likely"),
+            )
+        },
+        relative_step_size=0.25,
+    ),
 }
-
-_NATURAL = frozenset({"natural_logits"})
 
 OUTER: dict[str, Entry] = {
     "ce_adv": Entry("trainers.methods.outer:ce_adv", "CE(x*)", "Madry et al. 2018, arXiv 1706.06083, eq. 2.1"),
+    "bce_adv": Entry(
+        "trainers.methods.outer:bce_adv",
+        "BCE(x*): CE(x*) − log(1 − best wrong probability)",
+        "MART, Wang et al. 2020, ICLR 2020",
+    ),
     "ce_nat_kl": Entry(
         "trainers.methods.outer:ce_nat_kl",
         "CE(x) + β KL(p(x) || p(x*))",
         "Zhang et al. 2019, arXiv 1901.08573, eq. 5",
-        parameters={"beta": Parameter(6.0, "strength of the KL term", low=0.0)},
+        parameters=_BETA,
         needs=_NATURAL,
     ),
     "ce_adv_kl": Entry(
         "trainers.methods.outer:ce_adv_kl",
         "CE(x*) + β KL(p(x) || p(x*))",
         "WEAT, arXiv 2407.06315",
-        parameters={"beta": Parameter(6.0, "strength of the KL term", low=0.0)},
+        parameters=_BETA,
+        needs=_NATURAL,
+    ),
+    "bce_adv_kl": Entry(
+        "trainers.methods.outer:bce_adv_kl",
+        "BCE(x*) + β KL(p(x) || p(x*))",
+        "MART, Wang et al. 2020, ICLR 2020",
+        parameters=_BETA,
         needs=_NATURAL,
     ),
 }
 
+WEIGHTED = ("all", "divergence", "classification")
+
+
+def _on(default: str) -> Parameter:
+    return Parameter(default, "the terms that are weighted: all, the KL alone, or all but the KL", choices=WEIGHTED)
+
+
 WEIGHTING: dict[str, Entry] = {
     "energy": Entry(
-        "trainers.methods.weighting:energy_weight",
+        "trainers.methods.weighting:energy",
         "1 / softplus(|E(x)|), detached",
         "WEAT, arXiv 2407.06315",
         needs=_NATURAL,
+        placement={"on": _on("all"), "start": _start()},
     ),
-}
+    "margin": Entry(
+        "trainers.methods.weighting:margin",
+        "sigmoid(s (PM + b)) of the probabilistic margin PM at x*, detached",
+        "MAIL, Wang et al. 2021, arXiv 2106.07904",
+        parameters={
+            "slope": Parameter(10.0, "s: how sharply the weight rises with the margin", low=0.0),
+            "bias": Parameter(-0.5, "b: shifts where it rises"),
+            "normalize": Parameter(
+                "x3", "x3: times 3, as the published code; mean1: mean of the batch is 1; none",
+                choices=("x3", "mean1", "none"),
+            ),
+        },
+        placement={"on": _on("all"), "start": _start("burn-in: fraction of the epochs with equal weights")},
+    ),
+    "misclassification": Entry(
+        "trainers.methods.weighting:misclassification",
+        "1 − p_y(x), with gradient",
+        "MART, Wang et al. 2020, ICLR 2020",
+        needs=_NATURAL,
+        placement={"on": _on("divergence"), "start": _start()},
+    ),
+}  # fmt: skip
 
 REGULARIZER: dict[str, Entry] = {
     "der": Entry(
@@ -76,12 +157,6 @@ REGULARIZER: dict[str, Entry] = {
                 "S: abnormal adversarial examples, or all (default of multi-step methods)",
                 choices=("abnormal", "all"),
             ),
-            "start": Parameter(
-                0.0,
-                "fraction of the epochs before it acts; multi-step methods: the first learning-rate drop or 0.75",
-                low=0.0,
-                high=1.0,
-            ),
             "reference": Parameter(
                 "start",
                 "an example is abnormal if the attack lowered the loss against its start, or the natural image",
@@ -91,15 +166,66 @@ REGULARIZER: dict[str, Entry] = {
             "detach_natural": Parameter(False, "no gradient through E(x); diverges at a large beta"),
         },
         needs=frozenset({"natural_logits", "start_logits"}),
+        placement={
+            "start": _start(
+                "fraction of the epochs before it acts; multi-step methods: the first learning-rate drop or 0.75"
+            )
+        },
+    ),
+    "aaer": Entry(
+        "trainers.methods.regularizers:aaer",
+        "λ1 |A|/B (λ2 mean loss drop over A + λ3 max(V_A − V_N, 0)) over abnormal examples A, normal ones N",
+        "AAER, Lin et al. 2023, arXiv 2404.08154",
+        parameters={
+            "share": Parameter(1.0, "λ1: strength of the whole term, which grows with the abnormal share", low=0.0),
+            "loss": Parameter(2.5, "λ2: strength of the mean drop of the loss", low=0.0),
+            "variation": Parameter(1.5, "λ3: strength of the excess variation of the logits", low=0.0),
+            "loss_gradient": Parameter(
+                False, "let the loss at x* in the λ2 term carry gradient; the published code detaches it"
+            ),
+        },
+        needs=frozenset({"start_logits"}),
+        placement={"start": _start()},
+    ),
+    "grad_align": Entry(
+        "trainers.methods.regularizers:grad_align",
+        "λ (1 − mean cosine between the input gradients at x and at x + U(−ε, ε))",
+        "Andriushchenko & Flammarion 2020, arXiv 2007.02617, eq. 6",
+        parameters={
+            "strength": Parameter(0.2, "λ; default 0.02 · 10^(255 ε / 8), on svhn 1.5625 · 1.6^(255 ε / 8)", low=0.0)
+        },
+        needs=frozenset({"input_gradients"}),
+        placement={"start": _start()},
+        passes=5,
+    ),
+}
+
+WEIGHT_PERTURBATION: dict[str, Entry] = {
+    "awp": Entry(
+        "trainers.methods.weight_perturbation:awp",
+        "the loss is taken where the weights of each layer moved by γ of their norm against it",
+        "Wu et al. 2020, arXiv 2004.05884, eq. 7-9",
+        parameters={"gamma": Parameter(0.01, "size of the perturbation relative to each layer's norm", low=0.0)},
+        placement={"start": _start()},
     ),
 }
 
 
-def training_passes(inner: str, outer: str, weighting: str | None, regularizer: str | None, steps: int) -> int:
-    """Passes per training image: attack, then forward and full backward of x*, and of x where a slot needs it."""
+def training_passes(inner: str, outer: str, optional: Sequence[str | None], steps: int) -> int:
+    """Passes per training image: attack, then forward and full backward of x*, and of x where a slot needs it.
+
+    `optional` are the names of weighting, regularizer and weight perturbation, None for an empty slot. A weight
+    perturbation takes the same loss once more.
+    """
     attack = INNER[inner]
+    weighting, regularizer, weight_perturbation = optional
     chosen = [OUTER[outer]]
     chosen += [WEIGHTING[weighting]] if weighting else []
     chosen += [REGULARIZER[regularizer]] if regularizer else []
     natural = any("natural_logits" in entry.needs for entry in chosen)
-    return 2 * steps + attack.passes + 3 + 3 * natural
+    gradients = any("input_gradients" in entry.needs for entry in chosen)
+    loss = 3 + 3 * natural + sum(entry.passes for entry in chosen)
+    again = 1 if weight_perturbation is None else 2
+    # The gradient at the natural image comes with an attack that starts there.
+    image_gradient = 2 * (gradients and not attack.starts_at_image)
+    return 2 * steps + attack.passes + image_gradient + again * loss

@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from trainers import catalog, config
-from trainers.methods.regularizers import StepTensors, identity
+from trainers.methods.outer import OuterLoss
+from trainers.methods.step_tensors import StepTensors
 
 
 @dataclass(frozen=True)
@@ -23,49 +24,53 @@ class Terms:
 
 
 @dataclass(frozen=True)
+class Slot:
+    """A weighting or a regularizer, bound to its parameters: from which fraction of the run it acts, and on what."""
+
+    function: Callable[[StepTensors], Tensor]
+    needs: frozenset[str]
+    start: float
+    on: str
+
+
+@dataclass(frozen=True)
 class Objective:
     """Outer loss, weighting and regularizer of a method, ready to be called on logits [B, K] and labels [B]."""
 
-    outer: Callable[..., Tensor]
-    weighting: Callable[..., Tensor] | None
-    regularizer: Callable[..., Tensor] | None
-    regularizer_start: float
-    natural_always: bool
+    outer: Callable[..., OuterLoss]
+    outer_needs: frozenset[str]
+    weighting: Slot | None
+    regularizer: Slot | None
 
-    def regularizes(self, progress: float) -> bool:
-        """Whether the regularizer acts at this fraction of the run."""
-        return self.regularizer is not None and progress >= self.regularizer_start
+    def needs(self, progress: float) -> frozenset[str]:
+        """What must be given, beside adversarial logits and labels, at this fraction of the run."""
+        acting = (slot for slot in (self.weighting, self.regularizer) if slot is not None and progress >= slot.start)
+        return self.outer_needs.union(*(slot.needs for slot in acting))
 
-    def needs_natural(self, progress: float) -> bool:
-        """Whether a natural forward is needed at this fraction of the run."""
-        return self.natural_always or self.regularizes(progress)
-
-    def terms(
-        self,
-        natural_logits: Tensor | None,
-        adversarial_logits: Tensor,
-        labels: Tensor,
-        *,
-        start_logits: Tensor | None = None,
-        progress: float = 1.0,
-        mean_over_ranks: Callable[[Tensor], Tensor] = identity,
-    ) -> Terms:
+    def terms(self, step: StepTensors, progress: float = 1.0) -> Terms:
         """mean(weights · per-sample loss) + regularizer, in parts.
 
         Under DDP each rank calls this on its own rows and DDP averages the gradients: what is no plain mean over the
-        batch asks `mean_over_ranks`, so that the result is that of the global batch.
+        batch asks `step.mean_over_ranks`, so that the result is that of the global batch. Raises ValueError if
+        something is missing that a slot needs.
         """
-        if natural_logits is None and self.needs_natural(progress):
-            raise ValueError("this objective needs natural_logits, the logits at the unperturbed images")
-        per_sample = self.outer(natural_logits, adversarial_logits, labels)
-        weights = self.weighting(natural_logits, adversarial_logits, labels) if self.weighting else None
-        total = (per_sample if weights is None else weights * per_sample).mean()
+        natural_logits = step.required("natural_logits") if "natural_logits" in self.needs(progress) else None
+        loss = self.outer(natural_logits, step.adversarial_logits, step.labels)
+        classification, divergence, weights = loss.classification, loss.divergence, None
+        if self.weighting is not None and progress >= self.weighting.start:
+            weights = self.weighting.function(step)
+            if self.weighting.on != "divergence":
+                classification = weights * classification
+            if self.weighting.on != "classification" and divergence is not None:
+                divergence = weights * divergence
+        total = (classification if divergence is None else classification + divergence).mean()
         penalty = None
-        if self.regularizer is not None and natural_logits is not None and self.regularizes(progress):
-            step = StepTensors(natural_logits, adversarial_logits, start_logits, labels, mean_over_ranks)
-            penalty = self.regularizer(step)
+        if self.regularizer is not None and progress >= self.regularizer.start:
+            penalty = self.regularizer.function(step)
             total = total + penalty
-        return Terms(total, weights, None if penalty is None else penalty.detach())
+        return Terms(
+            total, None if weights is None else weights.detach(), None if penalty is None else penalty.detach()
+        )
 
     def __call__(
         self,
@@ -74,12 +79,15 @@ class Objective:
         labels: Tensor,
         *,
         start_logits: Tensor | None = None,
+        natural_gradient: Tensor | None = None,
+        noisy_gradient: Tensor | None = None,
         progress: float = 1.0,
     ) -> Tensor:
-        """The scalar loss of one batch; `progress` is the fraction of the run (a late regularizer needs it)."""
-        return self.terms(
-            natural_logits, adversarial_logits, labels, start_logits=start_logits, progress=progress
-        ).total
+        """The scalar loss of one batch; `progress` is the fraction of the run (what starts late needs it)."""
+        step = StepTensors(
+            adversarial_logits, labels, natural_logits, start_logits, natural_gradient, noisy_gradient
+        )  # fmt: skip
+        return self.terms(step, progress).total
 
 
 def objective(name: str, **parameters: Any) -> Objective:
@@ -93,17 +101,16 @@ def objective(name: str, **parameters: Any) -> Objective:
 
 def build_objective(method: config.Method) -> Objective:
     """The objective of a validated method."""
-    outer_entry = catalog.OUTER[method.outer]
-    outer = outer_entry.load()
+    entry = catalog.OUTER[method.outer]
+    outer = entry.load()
     if method.beta is not None:
         outer = partial(outer, beta=method.beta)
-    weighting = regularizer = None
-    start = 0.0
-    if method.weighting is not None:
-        weighting = partial(catalog.WEIGHTING[method.weighting.name].load(), **method.weighting.parameters)
-    if method.regularizer is not None:
-        parameters = method.regularizer.parameters
-        regularizer = partial(catalog.REGULARIZER[method.regularizer.name].load(), **parameters)
-        start = float(parameters.get("start", 0.0))
-    natural = "natural_logits" in outer_entry.needs or weighting is not None
-    return Objective(outer, weighting, regularizer, start, natural)
+    weighting = None if method.weighting is None else _slot(catalog.WEIGHTING, method.weighting)
+    regularizer = None if method.regularizer is None else _slot(catalog.REGULARIZER, method.regularizer)
+    return Objective(outer, entry.needs, weighting, regularizer)
+
+
+def _slot(entries: dict[str, catalog.Entry], choice: config.Choice) -> Slot:
+    entry, chosen = entries[choice.name], choice.parameters
+    function = partial(entry.load(), **{name: chosen[name] for name in entry.parameters})
+    return Slot(function, entry.needs, float(chosen["start"]), chosen.get("on", "all"))

@@ -1,34 +1,17 @@
-"""Regularizers: a scalar added to the batch loss."""
+"""Regularizers: a scalar added to the batch loss.
+
+Under DDP the losses of the ranks are averaged. What is no plain mean over the batch (a share, a mean over a subset)
+asks for its global value, so that the average over ranks is the term of the global batch.
+"""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from trainers.energy import delta_energies
-
-
-def identity(value: Tensor) -> Tensor:
-    """A statistic of one rank alone is that of the batch."""
-    return value
-
-
-@dataclass(frozen=True)
-class StepTensors:
-    """What one training step has at hand for a regularizer. Logits are [B, K]; the start's are detached.
-
-    `mean_over_ranks` makes a rank's statistic that of the global batch; alone it is the identity.
-    """
-
-    natural_logits: Tensor
-    adversarial_logits: Tensor
-    start_logits: Tensor | None
-    labels: Tensor
-    mean_over_ranks: Callable[[Tensor], Tensor] = identity
+from trainers.methods.step_tensors import StepTensors, abnormal, over_global
 
 
 def der(
@@ -37,7 +20,6 @@ def der(
     beta: float,
     gamma: float,
     samples: str = "abnormal",
-    start: float = 0.0,
     reference: str = "start",
     divide_by: str = "batch",
     detach_natural: bool = False,
@@ -46,31 +28,59 @@ def der(
 
     S is the abnormal examples of the batch (single-step methods) or all of it (multi-step, late epochs). Stated by
     the paper: the squared norm of the two deltas, the hinge at γ, S. Ours, and so parameters where they can be: the
-    hinge per sample, the division by B, the `start` (read by the caller: before it the term is not computed), the
-    loss at the start of the attack as the `reference` of abnormality, gradients on both sides.
+    hinge per sample, the division by B, the loss at the start of the attack as the `reference` of abnormality,
+    gradients on both sides.
     """
-    natural = step.natural_logits.detach() if detach_natural else step.natural_logits
-    delta_marginal, delta_joint = delta_energies(natural, step.adversarial_logits, step.labels)
+    natural = step.required("natural_logits")
+    delta_marginal, delta_joint = delta_energies(
+        natural.detach() if detach_natural else natural, step.adversarial_logits, step.labels
+    )
     hinge = (delta_marginal.square() + delta_joint.square() - gamma).clamp(min=0)
     if samples == "all":
         return beta * hinge.mean()
-    before = step.start_logits if reference == "start" else step.natural_logits
-    if before is None:
-        raise ValueError(
-            "samples='abnormal' with reference='start' needs start_logits, the logits at the attack's start"
-        )
+    before = natural if reference == "natural" else step.required("start_logits")
     selected = abnormal(before, step.adversarial_logits, step.labels).to(hinge.dtype)
     if divide_by == "batch":
-        return beta * (hinge * selected).sum() / len(hinge)
-    # Ranks' losses are averaged: dividing by the mean count gives the sum over all ranks by |S| over all ranks.
-    count = step.mean_over_ranks(selected.sum())
-    return beta * (hinge * selected).sum() / torch.where(count > 0, count, 1.0)
+        return beta * (hinge * selected).mean()
+    return beta * over_global(hinge * selected, step.mean_over_ranks(selected.sum()))
 
 
-def abnormal(before: Tensor, after: Tensor, labels: Tensor) -> Tensor:
-    """Which examples the attack made *easier*: cross-entropy before > after, strictly. Boolean [B], detached.
+def aaer(step: StepTensors, *, share: float, loss: float, variation: float, loss_gradient: bool = False) -> Tensor:
+    """λ1 |A|/B · [λ2 C + λ3 max(V_A − V_N, 0)] (Lin et al. 2023, arXiv 2404.08154).
 
-    Abnormal adversarial examples (Lin et al. 2023, arXiv 2404.08154), as DER takes them over.
+    A are the abnormal examples, those whose loss fell from the attack's start x+η to x*, N the others. C is the mean
+    fall of the loss over A, V the mean squared distance of the logits at the start and at x*; V_N is detached. Zero
+    where A or N is empty. In the published code both losses in C are detached, so that λ2 moves no weight;
+    `loss_gradient` lets the loss at x* carry gradient, as the paper's formula reads.
     """
-    with torch.no_grad():
-        return F.cross_entropy(before, labels, reduction="none") > F.cross_entropy(after, labels, reduction="none")
+    start, adversarial = step.required("start_logits"), step.adversarial_logits
+    before = F.cross_entropy(start, step.labels, reduction="none")
+    after = F.cross_entropy(adversarial, step.labels, reduction="none")
+    in_a = (before > after).to(after.dtype).detach()
+    in_n = 1 - in_a
+    distance = (start - adversarial).square().sum(dim=1)
+    size_a, size_n = step.mean_over_ranks(in_a.sum()), step.mean_over_ranks(in_n.sum())
+    variation_n = step.mean_over_ranks(over_global((distance * in_n).detach(), size_n))
+    variation_a = over_global(distance * in_a, size_a)
+    excess = step.mean_over_ranks(variation_a.detach()) > variation_n
+    fall = over_global((before - (after if loss_gradient else after.detach())) * in_a, size_a)
+    term = loss * fall + variation * torch.where(excess, variation_a - variation_n, 0.0)
+    return torch.where((size_a > 0) & (size_n > 0), share * size_a / len(in_a) * term, 0.0)
+
+
+def grad_align(step: StepTensors, *, strength: float) -> Tensor:
+    """λ (1 − mean_i cos(∇ℓ(x_i), ∇ℓ(x_i + η_i))) (Andriushchenko & Flammarion 2020, arXiv 2007.02617, eq. 6).
+
+    The gradient at x is detached, that at x + η keeps its graph. Samples with a zero gradient do not count; zero
+    where none is left.
+    """
+    at_image = step.required("natural_gradient").flatten(1)
+    at_noise = step.required("noisy_gradient").flatten(1)
+    norms = at_image.norm(dim=1), at_noise.norm(dim=1)
+    valid = (norms[0] > 0) & (norms[1] > 0)
+    # Each divided by its own norm: the product of two tiny norms is no float32.
+    at_image = at_image / torch.where(valid, norms[0], 1.0)[:, None]
+    at_noise = at_noise / torch.where(valid, norms[1], 1.0)[:, None]
+    cosines = torch.where(valid, (at_image * at_noise).sum(dim=1), 0.0)
+    count = step.mean_over_ranks(valid.sum().to(cosines.dtype))
+    return torch.where(count > 0, strength * (1 - over_global(cosines, count)), 0.0)

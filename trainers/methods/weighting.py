@@ -1,4 +1,4 @@
-"""Per-sample weights [B] of the outer loss, always detached."""
+"""Per-sample weights [B] of the outer loss. They carry no gradient, but for MART's factor."""
 
 from __future__ import annotations
 
@@ -6,11 +6,32 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainers.energy import marginal_energy
+from trainers.methods.step_tensors import StepTensors
 
 
-def energy_weight(natural_logits: Tensor, adversarial_logits: Tensor, labels: Tensor) -> Tensor:
+def energy(step: StepTensors) -> Tensor:
     """1 / softplus(|E(x)|), from the train-mode natural logits (WEAT, arXiv 2407.06315).
 
     The loss is divided by B, not by the sum of the weights: as |E| grows, so shrinks the effective learning rate.
     """
-    return 1.0 / F.softplus(marginal_energy(natural_logits.detach()).abs())
+    return 1.0 / F.softplus(marginal_energy(step.required("natural_logits").detach()).abs())
+
+
+def margin(step: StepTensors, *, slope: float, bias: float, normalize: str) -> Tensor:
+    """sigmoid(s (PM + b)), PM = max_{k≠y} p_k(x*) − p_y(x*) (MAIL, Wang et al. 2021, arXiv 2106.07904).
+
+    `normalize`: `x3` multiplies by 3 as the published code does, `mean1` makes the mean over the global batch 1.
+    """
+    probabilities = step.adversarial_logits.detach().softmax(dim=1)
+    true = probabilities.gather(1, step.labels[:, None]).squeeze(1)
+    best_wrong = probabilities.scatter(1, step.labels[:, None], 0.0).amax(dim=1)
+    weights = (slope * (best_wrong - true + bias)).sigmoid()
+    if normalize == "mean1":
+        return weights / step.mean_over_ranks(weights.mean())
+    return 3.0 * weights if normalize == "x3" else weights
+
+
+def misclassification(step: StepTensors) -> Tensor:
+    """1.0000001 − p_y(x), *with* gradient: MART's factor on the KL (Wang et al. 2020, ICLR 2020)."""
+    probabilities = step.required("natural_logits").softmax(dim=1)
+    return 1.0000001 - probabilities.gather(1, step.labels[:, None]).squeeze(1)

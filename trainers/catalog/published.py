@@ -1,0 +1,64 @@
+"""Defaults that depend on the setting: what the papers (or, where they are silent, this project) choose for it.
+
+A function per slot entry, from the setting to the parameters that differ from the entry's own defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a default may depend on. `epsilon` is in pixels of [0,1], `first_drop` a fraction of the epochs."""
+
+    data: str
+    inner: str
+    single_step: bool
+    epsilon: float
+    first_drop: float | None
+
+    @property
+    def epsilon_255(self) -> int | None:
+        """ε in gray levels where it is a whole number of them."""
+        levels = 255 * self.epsilon
+        return round(levels) if abs(levels - round(levels)) < 1e-6 else None
+
+
+def _der(setting: Setting) -> dict[str, Any]:
+    """Multi-step methods: all samples, in late epochs, weakly (arXiv 2505.22486 says the first two; numbers ours)."""
+    if setting.single_step:
+        return {}
+    return {"beta": 0.25, "samples": "all", "start": 0.75 if setting.first_drop is None else setting.first_drop}
+
+
+# (λ2, λ3) by data set, start of the attack and ε·255: Lin et al. 2023, arXiv 2404.08154, published settings.
+_AAER = {
+    ("cifar10", "fgsm_rs"): {8: (2.5, 1.5), 12: (5.0, 2.75), 16: (7.0, 3.25), 32: (5.75, 1.5)},
+    ("cifar10", "n_fgsm"): {8: (1.5, 0.15), 12: (5.0, 0.55), 16: (8.5, 1.5), 32: (2.75, 0.75)},
+    ("cifar100", "fgsm_rs"): {8: (3.5, 1.5), 12: (3.5, 2.75), 16: (6.0, 2.25)},
+    ("cifar100", "n_fgsm"): {8: (1.5, 0.15), 12: (3.5, 0.3), 16: (6.0, 0.5)},
+}
+
+
+def _aaer(setting: Setting) -> dict[str, Any]:
+    start = "n_fgsm" if setting.inner == "n_fgsm" else "fgsm_rs"
+    table = _AAER.get((setting.data, start), _AAER["cifar10", start])
+    loss, variation = table.get(setting.epsilon_255 or 8, table[8])
+    return {"loss": loss, "variation": variation}
+
+
+def _grad_align(setting: Setting) -> dict[str, Any]:
+    """Andriushchenko & Flammarion 2020, arXiv 2007.02617: the fit of λ over ε, per data set."""
+    levels = 255 * setting.epsilon
+    strength = 1.5625 * 1.6 ** (levels / 8) if setting.data == "svhn" else 0.02 * 10 ** (levels / 8)
+    return {"strength": strength}
+
+
+PUBLISHED: Mapping[str, Callable[[Setting], dict[str, Any]]] = {
+    "der": _der,
+    "aaer": _aaer,
+    "grad_align": _grad_align,
+}

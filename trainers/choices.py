@@ -1,0 +1,38 @@
+"""Tables of a raw configuration: made where they are missing, filled from an entry of the catalog."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from trainers import catalog
+from trainers.problems import Problem, unknown_name
+
+
+def table(raw: dict[str, Any], key: str) -> dict[str, Any]:
+    """The table at `key`: a bare name counts as its name, an absent one is made."""
+    value = raw.setdefault(key, {})
+    if isinstance(value, str):
+        value = raw[key] = {"name": value}
+    return value if isinstance(value, dict) else {}
+
+
+def fill_choice(
+    table: dict[str, Any], place: str, entries: Mapping[str, catalog.Entry], problems: list[Problem],
+    defaults: Mapping[str, Any] | None = None,
+) -> None:  # fmt: skip
+    """Check a table's fields against its entry and fill in what is missing, `defaults` before the entry's own."""
+    entry = entries.get(str(table.get("name")))
+    if entry is None:
+        what = place.rpartition(".")[2]
+        problems.append(Problem(f"{place}.name", unknown_name(table.get("name"), entries, what)))
+        return
+    for key in [key for key in table if key != "name"]:
+        if key not in entry.fields:
+            allowed = ["name", *entry.fields]
+            problems.append(Problem(f"{place}.{key}", unknown_name(key, allowed, f"field of {table['name']}")))
+        elif (complaint := entry.fields[key].refuse(table[key])) is not None:
+            problems.append(Problem(f"{place}.{key}", complaint))
+    for key, parameter in entry.fields.items():
+        table.setdefault(key, copy.copy((defaults or {}).get(key, parameter.default)))

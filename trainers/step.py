@@ -1,0 +1,122 @@
+"""One update of a model: attack, forwards, loss, step. `train_step` is the whole hot path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from trainers import catalog
+from trainers.config import Experiment
+from trainers.measure import Attacker, training_attack
+from trainers.methods.objective import Objective, Terms, build_objective
+from trainers.methods.step_tensors import StepTensors, abnormal, identity
+from trainers.methods.weight_perturbation import Forward, awp, perturbed
+from trainers.randomness import Noise
+
+
+@dataclass(frozen=True)
+class TrainingMethod:
+    """What a configured method does in a step. `epsilon` is the training attack's, in pixels of [0,1].
+
+    `weight_perturbation` is None where the method has none; it acts from the fraction `perturbation_start` of the run.
+    """
+
+    attacker: Attacker
+    objective: Objective
+    epsilon: float
+    starts_at_image: bool
+    weight_perturbation: Callable[..., dict[str, Tensor]] | None = None
+    perturbation_start: float = 0.0
+
+
+def build_method(experiment: Experiment) -> TrainingMethod:
+    """The functions behind a validated experiment's method and attack."""
+    method, attack = experiment.method, experiment.attack
+    choice = method.weight_perturbation
+    return TrainingMethod(
+        attacker=training_attack(method, attack, attack.batch_norm),
+        objective=build_objective(method),
+        epsilon=float(attack.epsilon),
+        starts_at_image=catalog.INNER[method.inner.name].starts_at_image,
+        weight_perturbation=None if choice is None else partial(awp, gamma=choice.parameters["gamma"]),
+        perturbation_start=0.0 if choice is None else choice.parameters["start"],
+    )
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One step's outcome, still on the device: sums over this rank's rows, except `loss` (the batch's mean)."""
+
+    loss: Tensor
+    adversarial_correct: Tensor
+    abnormal: Tensor
+    weight_sum: Tensor
+    regularizer: Tensor
+    perturbation_norm: Tensor
+
+
+def train_step(
+    model: nn.Module, method: TrainingMethod, optimizer: torch.optim.Optimizer,
+    images: Tensor, labels: Tensor, noise: Noise, *, progress: float,
+    epsilon_scale: float = 1.0, mean_over_ranks: Callable[[Tensor], Tensor] = identity,
+) -> StepResult:  # fmt: skip
+    """One update: images [B, C, H, W] in [0,1] and labels [B] of this rank. No host synchronization.
+
+    The attack runs on the bare module (no collective, whatever the number of its steps); the outer loss goes through
+    `model`, which under DDP averages the gradients once. Natural and adversarial images are two forwards: one joined
+    forward would give other batch statistics than the papers'.
+    """
+    bare = model.module if isinstance(model, DistributedDataParallel) else model
+    objective, needs = method.objective, method.objective.needs(progress)
+    adversarial = method.attacker(bare, images, labels, noise, epsilon_scale)
+    noisy = images + noise.uniform(images, -method.epsilon, method.epsilon) if "input_gradients" in needs else None
+
+    def terms(forward: Forward, gradient_forward: Forward) -> tuple[Tensor, Terms]:
+        natural_logits = forward(images) if "natural_logits" in needs else None
+        adversarial_logits = forward(adversarial.images)
+        natural_gradient = noisy_gradient = None
+        if noisy is not None:
+            natural_gradient = adversarial.start_gradient
+            if not method.starts_at_image:
+                natural_gradient = input_gradient(gradient_forward, images, labels).detach()
+            noisy_gradient = input_gradient(gradient_forward, noisy, labels)
+        step = StepTensors(
+            adversarial_logits, labels, natural_logits, adversarial.start_logits, natural_gradient, noisy_gradient,
+            mean_over_ranks,
+        )  # fmt: skip
+        return adversarial_logits, objective.terms(step, progress)
+
+    perturbation = {}
+    if method.weight_perturbation is not None and progress >= method.perturbation_start:
+        perturbation = method.weight_perturbation(
+            bare, lambda forward: terms(forward, forward)[1].total, mean_over_ranks=mean_over_ranks
+        )
+    with perturbed(bare, perturbation):
+        adversarial_logits, parts = terms(model, bare)
+        optimizer.zero_grad(set_to_none=True)
+        parts.total.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    with torch.no_grad():
+        zero = parts.total.new_zeros(())
+        return StepResult(
+            loss=parts.total.detach(),
+            adversarial_correct=(adversarial_logits.argmax(1) == labels).sum(),
+            abnormal=abnormal(adversarial.start_logits, adversarial_logits, labels).sum(),
+            weight_sum=zero + len(labels) if parts.weights is None else parts.weights.sum(),
+            regularizer=zero if parts.regularizer is None else parts.regularizer,
+            perturbation_norm=(adversarial.images - images).flatten(1).norm(dim=1).sum(),
+        )
+
+
+def input_gradient(forward: Forward, images: Tensor, labels: Tensor) -> Tensor:
+    """∇_x of the cross-entropy, summed over the batch [B, C, H, W], with a graph to the weights (double backward)."""
+    images = images.detach().requires_grad_()
+    loss = F.cross_entropy(forward(images), labels, reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, images, create_graph=True)
+    return gradient

@@ -1,0 +1,64 @@
+"""What the steps of one epoch add up to."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import torch
+
+from trainers.ranks import Ranks
+from trainers.records import EpochRecord
+from trainers.step import StepResult
+
+_SUMMED = tuple(field.name for field in fields(StepResult))
+
+
+class Diverged(RuntimeError):
+    """The loss is not finite: the run can't go on."""
+
+
+class EpochTotals:
+    """Accumulates step results on the device; one synchronization and one reduction over ranks per epoch."""
+
+    def __init__(self, ranks: Ranks, batch_size: int, *, same_batch_norm: bool) -> None:
+        self._same_batch_norm = same_batch_norm
+        self._ranks = ranks
+        self._batch_size = batch_size
+        self._sums = torch.zeros(len(_SUMMED), dtype=torch.float64, device=ranks.device)
+        self._bad_step = torch.full((), -1, dtype=torch.long, device=ranks.device)
+        self._steps = 0
+
+    def add(self, result: StepResult) -> None:
+        """Add one step of this rank."""
+        self._sums += torch.stack([getattr(result, name).double() for name in _SUMMED])
+        bad = ~torch.isfinite(result.loss) & (self._bad_step < 0)
+        self._bad_step = torch.where(bad, self._steps, self._bad_step)
+        self._steps += 1
+
+    def metrics(self, epoch: int, before: EpochRecord | None) -> dict[str, float]:
+        """The epoch's training metrics over all ranks. Raises Diverged if a loss was not finite."""
+        sums = dict(zip(_SUMMED, self._ranks.sum(self._sums).tolist(), strict=True))
+        loss, abnormal_count = sums["loss"], sums["abnormal"]
+        bad_step = int(self._bad_step)
+        if loss != loss or loss in (float("inf"), float("-inf")):
+            energies = {
+                name: value
+                for name, value in (before.metrics if before else {}).items()
+                if name.endswith("energy/mean")
+            }
+            raise Diverged(
+                f"the loss is not finite at epoch {epoch}, step {'unknown' if bad_step < 0 else bad_step}; "
+                f"energies of the epoch before: {energies or 'none'}"
+            )
+        images = self._steps * self._batch_size
+        mean_over_steps = self._steps * self._ranks.world_size
+        # After an attack in eval mode, start and end were seen by different batch norms: nothing to compare.
+        abnormality = {"train/abnormal_count": abnormal_count, "train/abnormal_fraction": abnormal_count / images}
+        return {
+            "train/loss": loss / mean_over_steps,
+            "train/regularizer": sums["regularizer"] / mean_over_steps,
+            "train/adversarial_accuracy": sums["adversarial_correct"] / images,
+            "train/weight/mean": sums["weight_sum"] / images,
+            "train/perturbation_norm/mean": sums["perturbation_norm"] / images,
+            **(abnormality if self._same_batch_norm else {}),
+        }
