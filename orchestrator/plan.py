@@ -44,11 +44,17 @@ def cost_of(experiment: Experiment) -> Cost:
 def model_size(experiment: Experiment) -> tuple[float, float]:
     """(GFLOP of one forward of one image, number of parameters), scaled from the catalog's reference size."""
     model = catalog.MODELS[experiment.model.name]
-    side = experiment.data.size if experiment.data.name == "digits" else 32
-    parameters = experiment.model.parameters
-    width = (parameters["width"] / model.parameters["width"].default) ** 2
-    depth = parameters.get("blocks_per_stage", 2) / 2
-    return model.gigaflop * width * depth * (side / 32) ** 2, model.millions * 1e6 * width * depth
+
+    def relative(name: str, offset: int = 0) -> float:
+        if name not in model.parameters:
+            return 1.0
+        return float((experiment.model.parameters[name] - offset) / (model.parameters[name].default - offset))
+
+    width = (relative("width") * relative("widen_factor")) ** 2
+    # Four of a wide network's layers are outside of its blocks.
+    depth = relative("blocks_per_stage") * relative("depth", 4)
+    pixels = (experiment.data.size / 32) ** 2
+    return model.gigaflop * width * depth * pixels, model.millions * 1e6 * width * depth
 
 
 def method_rows(study: Study) -> Iterator[tuple[str, Cost]]:

@@ -62,10 +62,20 @@ class Data(Section):
     name: str = "digits"
     directory: str | None = Field(None, description="folder of the data; default: ORCHESTRATOR_DATA")
     download: bool = Field(False, description="fetch the data if it is not there")
-    size: Literal[8, 16, 24, 32] = Field(32, description="digits only: shown at size x size by repetition")
+    size: Literal[8, 16, 24, 32, 64] = Field(description="side of the images; digits are shown larger by repetition")
     train_samples: int | None = Field(None, ge=10, description="use only this many training images, stratified")
     holdout: int = Field(ge=10, description="training images held out for selection, never trained on")
-    augment: bool = Field(description="random crop (padding 4) and horizontal flip")
+    augment: bool = Field(description="random crop after padding, and flip")
+    flip: bool = Field(description="mirror half of the images left to right, as a part of `augment`")
+    padding: int = Field(4, ge=0, description="pixels added on every side before the crop")
+    padding_mode: Literal["zero", "reflect"] = "zero"
+    normalization: Literal["standard", "half", "none"] = Field(
+        "standard", description="inside the model: the data set's mean and deviation, 0.5 and 0.5, or nothing"
+    )
+    extra: str | None = Field(
+        None, min_length=1, description="more training images: an .npz with image and label, relative to `directory`"
+    )
+    extra_fraction: float | None = Field(None, gt=0, lt=1, description="share of every batch that comes from `extra`")
     split_seed: int = Field(0, ge=0)
 
 

@@ -84,10 +84,21 @@ def _fill_data(data: dict[str, Any], problems: list[Problem]) -> catalog.Dataset
     if dataset is None:
         problems.append(Problem("data.name", unknown_name(name, catalog.DATASETS, "data set")))
         dataset = catalog.DATASETS["digits"]
-    if name != "digits" and "size" in data and data["size"] != 32:
-        problems.append(Problem("data.size", f"{data['size']!r}: only digits can be shown at another size"))
-    data.setdefault("holdout", dataset.holdout)
-    data.setdefault("augment", dataset.augment)
+    for field in ("size", "holdout", "augment", "flip"):
+        data.setdefault(field, getattr(dataset, field))
+    size, padding = data["size"], data.get("padding")
+    if dataset.files and size != dataset.size:
+        problems.append(
+            Problem("data.size", f"{size!r}: {name} has {dataset.size}; only digits can be shown at another size")
+        )
+    if isinstance(padding, int) and isinstance(size, int) and padding >= size:
+        problems.append(Problem("data.padding", f"{padding}: must be less than the images' {size} pixels"))
+    for given, absent, meaning in (
+        ("extra", "extra_fraction", "the share of every batch that comes from it"),
+        ("extra_fraction", "extra", "the .npz of images that it is a share of"),
+    ):
+        if data.get(given) is not None and data.get(absent) is None:
+            problems.append(Problem(f"data.{absent}", f"is missing: {meaning}"))
     for field in ("holdout", "train_samples"):
         count = data.get(field)
         if isinstance(count, int) and count >= dataset.num_train:

@@ -103,19 +103,26 @@ class Model(Entry):
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set: the module that loads it (a `load` function), shape, size, input statistics, what ε is usual."""
+    """A data set: the module that decodes it (a `decode` function), shape, size, input statistics, what ε is usual.
+
+    `files` are what its folder must hold; none: it is bundled. `flip`: whether augmentation mirrors images, by default.
+    """
 
     module: str
     num_classes: int
     channels: int
+    size: int
     num_train: int
     num_test: int
     epsilon: str
     holdout: int
     augment: bool
+    flip: bool
     mean: tuple[float, ...]
     std: tuple[float, ...]
     about: str
+    files: tuple[str, ...] = ()
+    downloadable: bool = True
 
 
 Pick = Mapping[str, Any]

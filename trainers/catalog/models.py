@@ -7,6 +7,19 @@ from trainers.catalog.entries import Model, Parameter
 _WIDTH = Parameter(64, "channels of the first stage", low=1)
 _BLOCKS = Parameter(2, "blocks in each of the four stages", low=1)
 
+
+def _wide_resnet(depth: int, gigaflop: float, millions: float) -> Model:
+    return Model(
+        "trainers.models.wide_resnet:wide_resnet", f"wide residual network, {depth} layers, 10 times as wide",
+        "Zagoruyko & Komodakis 2016, arXiv 1605.07146",
+        parameters={
+            "depth": Parameter(depth, "layers, 6n + 4", choices=(10, 16, 22, 28, 34, 40, 70)),
+            "widen_factor": Parameter(10, "channels of the first stage in units of 16", low=1),
+        },
+        gigaflop=gigaflop, millions=millions,
+    )  # fmt: skip
+
+
 MODELS: dict[str, Model] = {
     "small": Model(
         "trainers.models.small:small", "three conv-norm-ReLU blocks, for a CPU", "this project",
@@ -35,4 +48,6 @@ MODELS: dict[str, Model] = {
         parameters={"width": _WIDTH, "blocks_per_stage": _BLOCKS},
         gigaflop=1.11, millions=11.17,
     ),
+    "wide_resnet28_10": _wide_resnet(28, gigaflop=10.5, millions=36.48),
+    "wide_resnet34_10": _wide_resnet(34, gigaflop=13.3, millions=46.16),
 }  # fmt: skip

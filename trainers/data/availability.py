@@ -1,16 +1,17 @@
-"""Whether a data set can be loaded, answered without loading it and without torch."""
+"""Where a data set lies and whether it can be loaded, answered without loading it and without torch."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+from trainers import catalog
 from trainers.config import Data
 from trainers.problems import InvalidInput
 
 DIRECTORY_VARIABLE = "ORCHESTRATOR_DATA"
-CIFAR_FOLDER = "cifar-10-batches-py"
-CIFAR_PARTS = ("train_images", "train_labels", "test_images", "test_labels")
+CACHE = "orchestrator-cache"
+PARTS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
 def data_directory(data: Data) -> Path | None:
@@ -20,26 +21,43 @@ def data_directory(data: Data) -> Path | None:
 
 
 def check_available(data: Data) -> None:
-    """Raise InvalidInput if the data set is neither bundled, nor there, nor to be downloaded."""
-    if data.name != "cifar10":
-        return
+    """Raise InvalidInput unless the data set is bundled, there, or to be downloaded, and the extra images are right."""
+    if catalog.DATASETS[data.name].files:
+        check_directory(data)
+    if data.extra is not None:
+        from trainers.data.extra import check_extra
+
+        check_extra(data)
+
+
+def check_directory(data: Data) -> None:
+    """Raise InvalidInput unless a data set that is not bundled is there, decoded before, or to be downloaded."""
+    dataset = catalog.DATASETS[data.name]
+    wanted = " and ".join(dataset.files)
     directory = data_directory(data)
     if directory is None:
         raise InvalidInput.single(
-            "data.directory",
-            f"not set: name the folder that holds {CIFAR_FOLDER} (--data-dir, or {DIRECTORY_VARIABLE})",
+            "data.directory", f"not set: name the folder that holds {wanted} (--data-dir, or {DIRECTORY_VARIABLE})"
         )
-    if not (data.download or (directory / CIFAR_FOLDER).is_dir() or cifar_is_cached(directory)):
+    if is_cached(cache_folder(directory, data.name), PARTS) or all(
+        (directory / name).exists() for name in dataset.files
+    ):
+        return
+    if not dataset.downloadable:
         raise InvalidInput.single(
-            "data.directory", f"{str(directory)!r} holds no {CIFAR_FOLDER}; set data.download=true to fetch it"
+            "data.directory", f"{str(directory)!r} holds no {wanted}; unpack it there: it can't be fetched from here"
+        )
+    if not data.download:
+        raise InvalidInput.single(
+            "data.directory", f"{str(directory)!r} holds no {wanted}; set data.download=true to fetch it"
         )
 
 
-def cifar_cache(directory: Path) -> Path:
-    """Where the decoded arrays are kept."""
-    return directory / "orchestrator-cache" / "cifar10"
+def cache_folder(directory: Path, name: str) -> Path:
+    """Where the decoded arrays of what lies in `directory` are kept."""
+    return directory / CACHE / name
 
 
-def cifar_is_cached(directory: Path) -> bool:
+def is_cached(folder: Path, parts: tuple[str, ...]) -> bool:
     """Whether all of them are there."""
-    return all((cifar_cache(directory) / f"{part}.npy").is_file() for part in CIFAR_PARTS)
+    return all((folder / f"{part}.npy").is_file() for part in parts)

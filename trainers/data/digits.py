@@ -10,20 +10,21 @@ import torch
 
 from trainers import catalog
 from trainers.config import Data
-from trainers.data.images import ImageSet, stratified
+from trainers.data.decoded import Decoded
+from trainers.data.images import stratified
 
 _TEST_SEED = 0
 
 
-def load(data: Data, directory: Path | None) -> tuple[ImageSet, ImageSet]:
-    """(train pool, test). Gray levels 0..16 become 0..255; `data.size` repeats each pixel size/8 times both ways."""
-    table = torch.from_numpy(_read_table())
+def decode(data: Data) -> Decoded:
+    """Gray levels 0..16 become 0..255; `data.size` repeats each pixel size/8 times both ways."""
+    table = _read_table()
     repeat = data.size // 8
-    levels = table[:, :-1].reshape(-1, 8, 8).mul(255 / 16).round().to(torch.uint8)
-    images = levels.repeat_interleave(repeat, dim=1).repeat_interleave(repeat, dim=2)[..., None]
-    everything = ImageSet(images.contiguous(), table[:, -1].long())
-    train, test = stratified(everything.labels, catalog.DATASETS["digits"].num_test, _TEST_SEED)
-    return everything.select(train), everything.select(test)
+    levels = (table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8)
+    images = levels.repeat(repeat, axis=1).repeat(repeat, axis=2)[..., None]
+    labels = table[:, -1].astype(np.int64)
+    train, test = stratified(torch.from_numpy(labels), catalog.DATASETS["digits"].num_test, _TEST_SEED)
+    return Decoded(images[train], labels[train], images[test], labels[test])
 
 
 def _read_table() -> np.ndarray:

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from trainers import catalog
 from trainers.config import Data
-from trainers.data.availability import data_directory
+from trainers.data.availability import PARTS, cache_folder, check_directory, data_directory
+from trainers.data.decoded import Array, Decoded, cached
+from trainers.data.extra import read_extra
 from trainers.problems import InvalidInput
 
 
@@ -57,7 +59,8 @@ def to_floats(images: Tensor) -> Tensor:
 
 def load_splits(data: Data) -> Splits:
     """Load a data set and cut it. Raises InvalidInput if it is not there."""
-    train, test = _loader(data.name)(data, data_directory(data))
+    train_images, train_labels, test_images, test_labels = _arrays(data)
+    train, test = _image_set(train_images, train_labels), _image_set(test_images, test_labels)
     pool, validation = stratified(train.labels, data.holdout, data.split_seed)
     if data.train_samples is not None and data.train_samples < len(pool):
         _, chosen = stratified(train.labels[torch.from_numpy(pool)], data.train_samples, data.split_seed)
@@ -85,7 +88,46 @@ def stratified(labels: Tensor, count: int, seed: int) -> tuple[np.ndarray, np.nd
     return np.setdiff1d(np.arange(len(classes)), chosen), chosen
 
 
-def _loader(name: str) -> Callable[[Data, Path | None], tuple[ImageSet, ImageSet]]:
-    loader: Callable[[Data, Path | None], tuple[ImageSet, ImageSet]]
-    loader = importlib.import_module(catalog.DATASETS[name].module).load
-    return loader
+def load_extra(data: Data) -> ImageSet | None:
+    """The set that `data.extra` names, mapped from the disk, in no split. Raises InvalidInput if it does not fit."""
+    return None if data.extra is None else _image_set(*read_extra(data))
+
+
+def _image_set(images: Array, labels: Array) -> ImageSet:
+    return ImageSet(torch.from_numpy(images), torch.from_numpy(labels).long())
+
+
+def _arrays(data: Data) -> list[Array]:
+    """The four PARTS of a data set: what is bundled is decoded anew, the rest once and for all."""
+    dataset = catalog.DATASETS[data.name]
+    decode: Callable[..., Decoded] = importlib.import_module(dataset.module).decode
+    if not dataset.files:
+        return list(decode(data))
+    check_directory(data)
+    directory = data_directory(data)
+    assert directory is not None
+
+    def write(folder: Path) -> None:
+        decoded = decode(data, directory)
+        _check_whole(decoded, dataset)
+        for part, array in zip(PARTS, decoded, strict=True):
+            np.save(folder / f"{part}.npy", np.ascontiguousarray(array))
+
+    try:
+        return cached(cache_folder(directory, data.name), PARTS, write)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise InvalidInput.single("data.directory", f"{str(directory)!r}: {error}") from error
+
+
+def _check_whole(decoded: Decoded, dataset: catalog.Dataset) -> None:
+    """Raise ValueError if images are missing: a part of a data set must not pass for the whole."""
+    for what, labels, count in (
+        ("training", decoded.train_labels, dataset.num_train),
+        ("test", decoded.test_labels, dataset.num_test),
+    ):
+        classes = len(np.unique(labels))
+        if (len(labels), classes) != (count, dataset.num_classes):
+            raise ValueError(
+                f"{len(labels)} {what} images of {classes} classes; the whole data set has {count} of "
+                f"{dataset.num_classes}"
+            )

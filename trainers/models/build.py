@@ -1,4 +1,4 @@
-"""A model from its name in the catalog, with the data set's normalization inside."""
+"""A model from its name in the catalog, with the input normalization inside."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import nn
 
 from trainers import catalog
 from trainers.config import Experiment
-from trainers.models.normalize import Normalized
+from trainers.models.normalize import Normalized, input_statistics
 from trainers.randomness import derive_seed
 
 
@@ -21,4 +21,4 @@ def build_model(experiment: Experiment) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(experiment.seed, "weights"))
         network = entry.load()(dataset.num_classes, dataset.channels, **experiment.model.parameters)
-    return Normalized(network, dataset.mean, dataset.std)
+    return Normalized(network, *input_statistics(dataset, experiment.data.normalization))

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from trainers.catalog import Dataset
+
 
 class Normalized(nn.Module):
     """`network((images - mean) / std)` for images [B, C, H, W] in [0,1]."""
@@ -24,3 +26,13 @@ class Normalized(nn.Module):
         """Raw logits [B, K]."""
         logits: Tensor = self.network((images - self.mean) / self.std)
         return logits
+
+
+def input_statistics(dataset: Dataset, normalization: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, std) by channel for `Normalized`: `standard` is the data set's, `half` 0.5 and 0.5, `none` 0 and 1."""
+    mean, std = {
+        "standard": (dataset.mean, dataset.std),
+        "half": ((0.5,) * dataset.channels, (0.5,) * dataset.channels),
+        "none": ((0.0,) * dataset.channels, (1.0,) * dataset.channels),
+    }[normalization]
+    return mean, std
