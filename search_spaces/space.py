@@ -96,7 +96,7 @@ class Dimension(Section):
 
 
 def read_space(raw: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The YAML form, `path: [choices]` or `path: {low, high, …}` or `name: {variants: …}`, as fields of `Dimension`s."""
+    """The YAML forms, `path: [choices]`, `path: {low, high, …}`, `name: {variants: …}`, as fields of `Dimension`s."""
     table = []
     for path, content in raw.items():
         fields: dict[str, Any] = dict(content or {}) if isinstance(content, Mapping | None) else {"choices": content}

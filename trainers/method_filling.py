@@ -37,10 +37,10 @@ def fill_method(
     for slot, entries in optional.items():
         _fill_slot(method, slot, preset, entries, setting, problems)
     weighting = method["weighting"]
-    if isinstance(weighting, dict) and weighting.get("on") == "divergence" and not _has_divergence(outer):
+    if isinstance(weighting, dict) and weighting.get("applies_to") == "divergence" and not _has_divergence(outer):
         problems.append(
             Problem(
-                "method.weighting.on",
+                "method.weighting.applies_to",
                 f"'divergence': {outer} has no KL term to weight; allowed here: all, classification",
             )
         )

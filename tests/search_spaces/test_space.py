@@ -8,7 +8,8 @@ import random
 import pytest
 from pydantic import ValidationError
 
-from search_spaces.space import Dimension, check_space, corners, read_space, suggest
+from search_spaces.loader import load_study
+from search_spaces.space import Dimension, check_space, corners, read_space, settings, suggest
 
 CONDITIONAL = {
     "method.name": ["fgsm", "trades", "fgsm_rs_der"],
@@ -197,3 +198,48 @@ def test_every_corner_of_a_space_without_problems_is_an_experiment():
     pairs = itertools.combinations(digests, 2)
     assert all(left != right for left, right in pairs)
     assert len(digests) >= 6
+
+
+# Variants
+
+
+TABLE = {
+    "row": {"variants": {"plain": {"method.name": "sat"}, "weighted": {"method.name": "weat_adv", "method.beta": 6}}},
+    "method.beta": {"low": 1, "high": 9, "when": {"row": "weighted"}},
+}
+
+
+def test_a_variant_stands_for_the_fields_of_its_row():
+    space = tuple(Dimension(**fields) for fields in read_space(TABLE))
+    assert settings(space, {"row": "plain"}) == {"method.name": "sat"}
+    assert settings(space, {"row": "weighted", "method.beta": 2}) == {"method.name": "weat_adv", "method.beta": 2}
+    assert check_space(space, {}) == []
+    assert {point["row"] for point in corners(space)} == {"plain", "weighted"}
+
+
+def test_a_mistake_in_a_variant_is_named_with_its_row():
+    table = {"row": {"variants": {"right": {"method.name": "sat"}, "wrong": {"method.name": "satt"}}}}
+    (problem,) = check_space(tuple(Dimension(**fields) for fields in read_space(table)), {})
+    assert problem.field == "space.method.name"
+    assert "Did you mean sat" in problem.message
+    assert "row=wrong" in problem.message
+
+
+def test_the_weat_ablation_is_the_table_of_the_paper():
+    study = load_study("weat_ablation")
+    rows = [study.experiment_for(point).method for point in corners(study.space)]
+    slots = [(m.inner.name, m.outer, m.beta, m.weighting and m.weighting.name) for m in rows]
+    assert slots == [
+        ("pgd", "bce_adv_kl", 5, "misclassification"),
+        ("pgd", "ce_adv_kl", 5, "misclassification"),
+        ("pgd", "ce_adv_kl", 6, None),
+        ("pgd_kl", "ce_adv_kl", 6, None),
+        ("pgd_kl", "ce_nat_kl", 6, None),
+        ("pgd_kl", "ce_nat_kl", 5, "margin"),
+        ("pgd_kl", "ce_nat_kl", 6, "energy"),
+        ("pgd_kl", "ce_adv_kl", 6, "energy"),
+    ]
+    assert [m.weighting and m.weighting.parameters["applies_to"] for m in rows] == [
+        *("divergence", "divergence", None, None, None, "all", "all", "all")
+    ]
+    assert study.search.trials == len(rows) == 8

@@ -228,6 +228,13 @@ def test_command_line_words_are_yaml_at_dotted_paths():
         ("epochs", "many", "many"),
         ("seed", -1, "-1"),
         ("evaluation.epsilon", math.inf, "inf"),
+        ("method.inner", None, "name one of"),
+        ("method.inner.noise_scale", 2, "unknown field of fgsm"),
+        ("method.weight_perturbation", "apw", "Did you mean awp"),
+        ("method.weighting", "margins", "Did you mean margin"),
+        ("optimizer.ema_decay", 1, "1"),
+        ("attack.warmup_epochs", -1, "-1"),
+        ("precision", "float16", "bfloat16"),
         ("attack", 3, "3"),
         ("data", None, "None"),
         ("schedule", ["onecycle"], "onecycle"),
@@ -255,6 +262,42 @@ def test_a_mistake_is_named_by_field_with_the_value_or_the_nearest_name(path, va
 def test_a_mistake_inside_a_slot_is_named(path, value, says):
     found = complaint({"method": {"name": "fgsm_rs_der", "regularizer": {path: value}}})
     assert says in found[f"method.regularizer.{path}"]
+
+
+@pytest.mark.parametrize(
+    ("slot", "chosen", "field", "says"),
+    [
+        ("weighting", {"name": "margin", "applies_to": "divergence"}, "applies_to", "has no KL term"),
+        ("weighting", {"name": "margin", "normalize": "x2"}, "normalize", "x3"),
+        ("weighting", {"name": "energy", "slope": 2}, "slope", "unknown field of energy"),
+        ("regularizer", {"name": "aaer", "gamma": 1}, "gamma", "unknown field of aaer"),
+        ("regularizer", {"name": "grad_align", "strength": -1}, "strength", ">= 0"),
+        ("weight_perturbation", {"name": "awp", "start": 2}, "start", "<= 1"),
+        ("inner", {"name": "pgd_margin", "kappa": "much"}, "kappa", "not a number"),
+        ("inner", {"name": "pgd_targeted", "target": "any"}, "target", "least_likely"),
+    ],
+)
+def test_a_mistake_in_a_slot_that_replaces_the_presets_is_named(slot, chosen, field, says):
+    assert says in complaint({"method": {"name": "sat", slot: chosen}})[f"method.{slot}.{field}"]
+
+
+@pytest.mark.parametrize("schedule", ["piecewise", "constant"])
+def test_momentum_can_be_cycled_only_where_there_is_a_peak(schedule):
+    raw = {"schedule": schedule, "optimizer": {"momentum_at_peak": 0.8}}
+    assert "has no peak" in complaint(raw)["optimizer.momentum_at_peak"]
+    assert parse({"optimizer": {"momentum_at_peak": 0.8}}).optimizer.momentum_at_peak == 0.8
+
+
+def test_gradient_alignment_does_not_run_in_bfloat16():
+    assert "differentiates twice" in complaint({"method": "grad_align", "precision": "bfloat16"})["precision"]
+    assert parse({"method": "fgsm_rs_der", "precision": "bfloat16"}).precision == "bfloat16"
+
+
+def test_der_on_abnormal_examples_of_a_kl_attack_is_allowed_but_worth_a_notice():
+    raw = {"method": {"name": "trades_der", "regularizer": {"samples": "abnormal"}}}
+    assert "abnormal examples are defined by the cross-entropy" in parse(raw).notices[0]
+    for quiet in ("trades_der", "fgsm_rs_der", "aaer", "sat"):
+        assert parse({"method": quiet}).notices == []
 
 
 def test_all_mistakes_come_in_one_message():

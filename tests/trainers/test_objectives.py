@@ -144,10 +144,12 @@ def test_what_a_slot_needs_and_does_not_get_is_an_error_that_names_it(name, miss
         objective(name)(None, batch().adversarial, batch().labels)
 
 
-@pytest.mark.parametrize(("on", "scaled"), [("all", (2, 2)), ("divergence", (1, 2)), ("classification", (2, 1))])
-def test_a_weighting_may_be_on_one_term_alone(on, scaled):
+@pytest.mark.parametrize(
+    ("applies_to", "scaled"), [("all", (2, 2)), ("divergence", (1, 2)), ("classification", (2, 1))]
+)
+def test_a_weighting_may_be_on_one_term_alone(applies_to, scaled):
     b = batch()
-    whole = objective("trades", beta=1.0, weighting={"name": "misclassification", "on": on})
+    whole = objective("trades", beta=1.0, weighting={"name": "misclassification", "applies_to": applies_to})
     factor = 1.0000001 - b.natural.softmax(1).gather(1, b.labels[:, None])[:, 0]
     classification = F.cross_entropy(b.natural, b.labels, reduction="none")
     divergence = F.kl_div(b.adversarial.log_softmax(1), b.natural.softmax(1), reduction="none").sum(1)

@@ -27,7 +27,7 @@ _BASE_PRESETS: dict[str, Preset] = {
                       weighting={"name": "margin", "start": _MAIL_BURN_IN}),
     "mail_trades": Preset("pgd_kl", "ce_nat_kl", 10, "eval", "MAIL, Wang et al. 2021, arXiv 2106.07904",
                           "TRADES whose KL is weighted by margin", beta=5.0,
-                          weighting={"name": "margin", "slope": 2.0, "bias": 0.0, "on": "divergence",
+                          weighting={"name": "margin", "slope": 2.0, "bias": 0.0, "applies_to": "divergence",
                                      "start": _MAIL_BURN_IN}),
     "weat_nat": Preset("pgd_kl", "ce_nat_kl", 10, "eval", "WEAT, arXiv 2407.06315",
                        "TRADES weighted by energy", beta=6.0, weighting="energy"),

@@ -109,7 +109,7 @@ OUTER: dict[str, Entry] = {
 WEIGHTED = ("all", "divergence", "classification")
 
 
-def _on(default: str) -> Parameter:
+def _applies_to(default: str) -> Parameter:
     return Parameter(default, "the terms that are weighted: all, the KL alone, or all but the KL", choices=WEIGHTED)
 
 
@@ -119,7 +119,7 @@ WEIGHTING: dict[str, Entry] = {
         "1 / softplus(|E(x)|), detached",
         "WEAT, arXiv 2407.06315",
         needs=_NATURAL,
-        placement={"on": _on("all"), "start": _start()},
+        placement={"applies_to": _applies_to("all"), "start": _start()},
     ),
     "margin": Entry(
         "trainers.methods.weighting:margin",
@@ -133,14 +133,17 @@ WEIGHTING: dict[str, Entry] = {
                 choices=("x3", "mean1", "none"),
             ),
         },
-        placement={"on": _on("all"), "start": _start("burn-in: fraction of the epochs with equal weights")},
+        placement={
+            "applies_to": _applies_to("all"),
+            "start": _start("burn-in: fraction of the epochs with equal weights"),
+        },
     ),
     "misclassification": Entry(
         "trainers.methods.weighting:misclassification",
         "1 − p_y(x), with gradient",
         "MART, Wang et al. 2020, ICLR 2020",
         needs=_NATURAL,
-        placement={"on": _on("divergence"), "start": _start()},
+        placement={"applies_to": _applies_to("divergence"), "start": _start()},
     ),
 }  # fmt: skip
 

@@ -30,7 +30,7 @@ class Slot:
     function: Callable[[StepTensors], Tensor]
     needs: frozenset[str]
     start: float
-    on: str
+    applies_to: str
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ class Objective:
         classification, divergence, weights = loss.classification, loss.divergence, None
         if self.weighting is not None and progress >= self.weighting.start:
             weights = self.weighting.function(step)
-            if self.weighting.on != "divergence":
+            if self.weighting.applies_to != "divergence":
                 classification = weights * classification
-            if self.weighting.on != "classification" and divergence is not None:
+            if self.weighting.applies_to != "classification" and divergence is not None:
                 divergence = weights * divergence
         total = (classification if divergence is None else classification + divergence).mean()
         penalty = None
@@ -113,4 +113,4 @@ def build_objective(method: config.Method) -> Objective:
 def _slot(entries: dict[str, catalog.Entry], choice: config.Choice) -> Slot:
     entry, chosen = entries[choice.name], choice.parameters
     function = partial(entry.load(), **{name: chosen[name] for name in entry.parameters})
-    return Slot(function, entry.needs, float(chosen["start"]), chosen.get("on", "all"))
+    return Slot(function, entry.needs, float(chosen["start"]), chosen.get("applies_to", "all"))

@@ -1,0 +1,94 @@
+"""What is trained and what is kept: the moving average, bfloat16, the warm-up of ε."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from trainers import checkpoint
+from trainers.data.batches import TrainingBatches
+from trainers.loop import fit
+from trainers.measure import training_attack
+from trainers.models.autocast import Autocast
+from trainers.models.build import build_model
+from trainers.networks import Networks
+from trainers.randomness import Noise, generator
+from trainers.step import build_method, train_step
+
+
+def test_the_average_is_that_of_the_recursion_over_the_weights_after_each_step(experiment, splits, alone, tmp_path):
+    """θ̄ ← d θ̄ + (1 − d) θ from the initial weights on, batch-norm statistics included; done here by hand."""
+    settings = experiment({"method.name": "fgsm_rs", "optimizer.ema_decay": 0.9, "epochs": 1, "schedule": "constant"})
+    list(fit(settings, tmp_path, ranks=alone, splits=splits))
+    kept = checkpoint.latest(tmp_path).weights()
+
+    model = build_model(settings).to(memory_format=torch.channels_last).train()
+    average = {}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    batches = TrainingBatches(splits.train, settings, alone)
+    noise = Noise(generator("cpu", 0, "attack", 0), *batches.rows)
+    for images, labels in batches.epoch(0):
+        train_step(model, build_method(settings), optimizer, images, labels, noise, progress=0.0)
+        now = {name: value.clone() for name, value in model.state_dict().items()}
+        average = now if not average else {n: 0.9 * average[n] + 0.1 * now[n] for n in now}
+    trained = checkpoint.latest(tmp_path).training_state()["trained"]
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(trained[name], value, rtol=1e-4, atol=1e-5)
+        if value.is_floating_point():
+            torch.testing.assert_close(kept[name], average[name], rtol=1e-4, atol=1e-5)
+            assert not torch.equal(kept[name], trained[name])
+
+
+def test_what_is_measured_is_the_average(experiment, splits, alone, tmp_path):
+    settings = experiment({"optimizer.ema_decay": 0.999, "epochs": 1})
+    (record,) = fit(settings, tmp_path, ranks=alone, splits=splits)
+    model = checkpoint.latest(tmp_path).load_model()
+    with torch.no_grad():
+        predicted = model(splits.validation.floats()).argmax(1)
+    assert record.metrics["val/clean_accuracy"] == pytest.approx(
+        float((predicted == splits.validation.labels).float().mean())
+    )
+
+
+def test_bfloat16_is_close_to_float32_and_keeps_weights_and_logits_in_float32(experiment, digits):
+    settings = experiment({"model.width": 8})
+    model = build_model(settings).train()
+    lowered = Autocast(model)
+    exact, rounded = model(digits[0][:32]), lowered(digits[0][:32])
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(exact, rounded)
+    torch.testing.assert_close(rounded, exact, rtol=0.1, atol=0.1)
+    rounded.sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == p.dtype == torch.float32 for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["trades", "weat_adv", "sat_awp"])
+def test_in_bfloat16_every_weight_still_gets_its_gradient(name, experiment, splits, alone):
+    """Casts that an attack made under no_grad must not stand in for those of the update."""
+    settings = experiment({"method.name": name, "attack.steps": 2, "precision": "bfloat16"})
+    networks, images, labels = Networks(settings, alone), splits.train.floats(0, 32), splits.train.labels[:32]
+    optimizer = torch.optim.SGD(networks.trained.parameters(), lr=0.0)
+    noise = Noise(generator("cpu", 0, "attack"))
+    networks.parallel.train()
+    train_step(networks.parallel, build_method(settings), optimizer, images, labels, noise, progress=1.0)
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in networks.trained.parameters())
+
+
+def test_the_training_epsilon_warms_up_from_zero(experiment, splits, alone, tmp_path, monkeypatch):
+    settings = experiment({"method.name": "fgsm_rs", "attack.warmup_epochs": 2, "epochs": 3})
+    records = list(fit(settings, tmp_path, ranks=alone, splits=splits))
+    norms = [record.metrics["train/perturbation_norm/mean"] for record in records]
+    # 4 steps an epoch at 0, 1/8, … of ε: means 3/16 and 11/16, then all of it.
+    assert norms[0] / norms[2] == pytest.approx(3 / 16, rel=0.15)
+    assert norms[1] / norms[2] == pytest.approx(11 / 16, rel=0.15)
+
+
+def test_a_scaled_attack_is_the_attack_at_the_scaled_epsilon(experiment, natural_net, digits):
+    whole, half = (experiment({"method.name": "sat", "attack.epsilon": eps}) for eps in (0.2, 0.1))
+    crafted = [
+        training_attack(settings.method, settings.attack, "eval")(
+            natural_net, digits[0][:16], digits[1][:16], Noise(generator("cpu", 0, "attack")), scale
+        ).images
+        for settings, scale in ((whole, 0.5), (half, 1.0))
+    ]
+    torch.testing.assert_close(*crafted)
