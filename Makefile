@@ -1,6 +1,7 @@
 # make demo   sets up, then runs the study search_spaces/quickstart.yaml
 # make test   sets up, then runs all tests and prints the coverage
 # make lint   ruff and mypy
+# make docs   writes docs/methods.md from the catalog
 # make lock   renews requirements.lock from pyproject.toml
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint lock setup clean
+.PHONY: demo test lint docs lock setup clean
 
 setup: $(READY)
 
@@ -33,6 +34,9 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy trainers search_spaces orchestrator
+
+docs: setup
+	$(BIN)/python -c "from orchestrator.methods_page import methods_page; print(methods_page(), end='')" > docs/methods.md
 
 lock: setup
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \

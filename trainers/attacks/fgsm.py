@@ -35,7 +35,7 @@ def n_fgsm(
 ) -> Adversarial:  # fmt: skip
     """One step from uniform noise of `noise_scale`·ε, into [0,1] but not into the ε-ball: up to (k+1)ε from x.
 
-    De Jorge et al. 2022, arXiv 2202.01181, algorithm 1: the missing projection is the method, not an omission.
+    De Jorge et al. 2022, arXiv 2202.01181: the missing projection is the method, not an omission.
     """
     start = uniform_start(images, noise_scale * epsilon, noise)
     return _single_step(model, images, start, labels, math.inf, step_size, batch_norm)

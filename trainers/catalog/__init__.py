@@ -2,13 +2,15 @@
 
 No torch in here: `--help`, validation, `methods` and `--dry-run` read these tables and answer at once.
 A method is a choice in each slot (inner attack, outer loss, weighting, regularizer, weight perturbation); the names of
-the papers are presets, rows over the slots. To add a method: one pure function, one row here, one test vector.
+the papers are presets, rows over the slots. To add a method: one pure function, one row here, one test vector;
+from another package, an entry point (`extensions`).
 
 Costs are counted in passes: 1 = one forward of one image; a backward to the input costs 1, to the weights 1 more.
 """
 
 from trainers.catalog.datasets import DATASETS
 from trainers.catalog.entries import Dataset, Entry, Inner, Model, Parameter, Preset, Recipe
+from trainers.catalog.extensions import load_extensions
 from trainers.catalog.models import MODELS
 from trainers.catalog.presets import PRESETS
 from trainers.catalog.published import PUBLISHED, Setting
@@ -38,3 +40,6 @@ __all__ = [
     "Setting",
     "training_passes",
 ]
+
+# Last, for an extension imports the names above.
+load_extensions()

@@ -193,7 +193,7 @@ REGULARIZER: dict[str, Entry] = {
     "grad_align": Entry(
         "trainers.methods.regularizers:grad_align",
         "λ (1 − mean cosine between the input gradients at x and at x + U(−ε, ε))",
-        "Andriushchenko & Flammarion 2020, arXiv 2007.02617, eq. 6",
+        "Andriushchenko & Flammarion 2020, arXiv 2007.02617",
         parameters={
             "strength": Parameter(
                 0.2, "λ; default 0.02 · 10^(255 ε / 8), on svhn 1.5625 · 1.6^(255 ε / 8), ε up to 16/255", low=0.0
@@ -209,7 +209,7 @@ WEIGHT_PERTURBATION: dict[str, Entry] = {
     "awp": Entry(
         "trainers.methods.weight_perturbation:awp",
         "the loss is taken where the weights of each layer moved by γ of their norm against it",
-        "Wu et al. 2020, arXiv 2004.05884, eq. 7-9",
+        "Wu et al. 2020, arXiv 2004.05884",
         parameters={"gamma": Parameter(0.01, "size of the perturbation relative to each layer's norm", low=0.0)},
         placement={"start": _start()},
     ),

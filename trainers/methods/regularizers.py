@@ -69,7 +69,7 @@ def aaer(step: StepTensors, *, share: float, loss: float, variation: float, loss
 
 
 def grad_align(step: StepTensors, *, strength: float) -> Tensor:
-    """λ (1 − mean_i cos(∇ℓ(x_i), ∇ℓ(x_i + η_i))) (Andriushchenko & Flammarion 2020, arXiv 2007.02617, eq. 6).
+    """λ (1 − mean_i cos(∇ℓ(x_i), ∇ℓ(x_i + η_i))) (Andriushchenko & Flammarion 2020, arXiv 2007.02617).
 
     The gradient at x is detached, that at x + η keeps its graph. Samples with a zero gradient do not count; zero
     where none is left.

@@ -15,7 +15,7 @@ Forward = Callable[[Tensor], Tensor]
 def awp(
     model: nn.Module, loss: Callable[[Forward], Tensor], *, gamma: float, mean_over_ranks: Callable[[Tensor], Tensor]
 ) -> dict[str, Tensor]:
-    """v_l = γ ‖θ_l‖ / ‖g_l‖ · g_l for every weight matrix or kernel (Wu et al. 2020, arXiv 2004.05884, eq. 7-9).
+    """v_l = γ ‖θ_l‖ / ‖g_l‖ · g_l for every weight matrix or kernel (Wu et al. 2020, arXiv 2004.05884).
 
     g is the gradient of the same loss that is minimized, over the global batch; the published code's learning rate
     of the ascent step cancels. Biases and batch norms stay. The forwards see copies of the buffers: batch-norm
