@@ -17,8 +17,12 @@ from trainers.config import Experiment, parse
 
 
 def choose(trials: Sequence[Run], top: int) -> list[Run]:
-    """The best complete trials: by Pareto rank, within a rank by the mean of the objectives, then by number."""
-    left = [run for run in trials if run.kind == "trial" and run.state == "complete"]
+    """The best trials by Pareto rank, within a rank by the mean of the objectives, then by number.
+
+    Complete ones, and stopped ones that have objectives all the same (`sweep.stopped_outcome`). Confirmations of both
+    run to their last epoch.
+    """
+    left = [run for run in trials if run.kind == "trial" and run.objectives]
     chosen: list[Run] = []
     while left and len(chosen) < top:
         front = pareto_front(left)

@@ -3,7 +3,7 @@
 runs/NAME/
   study.yaml            the study as it was started
   study.json            its identity
-  journal.jsonl         one event a line: proposed, ended, confirming, interrupted, …
+  journal.jsonl         one event a line: proposed, compared, stopping, ended, confirming, interrupted, …
   optuna.db             what the sampler knows
   trials/0003/          a run folder of `trainers.fit`: experiment.yaml, records.jsonl, checkpoints/
   confirm/0003-seed1/   likewise, with evaluation.json and the shards behind it
@@ -35,7 +35,8 @@ EVALUATION_FILE = "evaluation.json"
 class Run:
     """One training run of a study: a trial, or a confirmation of one with another seed.
 
-    `state` is running, complete, pruned or failed; `values` is its point of the space, by path.
+    `state` is running, complete, stopped (by the rule `stopped_by`) or failed; `values` is its point of the space, by
+    path. Objectives are those of a complete run, or of a stopped one whose best epoch counts.
     """
 
     key: str
@@ -46,6 +47,7 @@ class Run:
     folder: Path
     state: str = "running"
     reason: str = ""
+    stopped_by: str = ""
     objectives: tuple[float, ...] = ()
     records: tuple[EpochRecord, ...] = field(default=(), repr=False)
     evaluation: Evaluation | None = field(default=None, repr=False)
@@ -144,6 +146,8 @@ class Journal:
                 experiment = parse(event["experiment"])
                 folder = self.folder / event["folder"]
                 found[key] = Run(key, kind, event["trial"], event["values"], experiment, folder)
+            elif event["event"] == "stopping":
+                found[event["key"]] = replace(found[event["key"]], stopped_by=event["rule"])
             elif event["event"] == "ended" and event["key"] in found:
                 found[event["key"]] = replace(
                     found[event["key"]],
@@ -161,6 +165,11 @@ class Journal:
 def trial_key(number: int) -> str:
     """`trial-0003`."""
     return f"trial-{number:04d}"
+
+
+def trial_number(key: str) -> int:
+    """Inverse of `trial_key`."""
+    return int(key.removeprefix("trial-"))
 
 
 def confirmation_key(trial: int, seed: int) -> str:

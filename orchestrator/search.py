@@ -24,17 +24,24 @@ MAX_ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended: complete (with its objectives), pruned or failed (with the reason)."""
+    """How a trial ended: complete (with its objectives), stopped or failed (with the reason).
+
+    A stopped trial has objectives where its best epoch counts all the same; Optuna hears of them only once complete.
+    `curve` is the objective of a stopped trial epoch by epoch, where the study has one: Optuna knows no intermediate
+    values of studies with two, and its TPE fails on such.
+    """
 
     state: str
     reason: str = ""
     objectives: tuple[float, ...] = ()
+    curve: tuple[float, ...] = ()
 
 
 Propose = Callable[[int, Mapping[str, Any]], dict[str, Any]]
 Judge = Callable[[int, Mapping[str, Any]], Outcome | None]
 Ended = Callable[[int, Outcome], None]
-_STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+Decided = Callable[[int], Outcome | None]
+_STATES = {"complete": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
 def open_storage(url: str, study: Study) -> optuna.Study:
@@ -87,16 +94,20 @@ class StudySearcher(DriverOnly, Searcher):
 
     `propose(number, values)` turns a point of the space into Tune's trial configuration, `judge(number, last report)`
     says how it ended, `ended(number, outcome)` is told afterwards. Trials found RUNNING when the
-    search starts were left by a dead driver: they are issued again under their own number. There must be one driver.
+    search starts were left by a dead driver: they are issued again under their own number, unless `decided(number)`
+    knows that they were stopped. There must be one driver.
     """
 
-    def __init__(self, study: Study, storage_url: str, propose: Propose, judge: Judge, ended: Ended) -> None:
+    def __init__(
+        self, study: Study, storage_url: str, propose: Propose, judge: Judge, ended: Ended, decided: Decided
+    ) -> None:
         objectives = list(study.search.objectives)
         super().__init__(metric=objectives, mode=["max"] * len(objectives))
         self._study = study
         self._propose = propose
         self._judge = judge
         self._ended = ended
+        self._decided = decided
         self._optuna = open_storage(storage_url, study)
         self._running: dict[str, int] = {}
         unfinished = self._optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
@@ -111,6 +122,10 @@ class StudySearcher(DriverOnly, Searcher):
                 values = suggest(self._study.space, FixedTrial(stored.params, number))
             except ValueError:
                 self._tell(number, Outcome("failed", "the driver died while this trial was being proposed"))
+                continue
+            outcome = self._decided(number)
+            if outcome is not None:
+                self._tell(number, outcome)
                 continue
             if stored.user_attrs.get("attempts", 0) >= MAX_ATTEMPTS:
                 self._tell(number, Outcome("failed", f"given up after {MAX_ATTEMPTS} attempts"))
@@ -150,12 +165,15 @@ class StudySearcher(DriverOnly, Searcher):
 
     def _tell(self, number: int, outcome: Outcome) -> None:
         self._note(number, "reason", outcome.reason)
+        for epoch, value in enumerate(outcome.curve):
+            self._optuna._storage.set_trial_intermediate_value(self._storage_id(number), epoch, value)
         values = list(outcome.objectives) if outcome.state == "complete" else None
         self._optuna.tell(number, values, state=_STATES[outcome.state], skip_if_finished=True)
         self._ended(number, outcome)
 
     def _note(self, number: int, key: str, value: Any) -> None:
+        self._optuna._storage.set_trial_user_attr(self._storage_id(number), key, value)
+
+    def _storage_id(self, number: int) -> int:
         # Optuna offers no public way to annotate a trial by its number.
-        storage = self._optuna._storage
-        trial_id = storage.get_trial_id_from_study_id_trial_number(self._optuna._study_id, number)
-        storage.set_trial_user_attr(trial_id, key, value)
+        return int(self._optuna._storage.get_trial_id_from_study_id_trial_number(self._optuna._study_id, number))

@@ -10,6 +10,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from search_spaces.space import Dimension, check_space, read_space, settings
+from search_spaces.stopping import Stopping
 from trainers.config import Experiment, Section, apply_values, explain, parse
 from trainers.problems import InvalidInput, Problem, unknown_name
 
@@ -31,6 +32,7 @@ class Search(Section):
     checkpoint: Literal["best", "last"] = Field(
         default="best", description="which epoch of a trial counts: the most robust on the held-out slice, or the last"
     )
+    stop: Stopping = Stopping()
     start: tuple[dict[str, Any], ...] = Field(default=(), description="points (path: value) that are tried first")
 
 
@@ -128,8 +130,24 @@ def _contradictions(study: Study) -> list[Problem]:
             for path in point
             if path not in paths
         ]
-    problems += _undivided_batches(study)
+    problems += [*_undivided_batches(study), *_idle_pruning(study)]
     return problems
+
+
+def _idle_pruning(study: Study) -> list[Problem]:
+    """Comparisons that never happen, or that would compare schedules of different lengths."""
+    prune = study.search.stop.prune
+    if prune is None:
+        return []
+    varied = {dimension.path for dimension in study.space}
+    varied |= {path for dimension in study.space for row in dimension.variants.values() for path in row}
+    if "epochs" in varied:
+        return [Problem("search.stop.prune", "trials of different lengths can't be compared: fix epochs")]
+    epochs = study.experiment.get("epochs", Experiment.model_fields["epochs"].default)
+    if isinstance(epochs, int) and prune.grace_epochs >= epochs:
+        given = prune.grace_epochs
+        return [Problem("search.stop.prune.grace_epochs", f"{given}: must be below the {epochs} epochs of a trial")]
+    return []
 
 
 def _undivided_batches(study: Study) -> list[Problem]:

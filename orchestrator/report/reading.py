@@ -86,7 +86,7 @@ def selected(run: Run, rule: str) -> EpochRecord | None:
 
 
 def objectives(study: Study, run: Run) -> dict[str, float]:
-    """Objective -> value of a complete trial; empty for any other."""
+    """Objective -> value of a trial that counts; empty for any other."""
     return dict(zip(study.search.objectives, run.objectives, strict=False))
 
 
@@ -146,12 +146,12 @@ def collapsed(run: Run) -> bool:
 
 
 def outcomes(study: Study, runs: Sequence[Run]) -> list[Outcome]:
-    """Every complete trial with both accuracies, also those that are no objective of the study."""
+    """Every trial that counts with both accuracies, also those that are no objective of the study."""
     ended = []
     for run in trials(runs):
         record = selected(run, study.search.checkpoint)
         values = (dict(record.metrics) if record else {}) | objectives(study, run)
-        if run.state == "complete" and CLEAN_ACCURACY in values and ROBUST_ACCURACY in values:
+        if run.objectives and CLEAN_ACCURACY in values and ROBUST_ACCURACY in values:
             ended.append((run, values[CLEAN_ACCURACY], values[ROBUST_ACCURACY]))
     front = pareto_indices([(clean, robust) for _, clean, robust in ended])
     return [

@@ -161,7 +161,7 @@ def all_trials(study: Study, rows: Sequence[TrialRow]) -> Markup:
 
 
 def _state(row: TrialRow) -> str:
-    explained = row.state in ("pruned", "failed") and row.reason
+    explained = row.state in ("stopped", "failed") and row.reason
     return join([row.state, element("span", row.reason, class_="reason")]) if explained else row.state
 
 

@@ -18,9 +18,10 @@ from orchestrator.report.reading import (
     trials,
 )
 from orchestrator.report.tables import by_protocol, results
+from orchestrator.savings import savings
 from search_spaces.study import Study
 
-_STATES = ("complete", "pruned", "failed", "running")
+_STATES = ("complete", "stopped", "failed", "running")
 
 
 def what_was_run(study: Study, runs: Sequence[Run], events: Sequence[Mapping[str, Any]]) -> str:
@@ -56,7 +57,8 @@ def headlines(study: Study, runs: Sequence[Run]) -> list[str]:
     measured = [run for run in trials(runs) if run.records]
     if not measured:
         return ["No epoch has been recorded yet."]
-    return [*_overfitting(measured), *_held_out(study, runs), *_tested(runs)]
+    stopped = [f"{saving}." for saving in savings(runs, study.resources)]
+    return [*_overfitting(measured), *stopped, *_held_out(study, runs), *_tested(runs)]
 
 
 def duration(seconds: float) -> str:

@@ -85,7 +85,7 @@ class ResultRow:
 
 @dataclass(frozen=True)
 class TrialRow:
-    """One trial. `values` is its point of the space by path, `objectives` by metric (empty unless complete)."""
+    """One trial. `values` is its point of the space by path, `objectives` by metric (empty if it does not count)."""
 
     trial: int
     method: str
