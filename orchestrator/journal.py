@@ -47,8 +47,8 @@ class Run:
     folder: Path
     state: str = "running"
     reason: str = ""
-    stopped_by: str = ""
     objectives: tuple[float, ...] = ()
+    stopped_by: str = ""
     records: tuple[EpochRecord, ...] = field(default=(), repr=False)
     evaluation: Evaluation | None = field(default=None, repr=False)
 

@@ -143,8 +143,11 @@ def _idle_pruning(study: Study) -> list[Problem]:
     varied |= {path for dimension in study.space for row in dimension.variants.values() for path in row}
     if "epochs" in varied:
         return [Problem("search.stop.prune", "trials of different lengths can't be compared: fix epochs")]
-    epochs = study.experiment.get("epochs", Experiment.model_fields["epochs"].default)
-    if isinstance(epochs, int) and prune.grace_epochs >= epochs:
+    try:
+        epochs = parse(study.experiment).epochs
+    except InvalidInput:
+        return []
+    if prune.grace_epochs >= epochs:
         given = prune.grace_epochs
         return [Problem("search.stop.prune.grace_epochs", f"{given}: must be below the {epochs} epochs of a trial")]
     return []

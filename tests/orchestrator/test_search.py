@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import optuna
@@ -32,7 +33,11 @@ class Driver:
     def __init__(self, url: str, study: Study) -> None:
         self.ended: list[tuple[int, Outcome]] = []
         self.proposed: dict[int, dict[str, object]] = {}
-        self.searcher = StudySearcher(study, url, self.propose, self.judge, lambda n, o: self.ended.append((n, o)))
+        self.judge_values: Callable[[float], tuple[float, ...]] = lambda epsilon: (1 - epsilon, epsilon)
+        self.stopped: dict[int, Outcome] = {}
+        self.searcher = StudySearcher(
+            study, url, self.propose, self.judge, lambda n, o: self.ended.append((n, o)), self.stopped.get
+        )
 
     def propose(self, number: int, values: dict[str, object]) -> dict[str, object]:
         self.proposed[number] = dict(values)
@@ -43,8 +48,10 @@ class Driver:
             return Outcome("failed", str(report["failure"]))
         if report.get("interrupted"):
             return None
+        if number in self.stopped:
+            return self.stopped[number]
         epsilon = float(self.proposed[number]["attack.epsilon"])
-        return Outcome("complete", "", (1 - epsilon, epsilon))
+        return Outcome("complete", "", self.judge_values(epsilon))
 
     def start(self) -> int | None:
         configuration = self.searcher.suggest("tune-id")
@@ -86,6 +93,31 @@ def test_an_interrupted_trial_stays_open_and_a_failed_one_does_not(tmp_path: Pat
     stored = optuna.load_study(study_name="s", storage=url(tmp_path, "s"))
     assert [trial.state.name for trial in stored.trials] == ["RUNNING", "FAIL"]
     assert driver.ended == [(1, Outcome("failed", "its processes died"))]
+
+
+@pytest.mark.parametrize("objectives", [["val/pgd10_accuracy"], ["val/clean_accuracy", "val/pgd10_accuracy"]])
+def test_optuna_knows_a_stopped_trial_as_pruned_and_goes_on_proposing(tmp_path: Path, objectives: list[str]) -> None:
+    driver = Driver(url(tmp_path, "s"), made_up_study(objectives=objectives))
+    if len(objectives) == 1:
+        driver.judge_values = lambda epsilon: (epsilon,)
+    curve = (0.3, 0.4, 0.02) if len(objectives) == 1 else ()
+    outcome = Outcome("stopped", "collapsed", (), curve)
+    driver.stopped |= {1: outcome, 2: outcome}
+    driver.run_to_the_end()  # six proposals of TPE, which reads pruned trials too
+    stored = optuna.load_study(study_name="s", storage=url(tmp_path, "s"))
+    assert [trial.state.name for trial in stored.trials] == ["COMPLETE", "PRUNED", "PRUNED", *["COMPLETE"] * 5]
+    assert stored.trials[1].user_attrs["reason"] == "collapsed"
+    assert stored.trials[1].intermediate_values == dict(enumerate(curve))
+    assert driver.ended[1] == (1, outcome)
+
+
+def test_a_trial_that_was_stopped_before_the_driver_died_is_not_issued_again(tmp_path: Path) -> None:
+    Driver(url(tmp_path, "s"), made_up_study()).start()
+    second = Driver(url(tmp_path, "s"), made_up_study())
+    second.stopped[0] = Outcome("stopped", "collapsed")
+    assert second.start() == 1
+    assert second.ended == [(0, Outcome("stopped", "collapsed"))]
+    assert list(second.proposed) == [1]
 
 
 def test_a_trial_that_kills_its_driver_again_and_again_is_given_up(tmp_path: Path) -> None:

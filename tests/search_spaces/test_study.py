@@ -47,6 +47,17 @@ def test_a_study_written_and_read_back_is_the_same():
     assert "8/255" in study.to_yaml()
 
 
+def test_stop_rules_combine_and_a_smoke_run_is_not_stopped(tmp_path):
+    stop = {"catastrophic": True, "robust": {"patience": 4}, "prune": {"rule": "hyperband", "grace_epochs": 1}}
+    raw = STUDY | {"search": {"stop": stop}}
+    study = parse_study(raw)
+    assert parse_study(yaml.safe_load(study.to_yaml())) == study
+    assert (study.search.stop.catastrophic, study.search.stop.robust.patience) == (True, 4)
+    file = tmp_path / "stop.yaml"
+    file.write_text(yaml.safe_dump(raw, sort_keys=False))
+    assert load_study(file, smoke=True).search.stop == parse_study(STUDY).search.stop
+
+
 def test_an_experiment_of_the_study_is_its_base_at_a_point():
     point = {"attack.epsilon": "4/255", "method.regularizer.samples": "all", "method.regularizer.beta": 30.0}
     experiment = parse_study(STUDY).experiment_for(point)
@@ -76,6 +87,24 @@ def test_a_study_may_search_nothing():
         ({"search": {"objectives": ["val/accuracy"]}}, "search.objectives.0", "val/accuracy"),
         ({"search": {"objectives": []}}, "search.objectives", "[]"),
         ({"search": {"trails": 3}}, "search.trails", "Did you mean trials"),
+        ({"search": {"stop": {"catastrophic": 3}}}, "search.stop.catastrophic", "3"),
+        ({"search": {"stop": {"robust": {}}}}, "search.stop.robust.patience", "missing"),
+        ({"search": {"stop": {"robust": {"patience": 0}}}}, "search.stop.robust.patience", "0"),
+        ({"search": {"stop": {"prune": {"rule": "pasha", "grace_epochs": 1}}}}, "search.stop.prune.rule", "pasha"),
+        ({"search": {"stop": {"prune": {"rule": "asha", "grace_epochs": 3}}}}, "search.stop.prune.grace_epochs", "3"),
+        (
+            {"search": {"stop": {"prune": {"rule": "median", "grace_epochs": 1, "reduction": 3}}}},
+            "search.stop.prune",
+            "median has no reduction",
+        ),
+        (
+            {
+                "space": {"budget": {"variants": {"short": {"epochs": 2}, "long": {"epochs": 3}}}},
+                "search": {"stop": {"prune": {"rule": "asha", "grace_epochs": 1}}},
+            },
+            "search.stop.prune",
+            "fix epochs",
+        ),
         (
             {"search": {"start": [{"atack.epsilon": 0.1}]}},
             "search.start.0.atack.epsilon",
