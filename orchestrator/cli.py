@@ -179,6 +179,8 @@ def validate(files: Annotated[list[str], typer.Argument(help="study files, or na
 
     for file in files:
         study = load_study(file)
+        for notice in study.notices:
+            print(f"{file}: note: {notice}")
         print(f"{file}: valid ({study.name}, {len(study.space)} dimensions, {study.search.trials} trials)")
 
 
