@@ -140,7 +140,8 @@ def test_several_mistakes_come_in_one_message():
 NONSENSE = [None, True, -1, 1e400, float("nan"), "", "x", [], [1], {}, {"name": 1}, {1: 2}, {"a": {"b": []}}, object()]
 PLACES = [
     "name", "experiment", "experiment.attack", "space", "space.epochs", "space.epochs.low", "space.epochs.when",
-    "space.epochs.choices", "search", "search.start", "search.start.0", "search.objectives", "confirm", "confirm.top",
+    "space.epochs.choices", "search", "search.start", "search.start.0", "search.objectives", "search.stop",
+    "search.stop.robust", "search.stop.prune", "search.stop.prune.rule", "confirm", "confirm.top",
     "resources", "resources.workers", "tracking", "tracking.uri",
 ]  # fmt: skip
 
@@ -153,7 +154,7 @@ def test_nonsense_is_invalid_input_or_a_sound_study_and_nothing_else(place):
             "name": "x",
             "experiment": {},
             "space": {"epochs": {"low": 1, "high": 3, "integer": True}},
-            "search": {"start": [{"epochs": 2}]},
+            "search": {"start": [{"epochs": 2}], "stop": {"prune": {"rule": "median", "grace_epochs": 1}}},
             "confirm": {},
             "resources": {},
             "tracking": {},
