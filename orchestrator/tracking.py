@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from orchestrator.credentials import refuse_password
 from orchestrator.journal import EVALUATION_FILE, STUDY_FILE, Journal, Run
 from search_spaces.study import Study
 from trainers.overfitting import onsets
@@ -38,8 +39,12 @@ _STATUS = {"complete": "FINISHED", "failed": "FAILED", "pruned": "KILLED"}
 
 
 def tracking_uri(study: Study) -> str:
-    """Where this study is tracked: its own setting, the environment, or a file beside the working directory."""
+    """Where this study is tracked: its own setting, the environment, or a file beside the working directory.
+
+    Raises InvalidInput for an address with a password in it.
+    """
     uri = study.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    refuse_password(uri)
     prefix = "sqlite:///"
     if uri.startswith(prefix):
         return prefix + str(Path(uri.removeprefix(prefix)).absolute())
