@@ -12,10 +12,11 @@ import torch
 from pyautoattack import AutoAttack
 from torch import nn
 from torch.nn import functional as F
+from trainers.evaluation.result import Evaluation, Flags, Protocol
 
 from trainers.attacks.pgd import pgd
-from trainers.evaluation import evaluate_range, fixed_subset, stages
-from trainers.evaluation_result import ATTACKS, AUTOATTACK, Evaluation, Flags, Protocol
+from trainers.catalog.attacks import ATTACK_NAMES, AUTOATTACK, stages
+from trainers.evaluation.ranges import evaluate_range, fixed_subset
 from trainers.problems import InvalidInput
 from trainers.randomness import Noise, generator
 
@@ -199,7 +200,7 @@ def test_numbers_under_different_protocols_have_different_keys(field, value):
 def test_an_attack_that_does_not_exist_is_named():
     with pytest.raises(InvalidInput, match=r"attack: unknown attack 'autoatack'.*Did you mean autoattack"):
         stages("autoatack")
-    assert all(isinstance(stages(name), tuple) for name in ATTACKS)
+    assert all(isinstance(stages(name), tuple) for name in ATTACK_NAMES)
 
 
 def test_the_subset_is_fixed_and_mixes_the_classes(splits):
