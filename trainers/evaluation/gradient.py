@@ -58,7 +58,7 @@ def pgd_restarts(
     cross-entropy, as it may with more than two classes.
     """
     strongest = images.clone()
-    highest = torch.full((len(images),), -torch.inf, device=images.device)
+    highest = images.new_full((len(images),), -torch.inf)
     for _ in range(restarts):
         # Drawn for all rows: the noise of an image does not depend on which others have fallen.
         start = uniform_start(images, epsilon, noise)

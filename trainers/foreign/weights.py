@@ -49,7 +49,7 @@ def _unpickled(file: Path) -> Any:
     except (pickle.UnpicklingError, AttributeError, EOFError, KeyError, RuntimeError, ValueError) as error:
         culprit = re.search(r"GLOBAL ([\w.]+)", str(error))
         if culprit is None:
-            raise InvalidInput.single(str(file), f"can't be read as weights ({_first_line(error)})") from error
+            raise InvalidInput.single(str(file), f"can't be read as weights ({_reason(error)})") from error
         raise InvalidInput.single(
             str(file), f"refused: it holds more than tensors and would run {culprit[1]} when it is opened. Where you "
             "trust it, save model.state_dict() alone and give that file"
@@ -80,8 +80,10 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
+def _reason(error: Exception) -> str:
+    """What torch found, without its advice to execute the file after all."""
+    found = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
+    return found[1] if found else (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _few(names: list[Any]) -> str:
