@@ -43,7 +43,7 @@ def evaluate_subjects(
         import torch
 
         torch.set_num_threads(threads)
-    evaluations = []
+    evaluations: list[Evaluation] = []
     for subject in subjects:
         protocol = protocol_for(subject.experiment, settings, subject.rule)
         if epsilon is not None:
@@ -51,7 +51,13 @@ def evaluate_subjects(
         file = output
         if output is not None and len(subjects) > 1:
             file = output.with_name(f"{output.stem}-{subject.rule}{output.suffix}")
-        evaluations.append(_evaluate(subject, protocol, file, console))
+        if evaluations and evaluations[0].epoch == subject.epoch:
+            evaluation = replace(evaluations[0], protocol=protocol)
+            if file is not None:
+                evaluation.save(file)
+        else:
+            evaluation = _evaluate(subject, protocol, file, console)
+        evaluations.append(evaluation)
     if len(evaluations) > 1:
         _print_gap(evaluations[0], evaluations[1], console)
     return evaluations
@@ -81,7 +87,12 @@ def _evaluate(subject: Subject, protocol: Protocol, output: Path | None, console
             def show(stage: str, bounds: str = f"{start}-{stop}", update: Any = status.update) -> None:
                 update(f"images {bounds}: {stage}")
 
-            flags = evaluate_range(model, images, protocol, start, stop, progress=show)
+            try:
+                flags = evaluate_range(model, images, protocol, start, stop, progress=show)
+            except KeyboardInterrupt:
+                if evaluation is not None and partial is not None:
+                    console.print(f"the same command again continues from {partial}", soft_wrap=True)
+                raise
         flags = flags if evaluation is None else evaluation.flags.merged(flags)
         evaluation = Evaluation(protocol, subject.experiment_digest, subject.epoch, flags, subject.foreign, warnings)
         counts = "  ".join(f"{stage} {sum(standing)}" for stage, standing in flags.standing.items())
