@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from trainers import catalog
 from trainers.foreign.factory import factory_architecture, factory_model
 from trainers.foreign.known import known_model
+from trainers.foreign.layouts import LAYOUTS
 from trainers.foreign.weights import read_weights, weights_digest
 from trainers.problems import InvalidInput
 
@@ -85,6 +86,48 @@ class Public(nn.Module):
         return self.linear(out.mean((2, 3)))
 
 
+class PublicWideBlock(nn.Module):
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.convShortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if inputs != outputs else None
+
+    def forward(self, x):
+        activated = F.relu(self.bn1(x))
+        shortcut = x if self.convShortcut is None else self.convShortcut(activated)
+        return self.conv2(F.relu(self.bn2(self.conv1(activated)))) + shortcut
+
+
+class PublicStage(nn.Module):
+    def __init__(self, *blocks):
+        super().__init__()
+        self.layer = nn.Sequential(*blocks)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+class PublicWide(nn.Module):
+    """WRN-16-1 with the first stage twice, one of them unused."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.block1 = PublicStage(PublicWideBlock(16, 16, 1), PublicWideBlock(16, 16, 1))
+        self.sub_block1 = PublicStage(PublicWideBlock(16, 16, 1), PublicWideBlock(16, 16, 1))
+        self.block2 = PublicStage(PublicWideBlock(16, 32, 2), PublicWideBlock(32, 32, 1))
+        self.block3 = PublicStage(PublicWideBlock(32, 64, 2), PublicWideBlock(64, 64, 1))
+        self.bn1 = nn.BatchNorm2d(64)
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, x):
+        out = self.block3(self.block2(self.block1(self.conv1(x))))
+        return self.fc(F.relu(self.bn1(out)).mean((2, 3)))
+
+
 class NormalizedPublic(nn.Module):
     """Preprocessing inside, as the model zoos have it."""
 
@@ -102,7 +145,8 @@ def public(name, **switches):
     """A net of the public layout with every tensor at random, statistics of batch norm included, in eval mode."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = Public({"preact_resnet18": PublicPreActBlock, "resnet18": PublicBasicBlock}[name], **switches).eval()
+        blocks = {"preact_resnet18": PublicPreActBlock, "resnet18": PublicBasicBlock}
+        model = (Public(blocks[name], **switches) if name in blocks else PublicWide()).eval()
         for tensor_name, tensor in model.state_dict().items():
             if "bn" in tensor_name or "shortcut.1" in tensor_name:
                 tensor.copy_(torch.rand_like(tensor.float()) + 0.5)
@@ -110,7 +154,8 @@ def public(name, **switches):
 
 
 def options(name, **changes):
-    return {key: row.default for key, row in catalog.MODELS[name].parameters.items()} | {"width": WIDTH} | changes
+    small = {"depth": 16, "widen_factor": 1} if name.startswith("wide") else {"width": WIDTH}
+    return {key: row.default for key, row in catalog.MODELS[name].parameters.items()} | small | changes
 
 
 def load(file, name="preact_resnet18", normalization="none", dataset=CIFAR, **changes):
@@ -125,7 +170,7 @@ def pixels():
 # Names
 
 
-@pytest.mark.parametrize("name", ["preact_resnet18", "resnet18"])
+@pytest.mark.parametrize("name", LAYOUTS)
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_a_public_checkpoint_answers_as_its_own_code_does(name, suffix, pixels, tmp_path):
     model, file = public(name), tmp_path / f"weights{suffix}"

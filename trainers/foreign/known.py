@@ -14,7 +14,7 @@ from trainers import catalog
 from trainers.catalog import Dataset
 from trainers.foreign.layouts import our_names
 from trainers.foreign.weights import read_weights
-from trainers.models.normalize import Normalized
+from trainers.models.normalize import Normalized, input_statistics
 from trainers.problems import InvalidInput
 
 _MEAN, _DEVIATION = ("mean", "mu"), ("std", "sigma")
@@ -97,11 +97,7 @@ def _statistics(
                 "--normalization", f"checkpoint: {file} holds no mean and deviation; say standard, half or none"
             )
         return own
-    stated = {
-        "standard": (dataset.mean, dataset.std),
-        "half": ((0.5,) * dataset.channels, (0.5,) * dataset.channels),
-        "none": ((0.0,) * dataset.channels, (1.0,) * dataset.channels),
-    }[normalization]
+    stated = input_statistics(dataset, normalization)
     if own is not None and any(
         abs(one - other) > WRITTEN
         for ours, theirs in zip(stated, own, strict=True)
