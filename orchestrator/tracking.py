@@ -253,7 +253,7 @@ class Mirror:
         assert evaluation is not None
         file = run.folder / EVALUATION_FILE
         time = int(file.stat().st_mtime * 1000)
-        attack = evaluation.protocol.attack
+        attack = evaluation.protocol.attack.replace(",", "_")  # MLflow takes no comma in a name
         values = {f"test/after/{stage}": value for stage, value in evaluation.accuracies.items()}
         values[f"test/{attack}_accuracy"] = evaluation.robust_accuracy
         self._client.log_batch(

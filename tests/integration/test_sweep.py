@@ -19,7 +19,7 @@ from tests.integration.conftest import run, write_study
 from trainers.checkpoint import load
 from trainers.config import parse
 from trainers.data.images import load_splits
-from trainers.evaluation import evaluate_range, fixed_subset
+from trainers.evaluation.ranges import evaluate_range, fixed_subset
 
 pytestmark = pytest.mark.ray
 
@@ -204,4 +204,4 @@ def test_a_checkpoint_of_a_study_can_be_evaluated_by_itself(study: Finished) -> 
     content = json.loads((study.folder / "flags.json").read_text())
     share = content["accuracies"]["pgd20"]
     assert share == sum(content["flags"]["standing"]["pgd20"]) / 20
-    assert f"robust accuracy {100 * share:.2f} %" in result.stdout
+    assert f"robust accuracy {100 * share:.2f} ± " in result.stdout

@@ -34,7 +34,7 @@ from orchestrator.report.summary import headlines
 from orchestrator.report.tables import Spread, by_protocol, results, to_csv, trial_rows
 from search_spaces.study import Study, parse_study
 from trainers.config import apply_values, parse
-from trainers.evaluation_result import Evaluation, Flags, Protocol
+from trainers.evaluation.result import Evaluation, Flags, Protocol
 from trainers.records import EpochRecord, append_record
 
 EPOCHS = 12
