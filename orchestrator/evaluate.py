@@ -46,6 +46,8 @@ def evaluate_subjects(
     evaluations: list[Evaluation] = []
     for subject in subjects:
         protocol = protocol_for(subject.experiment, settings, subject.rule)
+        if subject.foreign is not None:
+            protocol = replace(protocol, training="")  # nobody knows how it was trained
         if epsilon is not None:
             protocol = replace(protocol, epsilon=epsilon)
         file = output

@@ -34,7 +34,19 @@ def protocol_for(experiment: Experiment, settings: Confirm, checkpoint: str) -> 
         shard=settings.shard,
         batch_size=settings.batch_size,
         checkpoint=checkpoint,
+        training=training_text(experiment),
     )
+
+
+def training_text(experiment: Experiment) -> str:
+    """What a number owes to the size of its training: `small width=8, 3 epochs`, and the share of generated images."""
+    model = experiment.model
+    defaults = catalog.MODELS[model.name].fields
+    changed = [f"{key}={value}" for key, value in model.parameters.items() if value != defaults[key].default]
+    parts = [" ".join([model.name, *changed]), f"{experiment.epochs} epochs"]
+    if experiment.data.extra_fraction is not None:
+        parts.append(f"{experiment.data.extra_fraction:g} generated images")
+    return ", ".join(parts)
 
 
 def checkpoint_folder(run_dir: Path, rule: str) -> Path:

@@ -11,7 +11,10 @@ import torch
 
 from orchestrator.cli import main
 from orchestrator.exit_codes import BAD_INPUT, INTERRUPTED, OK
+from orchestrator.shards import protocol_for
+from search_spaces.study import Confirm
 from trainers import checkpoint
+from trainers.config import parse
 from trainers.evaluation import ranges
 from trainers.evaluation.result import Evaluation, ForeignModel
 from trainers.records import EpochRecord
@@ -61,7 +64,8 @@ def test_a_run_is_evaluated_at_its_best_epoch_and_printed_with_standard_errors(r
     code, printed, _ = evaluate(run_folder, *PGD, "--output", "flags.json")
     assert code == OK
     found = Evaluation.load(tmp_path / "flags.json")
-    assert found.protocol.key == ("digits 8x8/test n=40 pgd20,cw ε=0.06 best seed=0 shard=16 batch=16 float32")
+    attacked = "digits 8x8/test n=40 pgd20,cw ε=0.06 best seed=0 shard=16 batch=16 float32"
+    assert found.protocol.key == f"{attacked}; small width=8, 3 epochs"
     assert (found.epoch, found.foreign) == (1, None)
     assert (found.flags.start, found.flags.stop) == (0, 40)
     for stage, share in found.accuracies.items():
@@ -193,3 +197,13 @@ def test_an_interrupted_evaluation_continues_with_the_shards_that_are_left(weigh
 )
 def test_options_that_make_no_sense_are_named(words, message, weights, run_folder, evaluate):
     assert message in refused(evaluate, *(word.replace("RUN", str(run_folder)) for word in words))
+
+
+def test_the_protocol_tells_trainings_of_different_size_apart():
+    raw = {"data": "digits", "model": {"name": "small", "width": 8}, "epochs": 3}
+    small, same = (protocol_for(parse(raw | {"seed": seed}), Confirm(), "best") for seed in (0, 1))
+    assert small == same
+    assert small.key.endswith("; small width=8, 3 epochs")
+    longer = protocol_for(parse(raw | {"epochs": 4}), Confirm(), "best")
+    generated = {"data": {"name": "digits", "extra": "/made/up.npz", "extra_fraction": 0.5}}
+    assert len({small.digest, longer.digest, protocol_for(parse(raw | generated), Confirm(), "best").digest}) == 3

@@ -13,7 +13,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Protocol:
-    """What two numbers must share to be compared. `key` is its one-line form."""
+    """What two numbers must share to be compared. `key` is its one-line form.
+
+    `training` is what was spent: the network, the epochs, generated images; empty where nobody knows.
+    """
 
     data: str
     split: str
@@ -25,14 +28,16 @@ class Protocol:
     batch_size: int
     checkpoint: str
     precision: str = "float32"
+    training: str = ""
 
     @property
     def key(self) -> str:
-        """For example `digits/test n=64 autoattack ε=0.1 best seed=0 shard=64 batch=64 float32`."""
-        return (
+        """For example `digits/test n=64 autoattack ε=0.1 best seed=0 shard=64 batch=64 float32; small, 3 epochs`."""
+        attacked = (
             f"{self.data}/{self.split} n={self.samples} {self.attack} ε={self.epsilon} {self.checkpoint} "
             f"seed={self.seed} shard={self.shard} batch={self.batch_size} {self.precision}"
         )
+        return attacked + (f"; {self.training}" if self.training else "")
 
     @property
     def digest(self) -> str:
