@@ -8,9 +8,9 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from orchestrator.evaluate import evaluate_on_ray
 from orchestrator.journal import Run, confirmation_key
 from orchestrator.search import DriverOnly, Outcome
+from orchestrator.shards import evaluate_on_ray
 from orchestrator.sweep import Session, configuration, judge_run, run_on_slots
 from search_spaces.study import Resources, Study
 from trainers.config import Experiment, parse

@@ -23,7 +23,7 @@ from typing import Any
 from search_spaces.loader import read_yaml
 from search_spaces.study import Study, parse_study
 from trainers.config import Experiment, parse
-from trainers.evaluation_result import Evaluation
+from trainers.evaluation.result import Evaluation
 from trainers.problems import InvalidInput
 from trainers.records import EpochRecord, append_line, read_lines, read_records
 

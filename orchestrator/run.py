@@ -125,7 +125,7 @@ def _trial_slots(study: Study) -> int:
 def _conclude(journal: Journal, study: Study, console: Console, report: Path | None, seconds: float) -> None:
     _print_results(journal, console)
     for saving in savings(journal.runs(), study.resources):
-        console.print(str(saving))
+        console.print(str(saving), soft_wrap=True)
     console.print(f"{seconds:.0f} s; everything is in {_relative(journal.folder)}")
     if report is not None:
         console.print(f"report:  {_relative(report)}")

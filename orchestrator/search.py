@@ -7,6 +7,7 @@ a killed and resumed study proposes what an uninterrupted one would have.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -75,9 +76,16 @@ def make_sampler(search: Search, number: int) -> optuna.samplers.BaseSampler:
     if search.sampler == "nsga2":
         return optuna.samplers.NSGAIISampler(seed=seed)
     if search.sampler == "grid":
-        return optuna.samplers.BruteForceSampler(seed=seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return _Grid(seed=seed)
     # A low-discrepancy sequence is one sequence: it keeps the study's seed.
     return optuna.samplers.QMCSampler(seed=search.seed, scramble=True)
+
+
+class _Grid(optuna.samplers.BruteForceSampler):
+    def after_trial(self, *_arguments: Any) -> None:
+        """Nothing: at the end of the grid Optuna's would stop Optuna's own loop, and fail where that is not running."""
 
 
 class DriverOnly:

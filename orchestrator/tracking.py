@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from orchestrator.credentials import refuse_password
 from orchestrator.journal import EVALUATION_FILE, STUDY_FILE, Journal, Run
 from orchestrator.savings import epochs_saved, seconds_saved
 from search_spaces.study import Study
@@ -39,8 +40,12 @@ _STATUS = {"complete": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 
 
 def tracking_uri(study: Study) -> str:
-    """Where this study is tracked: its own setting, the environment, or a file beside the working directory."""
+    """Where this study is tracked: its own setting, the environment, or a file beside the working directory.
+
+    Raises InvalidInput for an address with a password in it.
+    """
     uri = study.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    refuse_password(uri)
     prefix = "sqlite:///"
     if uri.startswith(prefix):
         return prefix + str(Path(uri.removeprefix(prefix)).absolute())
@@ -251,7 +256,7 @@ class Mirror:
         assert evaluation is not None
         file = run.folder / EVALUATION_FILE
         time = int(file.stat().st_mtime * 1000)
-        attack = evaluation.protocol.attack
+        attack = evaluation.protocol.attack.replace(",", "_")  # MLflow takes no comma in a name
         values = {f"test/after/{stage}": value for stage, value in evaluation.accuracies.items()}
         values[f"test/{attack}_accuracy"] = evaluation.robust_accuracy
         self._client.log_batch(

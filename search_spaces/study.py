@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from search_spaces.space import Dimension, check_space, corners, read_space, settings
 from search_spaces.stopping import Stopping
+from trainers.catalog.attacks import canonical
 from trainers.config import Experiment, Section, apply_values, explain, parse
 from trainers.problems import InvalidInput, Problem, unknown_name
 
@@ -42,11 +43,19 @@ class Confirm(Section):
     top: int = Field(default=3, ge=0, description="configurations of the Pareto front; 0 = no confirmation")
     seeds: int = Field(default=3, ge=1)
     workers: int | None = Field(default=None, ge=1, description="default: resources.workers")
-    attack: Literal["clean", "pgd20", "autoattack"] = "autoattack"
+    attack: str = Field(default="autoattack", description="a name, or several with commas, each on what is left")
     samples: int = Field(default=1000, ge=1, description="test images")
     shard: int = Field(default=500, ge=1, description="images per shard: part of the protocol")
     batch_size: int = Field(default=250, ge=1, description="images per attack batch: part of the protocol")
     seed: int = Field(default=0, ge=0, description="of the attacks")
+
+    @field_validator("attack")
+    @classmethod
+    def _known_attacks(cls, attack: str) -> str:
+        try:
+            return canonical(attack)
+        except InvalidInput as error:
+            raise ValueError(error.problems[0].message) from None
 
 
 class Resources(Section):

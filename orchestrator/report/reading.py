@@ -22,8 +22,15 @@ _NAMES = {
     "sat": "SAT",
     "trades": "TRADES",
     "mart": "MART",
+    "mail_at": "MAIL-AT",
+    "mail_trades": "MAIL-TRADES",
     "weat_nat": "WEAT-NAT",
     "weat_adv": "WEAT-ADV",
+    "sat_awp": "AT-AWP",
+    "trades_awp": "TRADES-AWP",
+    "grad_align": "GradAlign",
+    "aaer": "AAER",
+    "aaer_n": "N-AAER",
 }
 
 
@@ -62,7 +69,11 @@ def method_label(experiment: Experiment) -> str:
     named.insert(1, ("outer", method.outer, preset.outer))
     changed = [f"{slot} {chosen or 'none'}" for slot, chosen, usual in named if chosen != usual]
     label = _NAMES.get(base, base) + (f" ({', '.join(changed)})" if changed else "")
-    return label + (f" + {method.regularizer.name.upper()}" if method.regularizer else "")
+    own = catalog.PRESETS[base].slot("regularizer") if base in catalog.PRESETS else None
+    usual, chosen = own and own["name"], method.regularizer and method.regularizer.name
+    if chosen == usual:
+        return label
+    return f"{label} + {chosen.upper()}" if chosen else f"{label} without {usual}"
 
 
 def epsilon_text(experiment: Experiment) -> str:

@@ -20,6 +20,7 @@ from orchestrator.report.reading import (
 from orchestrator.report.tables import by_protocol, results
 from orchestrator.savings import savings
 from search_spaces.study import Study
+from trainers.catalog.attacks import attack_label
 
 _STATES = ("complete", "stopped", "failed", "running")
 
@@ -115,15 +116,10 @@ def _tested(runs: Sequence[Run]) -> list[str]:
         )
         sentences.append(
             f"Most robust on {protocol.samples} test images: trial {best.trial} ({best.method}, training ε = "
-            f"{best.epsilon}) with {best.robust}\u00a0% under {attack_name(protocol.attack)} at ε = {protocol.epsilon} "
-            f"({seeds})."
+            f"{best.epsilon}) with {best.robust}\u00a0% under {attack_label(protocol.attack)} "
+            f"at ε = {protocol.epsilon} ({seeds})."
         )
     return sentences
-
-
-def attack_name(attack: str) -> str:
-    """As papers write it."""
-    return {"autoattack": "AutoAttack", "pgd20": "PGD-20", "clean": "no attack"}.get(attack, attack)
 
 
 def _list(values: Iterable[object]) -> str:

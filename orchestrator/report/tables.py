@@ -12,7 +12,7 @@ from typing import Any
 from orchestrator.journal import Run
 from orchestrator.report.reading import confirmations, epsilon_text, method_label, objectives, onset_text, trials
 from search_spaces.study import Study
-from trainers.evaluation_result import Protocol
+from trainers.evaluation.result import Protocol
 
 _ROUNDING = 1e-9
 

@@ -111,6 +111,16 @@ def test_optuna_knows_a_stopped_trial_as_pruned_and_goes_on_proposing(tmp_path: 
     assert driver.ended[1] == (1, outcome)
 
 
+@pytest.mark.filterwarnings("error::optuna.exceptions.ExperimentalWarning")
+def test_a_grid_is_run_to_its_last_point_once_each(tmp_path: Path) -> None:
+    study = made_up_study(sampler="grid", trials=4)
+    space = {"method.name": ["fgsm", "trades"], "attack.epsilon": [0.1, 0.2]}
+    driver = Driver(url(tmp_path, "s"), parse_study(study.to_raw() | {"space": space}))
+    driver.run_to_the_end()
+    assert [outcome.state for _, outcome in driver.ended] == ["complete"] * 4
+    assert len({str(values) for values in driver.proposed.values()}) == 4
+
+
 def test_a_trial_that_was_stopped_before_the_driver_died_is_not_issued_again(tmp_path: Path) -> None:
     Driver(url(tmp_path, "s"), made_up_study()).start()
     second = Driver(url(tmp_path, "s"), made_up_study())

@@ -223,3 +223,15 @@ def test_a_notice_of_one_point_of_the_space_is_a_notice_of_the_study():
     (notice,) = parse_study(raw).notices
     assert notice.startswith("method.regularizer.samples")
     assert parse_study(raw | {"space": {"method.regularizer.samples": ["all"]}}).notices == []
+
+
+@pytest.mark.parametrize(
+    ("attack", "kept"), [("cw", "cw"), ("pgd20, square", "pgd20,square"), ("worst", "pgd20,pgd50-10,cw,autoattack")]
+)
+def test_confirmations_take_any_attack_or_list(attack, kept):
+    assert parse_study({"name": "s", "confirm": {"attack": attack}}).confirm.attack == kept
+
+
+def test_an_unknown_attack_is_named():
+    with pytest.raises(InvalidInput, match=r"confirm.attack: 'autoatack': unknown .* Did you mean autoattack"):
+        parse_study({"name": "s", "confirm": {"attack": "autoatack"}})
