@@ -38,6 +38,7 @@ def _print_table(rows: Sequence[Row]) -> None:
 
 SLOTS: dict[str, Mapping[str, catalog.Entry]] = {
     "inner": catalog.INNER,
+    "outer": catalog.OUTER,
     "weighting": catalog.WEIGHTING,
     "regularizer": catalog.REGULARIZER,
     "weight_perturbation": catalog.WEIGHT_PERTURBATION,
@@ -55,7 +56,7 @@ def print_methods(form: str) -> None:
             {
                 "method": name,
                 "inner": named["inner"],
-                "outer": preset.outer,
+                "outer": named["outer"],
                 "beta": "" if preset.beta is None else preset.beta,
                 "weighting": named["weighting"],
                 "regularizer": named["regularizer"],
@@ -74,11 +75,10 @@ def print_method(name: str, form: str) -> None:
     preset = catalog.PRESETS[name]
     experiment = parse({"method": name})
     method, attack = experiment.method, experiment.attack
-    outer = catalog.OUTER[preset.outer]
-    rows = [
-        _parameter("method.beta", method.beta, parameter, f"{preset.outer}: {outer.about}")
-        for parameter in outer.parameters.values()
-    ]
+    outer = catalog.OUTER[method.outer.name]
+    rows = []
+    if "beta" in outer.parameters:
+        rows.append(_parameter("method.beta", method.beta, outer.parameters["beta"], f"{preset.outer}: {outer.about}"))
     for slot, entries in SLOTS.items():
         choice = getattr(method, slot)
         if choice is not None:
@@ -86,12 +86,13 @@ def print_method(name: str, form: str) -> None:
             rows += [
                 _parameter(f"method.{slot}.{key}", choice.parameters[key], parameter, f"{choice.name}: {entry.about}")
                 for key, parameter in entry.fields.items()
+                if key in choice.parameters
             ]
     if form == "table":
         named = {slot: getattr(method, slot) for slot in SLOTS}
         slots = "  ".join(f"{slot}={choice.name if choice else 'none'}" for slot, choice in named.items())
         print(f"{name}: {preset.about}\nsource: {preset.source}\n")
-        print(f"{slots}  outer={preset.outer}  steps={attack.steps}  batch_norm={attack.batch_norm}\n")
+        print(f"{slots}  steps={attack.steps}  batch_norm={attack.batch_norm}\n")
     if rows:
         print_rows(rows, form)
     elif form == "table":

@@ -72,7 +72,7 @@ def _presets() -> str:
 
 def _formula(method: Method) -> str:
     """For example `CE(x) + w β KL(p(x) || p(x*)), w: margin; + der`."""
-    classification, plus, divergence = catalog.OUTER[method.outer].about.partition(" + ")
+    classification, plus, divergence = catalog.OUTER[method.outer.name].about.partition(" + ")
     text = classification + plus + divergence
     if method.weighting is not None:
         text = {

@@ -58,7 +58,10 @@ class Checkpoint:
         return weights
 
     def training_state(self) -> dict[str, Any]:
-        """The optimizer's state. (Learning rates and random numbers are functions of the epoch: nothing to store.)"""
+        """The optimizer's state, and the trained weights where another net is kept.
+
+        Learning rates and random numbers are functions of the epoch: nothing to store.
+        """
         state: dict[str, Any] = torch.load(self.path / _TRAINING, map_location="cpu", weights_only=True)
         return state
 

@@ -84,7 +84,7 @@ class Method(Section):
 
     name: str = "fgsm"
     inner: Choice
-    outer: str
+    outer: Choice
     beta: float | None = Field(description="strength of the outer loss's KL term, where it has one")
     weighting: Choice | None
     regularizer: Choice | None
@@ -170,7 +170,9 @@ class Experiment(Section):
     schedule: Choice
     epochs: int = Field(30, ge=1)
     evaluation: Evaluation
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="of training; measuring is float32")
+    precision: Literal["float32", "tf32", "bfloat16"] = Field(
+        "float32", description="of training (tf32: on GPUs that have it); measuring is float32 always"
+    )
     synchronize_batch_norm: bool = Field(False, description="batch statistics of all workers, not of each")
     seed: int = Field(0, ge=0)
 
@@ -202,10 +204,12 @@ class Experiment(Section):
     @property
     def training_passes(self) -> int:
         """Passes per training image; see `catalog`."""
-        method = self.method
-        optional = (method.weighting, method.regularizer, method.weight_perturbation)
-        names = [None if choice is None else choice.name for choice in optional]
-        return catalog.training_passes(method.inner.name, method.outer, names, self.attack.steps)
+        method, attack = self.method, self.attack
+        choices = (method.weighting, method.regularizer, method.weight_perturbation)
+        optional = [None if choice is None else (choice.name, choice.parameters) for choice in choices]
+        return catalog.training_passes(
+            method.inner.name, method.outer.name, optional, steps=attack.steps, batch_norm=attack.batch_norm
+        )
 
     @property
     def notices(self) -> list[str]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from trainers.attacks.attacker import monitor_attack
 from trainers.config import Experiment
 from trainers.data.images import Splits
 from trainers.energy import delta_energies
-from trainers.measure import fixed_sample, monitor_attack, respond
+from trainers.measure import fixed_sample, respond
 from trainers.overfitting import CHECKED_ACCURACY, CHECKED_DELTA_ENERGY
 from trainers.ranks import Ranks
 

@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from trainers.iteration_checks import IterationChecks
 from trainers.measure import EpochMeasurement
 from trainers.networks import Networks
 from trainers.overfitting import ROBUST_ACCURACY
+from trainers.precision import tf32
 from trainers.problems import InvalidInput
 from trainers.randomness import Noise, generator
 from trainers.ranks import Ranks
@@ -44,7 +46,7 @@ def fit(
     """
     _claim(experiment, run_dir, ranks, resume)
     splits = splits if splits is not None else load_splits(experiment.data)
-    splits = Splits(*(part.to(ranks.device) for part in (splits.train, splits.validation, splits.test)))
+    splits = replace(splits, train=splits.train.to(ranks.device), validation=splits.validation.to(ranks.device))
     batches = TrainingBatches(splits.train, experiment, ranks)
     measure = EpochMeasurement(experiment, splits, ranks)
     checks = IterationChecks(experiment, splits, ranks)
@@ -91,17 +93,18 @@ def fit(
         rows, first = batches.rows
         noise = Noise(generator(ranks.device, experiment.seed, "attack", epoch), rows, first)
         totals = EpochTotals(ranks, rows, same_batch_norm=experiment.attack.batch_norm == "train")
-        for step, (images, labels) in enumerate(batches.epoch(epoch), start=epoch * len(batches)):
-            optimizer.param_groups[0] |= {"lr": rates[step], "momentum": momentum[step]}
-            result = train_step(
-                networks.parallel, method, optimizer,
-                images.contiguous(memory_format=torch.channels_last), labels, noise,
-                progress=epoch / experiment.epochs, epsilon_scale=1.0 if step >= warmup else step / warmup,
-                mean_over_ranks=ranks.mean,
-            )  # fmt: skip
-            networks.after_step()
-            totals.add(result)
-            checks.after_step(networks.kept, step % len(batches))
+        with tf32(allowed=experiment.precision == "tf32"):
+            for step, (images, labels) in enumerate(batches.epoch(epoch), start=epoch * len(batches)):
+                optimizer.param_groups[0] |= {"lr": rates[step], "momentum": momentum[step]}
+                result = train_step(
+                    networks.parallel, method, optimizer,
+                    images.contiguous(memory_format=torch.channels_last), labels, noise,
+                    progress=epoch / experiment.epochs, epsilon_scale=1.0 if step >= warmup else step / warmup,
+                    mean_over_ranks=ranks.mean,
+                )  # fmt: skip
+                networks.after_step()
+                totals.add(result)
+                checks.after_step(networks.kept, step % len(batches))
         metrics = totals.metrics(epoch, recorded.get(epoch - 1)) | checks.metrics()
         seconds = time.perf_counter() - began
         networks.after_epoch()

@@ -1,7 +1,7 @@
 """What is measured after every epoch: accuracies and energies on fixed samples under fixed attacks.
 
-The model is in eval mode throughout; the random numbers of these attacks depend on the seed alone (not on the epoch or
-the training), so curves of one run are smooth and curves of different runs compare.
+The model is in eval mode throughout and computes in float32; the random numbers of these attacks are the same in every
+epoch of every run, so curves of one run are smooth and curves of different runs compare.
 """
 
 from __future__ import annotations
@@ -9,58 +9,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from trainers import catalog
 from trainers.abnormality import abnormality_statistics
-from trainers.attacks.linf import Adversarial, batch_norm_mode
-from trainers.attacks.pgd import pgd
-from trainers.config import Attack, Experiment, Method
+from trainers.attacks.attacker import Attacker, monitor_attack, training_attack
+from trainers.attacks.linf import batch_norm_mode
+from trainers.config import Experiment
 from trainers.data.images import ImageSet, Splits
 from trainers.energy import energy_statistics, kl_energy_parts
+from trainers.precision import tf32
 from trainers.randomness import Noise, generator
 from trainers.ranks import Ranks
 
 _MONITOR_SEED = 0
-
-
-class Attacker(Protocol):
-    """An attack with its settings bound; `scale` multiplies epsilon and the step size (training may warm up)."""
-
-    def __call__(
-        self, model: nn.Module, images: Tensor, labels: Tensor, noise: Noise, scale: float = 1.0
-    ) -> Adversarial:
-        """Attack images [B, C, H, W] with labels [B]."""
-
-
-def training_attack(method: Method, attack: Attack, batch_norm: str) -> Attacker:
-    """The inner attack of a method with its settings bound."""
-    function = catalog.INNER[method.inner.name].load()
-
-    def attacker(model: nn.Module, images: Tensor, labels: Tensor, noise: Noise, scale: float = 1.0) -> Adversarial:
-        result: Adversarial = function(
-            model, images, labels,
-            epsilon=scale * float(attack.epsilon), step_size=scale * float(attack.step_size), steps=attack.steps,
-            batch_norm=batch_norm, noise=noise, **method.inner.parameters,
-        )  # fmt: skip
-        return result
-
-    return attacker
-
-
-def monitor_attack(epsilon: float, steps: int = 10) -> Attacker:
-    """PGD on the cross-entropy with steps of ε/4, one restart, final iterate, eval-mode batch norm."""
-
-    def attacker(model: nn.Module, images: Tensor, labels: Tensor, noise: Noise, scale: float = 1.0) -> Adversarial:
-        return pgd(
-            model, images, labels,
-            epsilon=scale * epsilon, step_size=scale * epsilon / 4, steps=steps, batch_norm="eval", noise=noise,
-        )  # fmt: skip
-
-    return attacker
 
 
 @dataclass(frozen=True)
@@ -90,7 +53,7 @@ class EpochMeasurement:
         self._probe = fixed_sample(splits.train, experiment.evaluation.probe_samples)
         self._validation = splits.validation
         self._respond = partial(respond, batch_size=experiment.evaluation.batch_size, ranks=ranks)
-        own = training_attack(experiment.method, experiment.attack, batch_norm="eval")
+        own = training_attack(experiment, batch_norm="eval")
         self._on_probe = (own, monitor_attack(float(experiment.attack.epsilon)))
         self._on_validation = (monitor_attack(float(experiment.evaluation.epsilon)),)
 
@@ -125,7 +88,7 @@ def respond(
     """
     natural: list[Tensor] = []
     attacked: list[list[tuple[Tensor, Tensor]]] = [[] for _ in attackers]
-    with batch_norm_mode(model, "eval"):
+    with batch_norm_mode(model, "eval"), tf32(allowed=False):
         for batch, first in enumerate(range(0, len(images), batch_size)):
             rows = min(batch_size, len(images) - first)
             own = ranks.share(rows)

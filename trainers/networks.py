@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from trainers.checkpoint import Checkpoint
 from trainers.config import Experiment
@@ -28,29 +28,35 @@ class Networks:
         if experiment.synchronize_batch_norm and ranks.world_size > 1:
             synchronize_batch_norm(self.trained)
         self._ranks = ranks
-        decay = experiment.optimizer.ema_decay
-        self._average: AveragedModel | None = None
-        if decay is not None:
-            follow = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-            self._average = AveragedModel(self.trained, multi_avg_fn=follow, use_buffers=True)
+        self._decay = experiment.optimizer.ema_decay
+        self._average = None if self._decay is None else copy.deepcopy(self.trained)
+        self._followed = False
         lowered = Autocast(self.trained) if experiment.precision == "bfloat16" else self.trained
         self.parallel = ranks.data_parallel(lowered)
 
     @property
     def kept(self) -> nn.Module:
         """The net to measure and to keep."""
-        return self.trained if self._average is None else self._average.module
+        return self.trained if self._average is None else self._average
 
+    @torch.no_grad()
     def after_step(self) -> None:
-        """Let the average follow the weights."""
-        if self._average is not None:
-            self._average.update_parameters(self.trained)
+        """Let the average follow the weights, from those after the first step on; counts are copied."""
+        if self._average is None or self._decay is None:
+            return
+        pairs = zip(self._average.state_dict().values(), self.trained.state_dict().values(), strict=True)
+        for kept, trained in pairs:
+            if self._followed and kept.is_floating_point():
+                kept.lerp_(trained, 1.0 - self._decay)
+            else:
+                kept.copy_(trained)
+        self._followed = True
 
     def after_epoch(self) -> None:
         """Make the batch-norm statistics of all ranks one."""
         self._ranks.average_buffers(self.trained)
         if self._average is not None:
-            self._ranks.average_buffers(self._average.module)
+            self._ranks.average_buffers(self._average)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs beside the weights of the kept net: those of the trained one, if they differ."""
@@ -65,5 +71,5 @@ class Networks:
         """Take up the weights of a checkpoint and its training state."""
         self.trained.load_state_dict(state["trained"] if self._average is not None else checkpoint.weights())
         if self._average is not None:
-            self._average.module.load_state_dict(checkpoint.weights())
-            self._average.n_averaged.fill_(1)
+            self._average.load_state_dict(checkpoint.weights())
+            self._followed = True

@@ -8,6 +8,8 @@ rank keeps its own rows, so the numbers do not depend on the number of workers e
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +26,15 @@ def derive_seed(seed: int, purpose: str, *indices: int) -> int:
 def generator(device: torch.device | str, seed: int, purpose: str, *indices: int) -> torch.Generator:
     """A torch generator on `device` for one purpose."""
     return torch.Generator(device=device).manual_seed(derive_seed(seed, purpose, *indices))
+
+
+@contextmanager
+def kept_random_state(device: torch.device | None = None) -> Iterator[None]:
+    """Torch's global random state, on the CPU and on `device` (default: the current GPU, if CUDA is in use)."""
+    if device is None and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        device = torch.device("cuda", torch.cuda.current_device())
+    with torch.random.fork_rng(devices=[device] if device is not None and device.type == "cuda" else []):
+        yield
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from trainers import catalog
+from trainers.attacks.attacker import Attacker, training_attack
 from trainers.config import Experiment
-from trainers.measure import Attacker, training_attack
 from trainers.methods.objective import Objective, Terms, build_objective
 from trainers.methods.step_tensors import StepTensors, abnormal, identity
-from trainers.methods.weight_perturbation import Forward, awp, perturbed
+from trainers.methods.weight_perturbation import Forward, perturbed, without_statistics
 from trainers.randomness import Noise
 
 
@@ -24,13 +24,16 @@ from trainers.randomness import Noise
 class TrainingMethod:
     """What a configured method does in a step. `epsilon` is the training attack's, in pixels of [0,1].
 
-    `weight_perturbation` is None where the method has none; it acts from the fraction `perturbation_start` of the run.
+    `reuses_gradient`: the attack's first gradient is that at the image, as the update sees it. `reuses_start`: so are
+    its first logits; otherwise they come from another batch-norm mode. `weight_perturbation` is None where the method
+    has none; it acts from the fraction `perturbation_start` of the run.
     """
 
     attacker: Attacker
     objective: Objective
     epsilon: float
-    starts_at_image: bool
+    reuses_gradient: bool
+    reuses_start: bool
     weight_perturbation: Callable[..., dict[str, Tensor]] | None = None
     perturbation_start: float = 0.0
 
@@ -38,14 +41,21 @@ class TrainingMethod:
 def build_method(experiment: Experiment) -> TrainingMethod:
     """The functions behind a validated experiment's method and attack."""
     method, attack = experiment.method, experiment.attack
-    choice = method.weight_perturbation
+    perturb, start = None, 0.0
+    if method.weight_perturbation is not None:
+        chosen = method.weight_perturbation.parameters
+        entry = catalog.WEIGHT_PERTURBATION[method.weight_perturbation.name]
+        perturb = partial(entry.load(), **{name: chosen[name] for name in entry.parameters})
+        start = float(chosen.get("start", 0.0))
+    as_updated = attack.batch_norm == "train"
     return TrainingMethod(
-        attacker=training_attack(method, attack, attack.batch_norm),
+        attacker=training_attack(experiment),
         objective=build_objective(method),
         epsilon=float(attack.epsilon),
-        starts_at_image=catalog.INNER[method.inner.name].starts_at_image,
-        weight_perturbation=None if choice is None else partial(awp, gamma=choice.parameters["gamma"]),
-        perturbation_start=0.0 if choice is None else choice.parameters["start"],
+        reuses_gradient=as_updated and catalog.INNER[method.inner.name].starts_at_image,
+        reuses_start=as_updated,
+        weight_perturbation=perturb,
+        perturbation_start=start,
     )
 
 
@@ -76,6 +86,10 @@ def train_step(
     objective, needs = method.objective, method.objective.needs(progress)
     adversarial = method.attacker(bare, images, labels, noise, epsilon_scale)
     noisy = images + noise.uniform(images, -method.epsilon, method.epsilon) if "input_gradients" in needs else None
+    start_logits = adversarial.start_logits
+    if "start_logits" in needs and not method.reuses_start:
+        with torch.no_grad():
+            start_logits = without_statistics(bare)(adversarial.start_images)
 
     def terms(forward: Forward, gradient_forward: Forward) -> tuple[Tensor, Terms]:
         natural_logits = forward(images) if "natural_logits" in needs else None
@@ -83,11 +97,11 @@ def train_step(
         natural_gradient = noisy_gradient = None
         if noisy is not None:
             natural_gradient = adversarial.start_gradient
-            if not method.starts_at_image:
-                natural_gradient = input_gradient(gradient_forward, images, labels).detach()
-            noisy_gradient = input_gradient(gradient_forward, noisy, labels)
+            if not method.reuses_gradient:
+                natural_gradient = input_gradient(gradient_forward, images, labels, differentiable=False)
+            noisy_gradient = input_gradient(gradient_forward, noisy, labels, differentiable=True)
         step = StepTensors(
-            adversarial_logits, labels, natural_logits, adversarial.start_logits, natural_gradient, noisy_gradient,
+            adversarial_logits, labels, natural_logits, start_logits, natural_gradient, noisy_gradient,
             mean_over_ranks,
         )  # fmt: skip
         return adversarial_logits, objective.terms(step, progress)
@@ -107,16 +121,16 @@ def train_step(
         return StepResult(
             loss=parts.total.detach(),
             adversarial_correct=(adversarial_logits.argmax(1) == labels).sum(),
-            abnormal=abnormal(adversarial.start_logits, adversarial_logits, labels).sum(),
+            abnormal=abnormal(start_logits, adversarial_logits, labels).sum(),
             weight_sum=zero + len(labels) if parts.weights is None else parts.weights.sum(),
             regularizer=zero if parts.regularizer is None else parts.regularizer,
             perturbation_norm=(adversarial.images - images).flatten(1).norm(dim=1).sum(),
         )
 
 
-def input_gradient(forward: Forward, images: Tensor, labels: Tensor) -> Tensor:
-    """∇_x of the cross-entropy, summed over the batch [B, C, H, W], with a graph to the weights (double backward)."""
+def input_gradient(forward: Forward, images: Tensor, labels: Tensor, *, differentiable: bool) -> Tensor:
+    """∇_x of the cross-entropy, summed over the batch [B, C, H, W]; `differentiable` with respect to the weights."""
     images = images.detach().requires_grad_()
     loss = F.cross_entropy(forward(images), labels, reduction="sum")
-    (gradient,) = torch.autograd.grad(loss, images, create_graph=True)
+    (gradient,) = torch.autograd.grad(loss, images, create_graph=differentiable)
     return gradient

@@ -63,10 +63,9 @@ def method_label(experiment: Experiment) -> str:
     method = experiment.method
     base = method.name.removesuffix("_der")
     preset = catalog.PRESETS[method.name]
-    slots = ("inner", "weighting", "weight_perturbation")
+    slots = ("inner", "outer", "weighting", "weight_perturbation")
     pairs = [(slot, getattr(method, slot), preset.slot(slot)) for slot in slots]
     named = [(slot, chosen and chosen.name, usual and usual["name"]) for slot, chosen, usual in pairs]
-    named.insert(1, ("outer", method.outer, preset.outer))
     changed = [f"{slot} {chosen or 'none'}" for slot, chosen, usual in named if chosen != usual]
     label = _NAMES.get(base, base) + (f" ({', '.join(changed)})" if changed else "")
     own = catalog.PRESETS[base].slot("regularizer") if base in catalog.PRESETS else None

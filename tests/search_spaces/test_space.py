@@ -228,7 +228,7 @@ def test_a_mistake_in_a_variant_is_named_with_its_row():
 def test_the_weat_ablation_is_the_table_of_the_paper():
     study = load_study("weat_ablation")
     rows = [study.experiment_for(point).method for point in corners(study.space)]
-    slots = [(m.inner.name, m.outer, m.beta, m.weighting and m.weighting.name) for m in rows]
+    slots = [(m.inner.name, m.outer.name, m.beta, m.weighting and m.weighting.name) for m in rows]
     assert slots == [
         ("pgd", "bce_adv_kl", 5, "misclassification"),
         ("pgd", "ce_adv_kl", 5, "misclassification"),
@@ -243,3 +243,6 @@ def test_the_weat_ablation_is_the_table_of_the_paper():
         *("divergence", "divergence", None, None, None, "all", "all", "all")
     ]
     assert study.search.trials == len(rows) == 8
+    assert [m.inner.parameters.get("start") for m in rows[:3]] == ["gaussian"] * 3
+    assert rows[5].weighting.parameters | {"start": 0} == rows[5].weighting.parameters
+    assert study.confirm.attack == "pgd20,autoattack"

@@ -138,7 +138,7 @@ BASE = {
 SINGLE_STEP = ("fgsm", "fgsm_rs", "n_fgsm")
 FORMULAS = {
     **BASE,
-    "grad_align": lambda b: ce(b.adversarial, b.labels).mean() + grad_align(b, 2.0),
+    "grad_align": lambda b: ce(b.adversarial, b.labels).mean() + grad_align(b, 0.2),
     "aaer": lambda b: ce(b.adversarial, b.labels).mean() + aaer(b, 2.5, 1.5),
     "aaer_n": lambda b: ce(b.adversarial, b.labels).mean() + aaer(b, 1.5, 0.15),
     **{

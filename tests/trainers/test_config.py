@@ -85,7 +85,12 @@ def test_der_on_multi_step_methods_takes_all_samples_late_and_weakly():
 
 def test_a_given_slot_replaces_the_presets():
     method = parse({"method": {"name": "trades", "weighting": "energy", "inner": "pgd", "beta": 3}}).method
-    assert (method.inner.name, method.outer, method.weighting.name, method.beta) == ("pgd", "ce_nat_kl", "energy", 3)
+    assert (method.inner.name, method.outer.name, method.weighting.name, method.beta) == (
+        "pgd",
+        "ce_nat_kl",
+        "energy",
+        3,
+    )
     assert parse({"method": {"name": "weat_nat", "weighting": None}}).method.weighting is None
 
 
@@ -234,6 +239,8 @@ def test_command_line_words_are_yaml_at_dotted_paths():
         ("method.weighting", "margins", "Did you mean margin"),
         ("optimizer.ema_decay", 1, "1"),
         ("attack.warmup_epochs", -1, "-1"),
+        ("method.outer", None, "name one of"),
+        ("method.outer.beta", 3, "unknown field of ce_adv"),
         ("precision", "float16", "bfloat16"),
         ("attack", 3, "3"),
         ("data", None, "None"),
@@ -286,6 +293,10 @@ def test_momentum_can_be_cycled_only_where_there_is_a_peak(schedule):
     raw = {"schedule": schedule, "optimizer": {"momentum_at_peak": 0.8}}
     assert "has no peak" in complaint(raw)["optimizer.momentum_at_peak"]
     assert parse({"optimizer": {"momentum_at_peak": 0.8}}).optimizer.momentum_at_peak == 0.8
+
+
+def test_a_warm_up_ends_before_the_run():
+    assert "ε is never reached" in complaint({"epochs": 3, "attack": {"warmup_epochs": 3}})["attack.warmup_epochs"]
 
 
 def test_gradient_alignment_does_not_run_in_bfloat16():

@@ -156,7 +156,7 @@ def test_every_sample_is_cropped_and_flipped_by_itself(padding, mode, flip, pict
 
 
 def test_a_batch_that_ranks_can_not_share_evenly_is_refused(pictures, experiment):
-    with pytest.raises(ValueError, match="can't be divided among 3 ranks"):
+    with pytest.raises(InvalidInput, match="can't be divided among 3 ranks"):
         TrainingBatches(pictures, experiment({"optimizer.batch_size": 10}), Ranks(0, 3, CPU))
 
 

@@ -11,9 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from trainers.attacks.linf import uniform_start
+from trainers.attacks.pgd import margin
 from trainers.catalog.attacks import AUTOATTACK, attack_label, canonical, evaluation_passes, stages
 from trainers.evaluation.classifier import check_classifier
-from trainers.evaluation.gradient import GRADIENT_ATTACKS, cw, margin, pgd_restarts
+from trainers.evaluation.gradient import GRADIENT_ATTACKS, cw, pgd_restarts
 from trainers.evaluation.ranges import evaluate_range, fixed_subset
 from trainers.evaluation.result import Protocol
 from trainers.problems import InvalidInput

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from trainers import checkpoint
+from trainers.attacks.attacker import training_attack
 from trainers.data.batches import TrainingBatches
 from trainers.loop import fit
-from trainers.measure import training_attack
 from trainers.models.autocast import Autocast
 from trainers.models.build import build_model
 from trainers.networks import Networks
@@ -86,7 +86,7 @@ def test_the_training_epsilon_warms_up_from_zero(experiment, splits, alone, tmp_
 def test_a_scaled_attack_is_the_attack_at_the_scaled_epsilon(experiment, natural_net, digits):
     whole, half = (experiment({"method.name": "sat", "attack.epsilon": eps}) for eps in (0.2, 0.1))
     crafted = [
-        training_attack(settings.method, settings.attack, "eval")(
+        training_attack(settings, batch_norm="eval")(
             natural_net, digits[0][:16], digits[1][:16], Noise(generator("cpu", 0, "attack")), scale
         ).images
         for settings, scale in ((whole, 0.5), (half, 1.0))

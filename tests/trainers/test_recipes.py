@@ -46,7 +46,14 @@ PUBLISHED = {
     ("trades", "cifar10"): {
         "epochs": 76, "model.name": "wide_resnet34_10", "optimizer.weight_decay": 2e-4, "method.beta": 6,
     },
+    ("awp", "svhn"): {"method.weight_perturbation.start": 5 / 200, "attack.step_size": 1 / 255},
+    ("trades_awp", "cifar10"): {
+        "method.weight_perturbation.gamma": 0.005, "data.padding_mode": "zero", "model.name": "wide_resnet34_10",
+        "data.normalization": "none", "epochs": 200,
+    },
+    ("mail", "svhn"): {"schedule.milestones": [75 / 120, 90 / 120, 100 / 120]},
     ("mart", "cifar10"): {
+        "schedule.milestones": [74 / 120, 89 / 120, 99 / 120],
         "method.name": "mart", "method.beta": 5, "epochs": 120, "optimizer.learning_rate": 0.01,
         "optimizer.weight_decay": 3.5e-3,
     },
@@ -101,10 +108,39 @@ def test_what_is_given_wins_over_the_recipe():
 
 
 def test_another_schedule_or_model_brings_none_of_the_recipes_parameters():
-    raw = {"recipe": "fgsm_rs", "schedule": "piecewise", "model": "small", "optimizer": {"momentum_at_peak": None}}
-    experiment = parse(raw)
+    experiment = parse({"recipe": "fgsm_rs", "schedule": "piecewise", "model": "small"})
     assert "peak" not in experiment.schedule.parameters
     assert "shortcut" not in experiment.model.parameters
+
+
+def test_what_belongs_to_the_recipes_own_method_and_schedule_stays_with_them():
+    single = parse({"recipe": "rice", "data": "svhn", "method": "fgsm_rs"})
+    assert single.attack.step_size == pytest.approx(1.25 * 8 / 255)
+    for recipe in ("fgsm_rs", "weat"):
+        assert parse({"recipe": recipe, "schedule": "piecewise"}).optimizer.momentum_at_peak is None
+    assert parse({"recipe": "awp", "data": "svhn", "method": "trades_awp"}).method.weight_perturbation.parameters == {
+        "gamma": 0.005,
+        "start": 0.05,
+    }
+
+
+@pytest.mark.parametrize(
+    ("raw", "path", "value"),
+    [
+        ({"recipe": "mart", "model": "wide_resnet34_10"}, "method.beta", 6),
+        ({"method": "mart_der", "model": "wide_resnet28_10"}, "method.beta", 6),
+        ({"recipe": "n_fgsm", "data": "svhn", "attack": {"epsilon": "12/255"}}, "method.inner.noise_scale", 3),
+        (
+            {"recipe": "n_fgsm", "data": "cifar10", "model": "wide_resnet28_10", "attack": {"epsilon": "16/255"}},
+            "method.inner.noise_scale",
+            4,
+        ),
+        ({"method": {"name": "fgsm", "inner": "pgd"}}, "attack.steps", 10),
+        ({"method": {"name": "sat", "inner": "fgsm"}}, "attack.steps", 1),
+    ],
+)
+def test_published_settings_follow_the_network_the_data_and_epsilon(raw, path, value):
+    assert at(parse(raw), path) == value
 
 
 def test_the_digest_is_that_of_the_same_values_written_out():

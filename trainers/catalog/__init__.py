@@ -9,11 +9,11 @@ Costs are counted in passes: 1 = one forward of one image; a backward to the inp
 """
 
 from trainers.catalog.datasets import DATASETS
-from trainers.catalog.entries import Dataset, Entry, Inner, Model, Parameter, Preset, Recipe
+from trainers.catalog.entries import Dataset, Entry, Inner, Model, Outer, Parameter, Preset, Recipe
 from trainers.catalog.extensions import load_extensions
 from trainers.catalog.models import MODELS
 from trainers.catalog.presets import PRESETS
-from trainers.catalog.published import PUBLISHED, Setting
+from trainers.catalog.published import PUBLISHED, Setting, published_beta
 from trainers.catalog.recipes import RECIPES
 from trainers.catalog.schedules import SCHEDULES
 from trainers.catalog.slots import INNER, OUTER, REGULARIZER, WEIGHT_PERTURBATION, WEIGHTING, training_passes
@@ -34,10 +34,12 @@ __all__ = [
     "Entry",
     "Inner",
     "Model",
+    "Outer",
     "Parameter",
     "Preset",
     "Recipe",
     "Setting",
+    "published_beta",
     "training_passes",
 ]
 

@@ -58,8 +58,9 @@ class Parameter:
 class Entry:
     """One choice of a slot: where its function lives, its parameters, what it needs beyond the adversarial logits.
 
-    `placement` are settings that the objective reads, not the function: when the entry acts, and on what. `passes` are
-    its own, beside those that the needs of all slots cost together.
+    `placement` are settings that the objective reads, not the function: when the entry acts, and on what. `needs` may
+    depend on parameters: `needs_if` names what is needed only where the parameters have these values. `passes` are the
+    entry's own, beside those that the needs of all slots cost together.
     """
 
     function: str
@@ -67,6 +68,7 @@ class Entry:
     source: str
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     needs: frozenset[str] = frozenset()
+    needs_if: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     placement: Mapping[str, Parameter] = field(default_factory=dict)
     passes: int = 0
 
@@ -74,6 +76,15 @@ class Entry:
     def fields(self) -> Mapping[str, Parameter]:
         """What may be set: the function's parameters and the placement."""
         return {**self.parameters, **self.placement}
+
+    def needed(self, parameters: Mapping[str, Any]) -> frozenset[str]:
+        """What this entry needs with these parameters."""
+        conditional = {
+            name
+            for name, values in self.needs_if.items()
+            if all(parameters.get(key) == value for key, value in values.items())
+        }
+        return self.needs | conditional
 
     def load(self) -> Callable[..., Any]:
         """Import the function (this is where torch comes in)."""
@@ -91,6 +102,13 @@ class Inner(Entry):
     relative_step_size: float = 1.0
     single_step: bool = False
     starts_at_image: bool = False
+
+
+@dataclass(frozen=True)
+class Outer(Entry):
+    """An outer loss. `divergence`: it has a term between the two predictions, on which a weighting may act alone."""
+
+    divergence: bool = False
 
 
 @dataclass(frozen=True)

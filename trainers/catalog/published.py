@@ -15,6 +15,7 @@ class Setting:
     """What a default may depend on. `epsilon` is in pixels of [0,1], `first_drop` a fraction of the epochs."""
 
     data: str
+    model: str
     inner: str
     single_step: bool
     epsilon: float
@@ -60,7 +61,23 @@ def _grad_align(setting: Setting) -> dict[str, Any]:
     return {"strength": strength}
 
 
+def _n_fgsm(setting: Setting) -> dict[str, Any]:
+    """De Jorge et al. 2022, arXiv 2202.01181: k is 2 but for two of their settings."""
+    at = (setting.data, setting.model, setting.epsilon_255)
+    exceptions: dict[tuple[str, str, int | None], float] = {
+        ("svhn", "preact_resnet18", 12): 3.0,
+        ("cifar10", "wide_resnet28_10", 16): 4.0,
+    }
+    return {"noise_scale": exceptions.get(at, 2.0)}
+
+
+def published_beta(method: str, model: str) -> float | None:
+    """β of a preset where it depends on the network: MART's is 6 on wide residual networks (ICLR 2020)."""
+    return 6.0 if method.removesuffix("_der") == "mart" and model.startswith("wide_resnet") else None
+
+
 PUBLISHED: Mapping[str, Callable[[Setting], dict[str, Any]]] = {
+    "n_fgsm": _n_fgsm,
     "der": _der,
     "aaer": _aaer,
     "grad_align": _grad_align,

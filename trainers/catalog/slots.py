@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from trainers.catalog.entries import Entry, Inner, Parameter
+from trainers.catalog.entries import Entry, Inner, Outer, Parameter
 
 _NATURAL = frozenset({"natural_logits"})
 _BETA = {"beta": Parameter(6.0, "strength of the KL term", low=0.0)}
@@ -76,33 +77,36 @@ INNER: dict[str, Inner] = {
     ),
 }
 
-OUTER: dict[str, Entry] = {
-    "ce_adv": Entry("trainers.methods.outer:ce_adv", "CE(x*)", "Madry et al. 2018, arXiv 1706.06083, eq. 2.1"),
-    "bce_adv": Entry(
+OUTER: dict[str, Outer] = {
+    "ce_adv": Outer("trainers.methods.outer:ce_adv", "CE(x*)", "Madry et al. 2018, arXiv 1706.06083, eq. 2.1"),
+    "bce_adv": Outer(
         "trainers.methods.outer:bce_adv",
         "BCE(x*): CE(x*) − log(1 − best wrong probability)",
         "MART, Wang et al. 2020, ICLR 2020",
     ),
-    "ce_nat_kl": Entry(
+    "ce_nat_kl": Outer(
         "trainers.methods.outer:ce_nat_kl",
         "CE(x) + β KL(p(x) || p(x*))",
         "Zhang et al. 2019, arXiv 1901.08573, eq. 5",
         parameters=_BETA,
         needs=_NATURAL,
+        divergence=True,
     ),
-    "ce_adv_kl": Entry(
+    "ce_adv_kl": Outer(
         "trainers.methods.outer:ce_adv_kl",
         "CE(x*) + β KL(p(x) || p(x*))",
         "WEAT, arXiv 2407.06315",
         parameters=_BETA,
         needs=_NATURAL,
+        divergence=True,
     ),
-    "bce_adv_kl": Entry(
+    "bce_adv_kl": Outer(
         "trainers.methods.outer:bce_adv_kl",
         "BCE(x*) + β KL(p(x) || p(x*))",
         "MART, Wang et al. 2020, ICLR 2020",
         parameters=_BETA,
         needs=_NATURAL,
+        divergence=True,
     ),
 }
 
@@ -150,7 +154,7 @@ WEIGHTING: dict[str, Entry] = {
 REGULARIZER: dict[str, Entry] = {
     "der": Entry(
         "trainers.methods.regularizers:der",
-        "β · mean over S of max(ΔE(x)² + ΔE(x,y)² − γ, 0)",
+        "β/B Σ over S of max(ΔE(x)² + ΔE(x,y)² − γ, 0)",
         "DER, arXiv 2505.22486",
         parameters={
             "beta": Parameter(100.0, "strength; multi-step methods default to 0.25", low=0.0),
@@ -168,7 +172,8 @@ REGULARIZER: dict[str, Entry] = {
             "divide_by": Parameter("batch", "divide the sum by the batch or by |S|", choices=("batch", "samples")),
             "detach_natural": Parameter(False, "no gradient through E(x); diverges at a large beta"),
         },
-        needs=frozenset({"natural_logits", "start_logits"}),
+        needs=_NATURAL,
+        needs_if={"start_logits": {"samples": "abnormal", "reference": "start"}},
         placement={
             "start": _start(
                 "fraction of the epochs before it acts; multi-step methods: the first learning-rate drop or 0.75"
@@ -216,21 +221,23 @@ WEIGHT_PERTURBATION: dict[str, Entry] = {
 }
 
 
-def training_passes(inner: str, outer: str, optional: Sequence[str | None], steps: int) -> int:
+def training_passes(
+    inner: str, outer: str, optional: Sequence[tuple[str, Mapping[str, Any]] | None], *, steps: int, batch_norm: str
+) -> int:
     """Passes per training image: attack, then forward and full backward of x*, and of x where a slot needs it.
 
-    `optional` are the names of weighting, regularizer and weight perturbation, None for an empty slot. A weight
-    perturbation takes the same loss once more.
+    `optional` are name and parameters of weighting, regularizer and weight perturbation, None for an empty slot. A
+    weight perturbation takes the same loss once more. What an attack in eval mode saw at its start is seen again.
     """
     attack = INNER[inner]
     weighting, regularizer, weight_perturbation = optional
-    chosen = [OUTER[outer]]
-    chosen += [WEIGHTING[weighting]] if weighting else []
-    chosen += [REGULARIZER[regularizer]] if regularizer else []
-    natural = any("natural_logits" in entry.needs for entry in chosen)
-    gradients = any("input_gradients" in entry.needs for entry in chosen)
-    loss = 3 + 3 * natural + sum(entry.passes for entry in chosen)
-    again = 1 if weight_perturbation is None else 2
-    # The gradient at the natural image comes with an attack that starts there.
-    image_gradient = 2 * (gradients and not attack.starts_at_image)
-    return 2 * steps + attack.passes + image_gradient + again * loss
+    needs, own = OUTER[outer].needed({}), OUTER[outer].passes
+    for entries, slot in ((WEIGHTING, weighting), (REGULARIZER, regularizer)):
+        if slot is not None:
+            entry = entries[slot[0]]
+            needs, own = needs | entry.needed(slot[1]), own + entry.passes
+    loss = 3 + 3 * ("natural_logits" in needs) + own
+    # The gradient at the natural image comes with an attack that starts there, in the same batch-norm mode.
+    loss += 2 * ("input_gradients" in needs and not (attack.starts_at_image and batch_norm == "train"))
+    start = "start_logits" in needs and batch_norm == "eval"
+    return 2 * steps + attack.passes + start + (1 if weight_perturbation is None else 2) * loss

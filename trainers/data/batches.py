@@ -34,7 +34,11 @@ class TrainingBatches:
         self._batch_size = min(experiment.optimizer.batch_size, len(data))
         local = self._batch_size // ranks.world_size
         if local * ranks.world_size != self._batch_size:
-            raise ValueError(f"a batch of {self._batch_size} can't be divided among {ranks.world_size} ranks")
+            raise InvalidInput.single(
+                "optimizer.batch_size",
+                f"a batch of {self._batch_size} ({len(data)} images are left to train on) can't be divided among "
+                f"{ranks.world_size} ranks",
+            )
         self._own = slice(ranks.rank * local, (ranks.rank + 1) * local)
         self._extra = load_extra(self._settings)
         self._num_extra = round(self._batch_size * (self._settings.extra_fraction or 0))

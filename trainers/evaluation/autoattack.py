@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trainers.problems import InvalidInput
+from trainers.randomness import kept_random_state
 
 # The (targeted) difference of logits ratio divides by a distance between the third (and fourth) logit and the first.
 FEWEST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
@@ -32,12 +33,12 @@ def autoattack_stage(
 
     with torch.no_grad():
         num_classes = model(pixels[:1]).shape[1]
-    if num_classes < FEWEST_CLASSES.get(stage, 2):
+    fewest = FEWEST_CLASSES.get(stage, 2)
+    if num_classes < fewest:
         raise InvalidInput.single(
-            "attack",
-            f"{stage} needs at least {FEWEST_CLASSES[stage]} classes for its loss; this model has {num_classes}",
+            "attack", f"{stage} needs at least {fewest} classes for its loss; this model has {num_classes}"
         )
-    with _undisturbed(model):
+    with _undisturbed(model, pixels.device):
         runner = AutoAttack(model, norm="Linf", eps=epsilon, version="standard", device=str(pixels.device), seed=seed)
         runner.attacks_to_run = [stage]
         runner.apgd_targeted.n_target_classes = runner.fab.n_target_classes = min(TARGETS, num_classes - 1)
@@ -47,7 +48,7 @@ def autoattack_stage(
 
 
 @contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
+def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
     """What the package would leave changed comes back as it was.
 
     It calls `backward`, so parameters must need no gradient; it seeds torch's global generator; and its search for
@@ -57,7 +58,7 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
     model.requires_grad_(False)
     tracer = sys.gettrace()
     try:
-        with torch.random.fork_rng():
+        with kept_random_state(device):
             yield
     finally:
         sys.settrace(tracer)

@@ -18,6 +18,7 @@ from trainers.evaluation.autoattack import autoattack_stage
 from trainers.evaluation.gradient import GRADIENT_ATTACKS
 from trainers.evaluation.result import Flags, Protocol
 from trainers.pixels import PixelValue
+from trainers.precision import tf32
 from trainers.randomness import Noise, generator
 
 
@@ -32,17 +33,18 @@ def evaluate_range(
     """
     pixels, labels = images.floats(start, stop), images.labels[start:stop]
     model.eval()
-    standing = _correct(model, pixels, labels, protocol.batch_size)
-    flags = {"clean": standing}
-    for stage in stages(protocol.attack):
-        if progress is not None:
-            progress(stage)
-        survivors = torch.nonzero(standing).squeeze(1)
-        if len(survivors):
-            adversarial = _attacked(model, pixels[survivors], labels[survivors], stage, protocol, start)
-            standing = standing.clone()
-            standing[survivors] = _correct(model, adversarial, labels[survivors], protocol.batch_size)
-        flags[stage] = standing
+    with tf32(allowed=False):
+        standing = _correct(model, pixels, labels, protocol.batch_size)
+        flags = {"clean": standing}
+        for stage in stages(protocol.attack):
+            if progress is not None:
+                progress(stage)
+            survivors = torch.nonzero(standing).squeeze(1)
+            if len(survivors):
+                adversarial = _attacked(model, pixels[survivors], labels[survivors], stage, protocol, start)
+                standing = standing.clone()
+                standing[survivors] = _correct(model, adversarial, labels[survivors], protocol.batch_size)
+            flags[stage] = standing
     return Flags(start, stop, {stage: tuple(values.tolist()) for stage, values in flags.items()})
 
 

@@ -20,19 +20,23 @@ def table(raw: dict[str, Any], key: str) -> dict[str, Any]:
 
 def fill_choice(
     table: dict[str, Any], place: str, entries: Mapping[str, catalog.Entry], problems: list[Problem],
-    defaults: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None, apart: tuple[str, ...] = (),
 ) -> None:  # fmt: skip
-    """Check a table's fields against its entry and fill in what is missing, `defaults` before the entry's own."""
+    """Check a table's fields against its entry and fill in what is missing, `defaults` before the entry's own.
+
+    Fields `apart` are given elsewhere.
+    """
     entry = entries.get(str(table.get("name")))
     if entry is None:
         what = place.rpartition(".")[2]
         problems.append(Problem(f"{place}.name", unknown_name(table.get("name"), entries, what)))
         return
+    fields = {key: parameter for key, parameter in entry.fields.items() if key not in apart}
     for key in [key for key in table if key != "name"]:
-        if key not in entry.fields:
-            allowed = ["name", *entry.fields]
+        if key not in fields:
+            allowed = ["name", *fields]
             problems.append(Problem(f"{place}.{key}", unknown_name(key, allowed, f"field of {table['name']}")))
-        elif (complaint := entry.fields[key].refuse(table[key])) is not None:
+        elif (complaint := fields[key].refuse(table[key])) is not None:
             problems.append(Problem(f"{place}.{key}", complaint))
-    for key, parameter in entry.fields.items():
+    for key, parameter in fields.items():
         table.setdefault(key, copy.copy((defaults or {}).get(key, parameter.default)))

@@ -23,18 +23,18 @@ def fill(raw: dict[str, Any]) -> list[Problem]:
     if preset is None:
         problems.append(Problem("method.name", unknown_name(method["name"], catalog.PRESETS, "method")))
         preset = catalog.PRESETS["fgsm"]
-    attack, evaluation = table(raw, "attack"), table(raw, "evaluation")
+    attack, evaluation, model = table(raw, "attack"), table(raw, "evaluation"), table(raw, "model")
+    model.setdefault("name", "small" if dataset.module.endswith("digits") else "preact_resnet18")
+    fill_choice(model, "model", catalog.MODELS, problems)
     schedule = table(raw, "schedule")
     schedule.setdefault("name", "triangular")
     fill_choice(schedule, "schedule", catalog.SCHEDULES, problems)
     attack.setdefault("epsilon", dataset.epsilon)
     epsilon = _usable_epsilon(attack["epsilon"], dataset)
-    fill_method(method, preset, schedule, str(table(raw, "data").get("name")), float(epsilon), problems)
+    data_name, model_name = str(table(raw, "data").get("name")), str(model["name"])
+    fill_method(method, preset, schedule, data_name, model_name, float(epsilon), problems)
     _fill_attack(attack, method, preset, epsilon, problems)
     evaluation.setdefault("epsilon", epsilon)
-    model = table(raw, "model")
-    model.setdefault("name", "small" if dataset.module.endswith("digits") else "preact_resnet18")
-    fill_choice(model, "model", catalog.MODELS, problems)
     _check_combinations(raw, schedule, problems)
     return problems
 
@@ -48,8 +48,17 @@ def _fill_recipe(raw: dict[str, Any], problems: list[Problem]) -> None:
         problems.append(Problem("recipe", unknown_name(raw["recipe"], catalog.RECIPES, "recipe")))
         return
     name = table(raw, "data").get("name", "digits")
+    usual = {key: recipe.settings[key]["name"] for key in ("method", "schedule")}
+    given = {key: table(raw, key).get("name", usual[key]) for key in usual}
     for settings in (recipe.on_data.get(str(name), {}), recipe.settings):
-        _merge(raw, settings)
+        kept = copy.deepcopy(dict(settings))
+        if given["schedule"] != usual["schedule"]:
+            kept.get("optimizer", {}).pop("momentum_at_peak", None)
+        if given["method"] != usual["method"]:
+            # What belongs to the recipe's own method: its step size, when its weight perturbation starts.
+            kept.get("attack", {}).pop("step_size", None)
+            kept.pop("method", None)
+        _merge(raw, kept)
 
 
 def _merge(raw: dict[str, Any], defaults: Mapping[str, Any]) -> None:
@@ -71,6 +80,11 @@ def _check_combinations(raw: dict[str, Any], schedule: dict[str, Any], problems:
             Problem(
                 "optimizer.momentum_at_peak", f"{cycled!r}: {schedule['name']} has no peak; triangular and onecycle do"
             )
+        )
+    warmup, epochs = table(raw, "attack").get("warmup_epochs"), raw.get("epochs")
+    if isinstance(warmup, (int, float)) and isinstance(epochs, int) and warmup >= epochs:
+        problems.append(
+            Problem("attack.warmup_epochs", f"{warmup!r}: must be below the {epochs} epochs, or ε is never reached")
         )
     regularizer = table(raw, "method").get("regularizer")
     aligned = isinstance(regularizer, dict) and regularizer.get("name") == "grad_align"
@@ -124,7 +138,7 @@ def _fill_attack(
     problems: list[Problem],
 ) -> None:  # fmt: skip
     inner = catalog.INNER.get(str(method["inner"].get("name")), catalog.INNER["fgsm"])
-    steps = attack.setdefault("steps", 1 if inner.single_step else max(preset.steps, 2))
+    steps = attack.setdefault("steps", 1 if inner.single_step else preset.steps if preset.steps > 1 else 10)
     if inner.single_step and steps != 1:
         problems.append(Problem("attack.steps", f"{steps!r}: {method['inner']['name']} takes exactly 1 step"))
     attack.setdefault("batch_norm", preset.batch_norm)

@@ -7,28 +7,28 @@ from typing import Any
 
 from trainers import catalog
 from trainers.filling.choices import fill_choice, table
-from trainers.problems import Problem, unknown_name
+from trainers.problems import Problem
 
 
 def fill_method(
-    method: dict[str, Any], preset: catalog.Preset, schedule: Mapping[str, Any], data: str, epsilon: float,
-    problems: list[Problem],
+    method: dict[str, Any], preset: catalog.Preset, schedule: Mapping[str, Any], data: str, model: str,
+    epsilon: float, problems: list[Problem],
 ) -> None:  # fmt: skip
     """Fill every slot of `method` in place and report what contradicts the catalog."""
-    _fill_slot(method, "inner", preset, catalog.INNER, None, problems)
-    inner = str(method["inner"]["name"])
+    inner = str(_chosen_name(method, "inner", preset))
     milestones = schedule.get("milestones")
     setting = catalog.Setting(
         data=data,
+        model=model,
         inner=inner,
         single_step=inner in catalog.INNER and catalog.INNER[inner].single_step,
         epsilon=epsilon,
         first_drop=milestones[0] if isinstance(milestones, list) and milestones else None,
     )
-    outer = method.setdefault("outer", preset.outer)
-    if str(outer) not in catalog.OUTER:
-        problems.append(Problem("method.outer", unknown_name(outer, catalog.OUTER, "outer")))
-    _fill_beta(method, preset, problems)
+    _fill_slot(method, "inner", preset, catalog.INNER, setting, problems)
+    _fill_slot(method, "outer", preset, catalog.OUTER, setting, problems, apart=("beta",))
+    outer = catalog.OUTER.get(str(method["outer"]["name"]))
+    _fill_beta(method, preset, outer, model, problems)
     optional: dict[str, dict[str, catalog.Entry]] = {
         "weighting": catalog.WEIGHTING,
         "regularizer": catalog.REGULARIZER,
@@ -37,23 +37,32 @@ def fill_method(
     for slot, entries in optional.items():
         _fill_slot(method, slot, preset, entries, setting, problems)
     weighting = method["weighting"]
-    if isinstance(weighting, dict) and weighting.get("applies_to") == "divergence" and not _has_divergence(outer):
+    on_divergence = isinstance(weighting, dict) and weighting.get("applies_to") == "divergence"
+    if on_divergence and outer is not None and not outer.divergence:
         problems.append(
             Problem(
                 "method.weighting.applies_to",
-                f"'divergence': {outer} has no KL term to weight; allowed here: all, classification",
+                f"'divergence': {method['outer']['name']} has no KL term to weight; allowed here: all, classification",
             )
         )
 
 
+def _chosen_name(method: Mapping[str, Any], slot: str, preset: catalog.Preset) -> object:
+    """The name in a slot before it is filled."""
+    given, usual = method.get(slot), preset.slot(slot)
+    assert usual is not None
+    return given.get("name", usual["name"]) if isinstance(given, dict) else given if slot in method else usual["name"]
+
+
 def _fill_slot(
     method: dict[str, Any], slot: str, preset: catalog.Preset, entries: Mapping[str, catalog.Entry],
-    setting: catalog.Setting | None, problems: list[Problem],
+    setting: catalog.Setting, problems: list[Problem], apart: tuple[str, ...] = (),
 ) -> None:  # fmt: skip
+    """Fill one slot; fields `apart` have a place of their own in `method`."""
     chosen = preset.slot(slot)
     if slot not in method:
         method[slot] = chosen
-    if method[slot] is None and slot != "inner":
+    if method[slot] is None and slot not in ("inner", "outer"):
         return
     if not isinstance(method[slot], (str, dict)):
         problems.append(Problem(f"method.{slot}", f"{method[slot]!r}: name one of: {', '.join(sorted(entries))}"))
@@ -70,17 +79,19 @@ def _fill_slot(
         picked["name"] = chosen["name"]
     name = str(picked["name"])
     published = catalog.PUBLISHED.get(name)
-    defaults = published(setting) if published is not None and setting is not None else {}
+    defaults = published(setting) if published is not None else {}
     if chosen is not None and chosen["name"] == name:
         defaults |= chosen
-    fill_choice(picked, f"method.{slot}", entries, problems, defaults)
+    fill_choice(picked, f"method.{slot}", entries, problems, defaults, apart)
 
 
-def _fill_beta(method: dict[str, Any], preset: catalog.Preset, problems: list[Problem]) -> None:
-    takes_beta = _has_divergence(method["outer"])
+def _fill_beta(
+    method: dict[str, Any], preset: catalog.Preset, outer: catalog.Outer | None, model: str, problems: list[Problem]
+) -> None:
+    parameter = None if outer is None else outer.parameters.get("beta")
     beta = method.get("beta")
-    if beta is not None and not takes_beta:
-        with_beta = [name for name, row in catalog.PRESETS.items() if _has_divergence(row.outer)]
+    if beta is not None and parameter is None:
+        with_beta = [name for name, row in catalog.PRESETS.items() if "beta" in catalog.OUTER[row.outer].parameters]
         hint = " Its regularizer has one: method.regularizer.beta." if preset.regularizer == "der" else ""
         problems.append(
             Problem(
@@ -89,13 +100,7 @@ def _fill_beta(method: dict[str, Any], preset: catalog.Preset, problems: list[Pr
                 f"Methods with one: {', '.join(sorted(with_beta))}.",
             )
         )
-    elif beta is not None:
-        complaint = catalog.OUTER[method["outer"]].parameters["beta"].refuse(beta)
-        if complaint is not None:
-            problems.append(Problem("method.beta", complaint))
-    default = preset.beta if preset.beta is not None else 6.0
-    method.setdefault("beta", default if takes_beta else None)
-
-
-def _has_divergence(outer: object) -> bool:
-    return str(outer) in catalog.OUTER and "beta" in catalog.OUTER[str(outer)].parameters
+    elif beta is not None and parameter is not None and (complaint := parameter.refuse(beta)) is not None:
+        problems.append(Problem("method.beta", complaint))
+    default = catalog.published_beta(str(method["name"]), model) or preset.beta
+    method.setdefault("beta", None if parameter is None else parameter.default if default is None else default)

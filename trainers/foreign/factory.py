@@ -7,11 +7,11 @@ import importlib.util
 import sys
 from pathlib import Path
 
-import torch
 from torch import nn
 
-from trainers.foreign.weights import read_weights
+from trainers.foreign.weights import read_weights, unwrapped
 from trainers.problems import InvalidInput
+from trainers.randomness import kept_random_state
 
 FIELD = "--model"
 
@@ -45,13 +45,16 @@ def factory_model(reference: str, weights: Path | None, *, allow_code: bool) -> 
         raise InvalidInput.single(
             FIELD, f"{reference!r} would execute the Python code in {file}: add --allow-code if you trust it"
         )
-    with torch.random.fork_rng():
+    with kept_random_state():
         model = _made(file, name)
     if not isinstance(model, nn.Module):
         raise InvalidInput.single(FIELD, f"{name}() of {file} returns {type(model).__name__}, not an nn.Module")
     if weights is not None:
+        given = read_weights(weights)
+        # A wrapper that is part of the user's own module has its prefix in both.
+        bare = given if set(given) == set(model.state_dict()) else unwrapped(given)
         try:
-            model.load_state_dict(read_weights(weights))
+            model.load_state_dict(bare)
         except RuntimeError as error:
             raise InvalidInput.single(str(weights), f"does not fit {reference}: {error}") from error
     return model.eval()

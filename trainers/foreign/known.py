@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from trainers import catalog
 from trainers.catalog import Dataset
 from trainers.foreign.layouts import our_names
-from trainers.foreign.weights import read_weights
+from trainers.foreign.weights import read_weights, unwrapped
 from trainers.models.normalize import Normalized, input_statistics
 from trainers.problems import InvalidInput
 
@@ -35,7 +35,7 @@ def known_model(
     the file brings along (`checkpoint`); a file that brings some and is given something else is refused. Raises
     InvalidInput, naming tensors that are missing, unexpected, or of another shape.
     """
-    weights = read_weights(file)
+    weights = unwrapped(read_weights(file))
     brought = {name: tensor for name, tensor in weights.items() if name.split(".")[-1] in (*_MEAN, *_DEVIATION)}
     mean, std = _statistics(file, brought, dataset, normalization)
     with torch.random.fork_rng(devices=[]):

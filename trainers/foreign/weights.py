@@ -24,8 +24,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     """The tensors of a file by the names that its author gave them, on the CPU.
 
     Reads `.safetensors`, and what `torch.save` wrote: a state dict, or one under `state_dict`, `model_state_dict` or
-    `model`. The `module.` of DataParallel and the `_orig_mod.` of compiled models are taken off the names. Nothing in
-    the file is executed. Raises InvalidInput for a file that is anything else.
+    `model`. Nothing in the file is executed. Raises InvalidInput for a file that is anything else.
     """
     if not file.is_file():
         raise InvalidInput.single(str(file), "is not a file")
@@ -37,7 +36,11 @@ def read_weights(file: Path) -> dict[str, Tensor]:
             raise InvalidInput.single(str(file), f"is not a safetensors file ({error})") from error
     else:
         content = _unpickled(file)
-    weights = _state_dict(content, file)
+    return _state_dict(content, file)
+
+
+def unwrapped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the `module.` of DataParallel and the `_orig_mod.` of compiled models, where all names begin with it."""
     while any(all(name.startswith(wrapper) for name in weights) for wrapper in WRAPPERS):
         weights = {name.partition(".")[2]: tensor for name, tensor in weights.items()}
     return weights

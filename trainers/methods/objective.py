@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -90,27 +90,28 @@ class Objective:
         return self.terms(step, progress).total
 
 
-def objective(name: str, **parameters: Any) -> Objective:
+def objective(name: str, *, data: str = "cifar10", epsilon: float | str = "8/255", **parameters: Any) -> Objective:
     """The objective of a preset: `objective("weat_adv", beta=7.0)(natural_logits, adversarial_logits, labels)`.
 
     Parameters are the fields of `method`: `beta` is the outer loss's, and `regularizer={"gamma": 0.2}` changes the
-    regularizer's. Raises InvalidInput for a name or a parameter that does not exist.
+    regularizer's. Strengths that the papers choose by data set and training ε follow `data` and `epsilon`. Raises
+    InvalidInput for a name or a parameter that does not exist.
     """
-    return build_objective(config.parse({"method": {"name": name, **parameters}}).method)
+    raw = {"data": data, "attack": {"epsilon": epsilon}, "method": {"name": name, **parameters}}
+    return build_objective(config.parse(raw).method)
 
 
 def build_objective(method: config.Method) -> Objective:
     """The objective of a validated method."""
-    entry = catalog.OUTER[method.outer]
-    outer = entry.load()
-    if method.beta is not None:
-        outer = partial(outer, beta=method.beta)
+    entry = catalog.OUTER[method.outer.name]
+    beta = {} if method.beta is None else {"beta": method.beta}
+    outer = partial(entry.load(), **method.outer.parameters, **beta)
     weighting = None if method.weighting is None else _slot(catalog.WEIGHTING, method.weighting)
     regularizer = None if method.regularizer is None else _slot(catalog.REGULARIZER, method.regularizer)
     return Objective(outer, entry.needs, weighting, regularizer)
 
 
-def _slot(entries: dict[str, catalog.Entry], choice: config.Choice) -> Slot:
+def _slot(entries: Mapping[str, catalog.Entry], choice: config.Choice) -> Slot:
     entry, chosen = entries[choice.name], choice.parameters
     function = partial(entry.load(), **{name: chosen[name] for name in entry.parameters})
-    return Slot(function, entry.needs, float(chosen["start"]), chosen.get("applies_to", "all"))
+    return Slot(function, entry.needed(chosen), float(chosen.get("start", 0.0)), chosen.get("applies_to", "all"))

@@ -22,8 +22,7 @@ def awp(
     statistics are those of the update alone.
     """
     weights = {name: weight for name, weight in model.named_parameters() if "weight" in name and weight.dim() > 1}
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    value = loss(lambda images: functional_call(model, buffers, (images,)))
+    value = loss(without_statistics(model))
     gradients = torch.autograd.grad(value, list(weights.values()))
     averaged = mean_over_ranks(torch.cat([gradient.flatten() for gradient in gradients]))
     perturbation = {}
@@ -32,6 +31,12 @@ def awp(
         size = gamma * weight.detach().norm() / (gradient.norm() + 1e-20)
         perturbation[name] = size * gradient.view_as(weight)
     return perturbation
+
+
+def without_statistics(model: nn.Module) -> Forward:
+    """The model's forward on copies of its buffers: its batch-norm statistics do not notice."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    return lambda images: functional_call(model, buffers, (images,))
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from torch import nn
 from trainers import catalog
 from trainers.config import Experiment
 from trainers.models.normalize import Normalized, input_statistics
-from trainers.randomness import derive_seed
+from trainers.randomness import derive_seed, kept_random_state
 
 
 def build_model(experiment: Experiment) -> nn.Module:
@@ -18,7 +18,7 @@ def build_model(experiment: Experiment) -> nn.Module:
     """
     dataset = catalog.DATASETS[experiment.data.name]
     entry = catalog.MODELS[experiment.model.name]
-    with torch.random.fork_rng(devices=[]):
+    with kept_random_state():
         torch.manual_seed(derive_seed(experiment.seed, "weights"))
         network = entry.load()(dataset.num_classes, dataset.channels, **experiment.model.parameters)
     return Normalized(network, *input_statistics(dataset, experiment.data.normalization))

@@ -34,12 +34,14 @@ class SynchronizedBatchNorm2d(nn.BatchNorm2d):
         """[B, C, H, W] -> [B, C, H, W]."""
         if not self.training:
             return super().forward(input)
-        mean = _mean_over_ranks(input.mean(dim=(0, 2, 3)))
-        centered = input - mean[:, None, None]
+        # Statistics in bfloat16 would be off by a percent.
+        values = input.float() if input.dtype == torch.bfloat16 else input
+        mean = _mean_over_ranks(values.mean(dim=(0, 2, 3)))
+        centered = values - mean[:, None, None]
         variance = _mean_over_ranks(centered.square().mean(dim=(0, 2, 3)))
         self._track(mean.detach(), variance.detach(), dist.get_world_size() * input.numel() // input.shape[1])
         normalized = centered * (variance + self.eps).rsqrt()[:, None, None]
-        return normalized * self.weight[:, None, None] + self.bias[:, None, None]
+        return (normalized * self.weight[:, None, None] + self.bias[:, None, None]).to(input.dtype)
 
     def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
         assert self.running_mean is not None
