@@ -24,7 +24,7 @@ from trainers.overfitting import (
 )
 from trainers.records import EpochRecord
 
-_LEAST_FOR_A_MEDIAN = 3
+_LEAST_PEERS = 3
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,16 @@ def pruning_stop(pruning: Pruning, method: str, curve: Sequence[float], peers: S
     """Whether a trial that is compared after its newest epoch falls behind.
 
     `curve` is its held-out robust accuracy, a fraction an epoch; `peers` is that of the trials which were compared at
-    the same epoch before it. Halving lets the best ceil(n / reduction) of n go on, itself and its equals included
-    (ASHA, Li et al. 2020, arXiv 1810.05934, as a stopping rule); the median rule is that of Golovin et al. 2017
-    (Vizier).
+    the same epoch before it; fewer than three say too little. Halving lets the best ceil(n / reduction) of n go on,
+    itself and its equals included (ASHA, Li et al. 2020, arXiv 1810.05934, as a stopping rule); the median rule is
+    that of Golovin et al. 2017 (Vizier).
     """
+    if len(peers) < _LEAST_PEERS:
+        return None
     where = f"{pruning.rule} at epoch {len(curve)}: "
     if pruning.rule == "median":
         best = max(curve)
-        if len(peers) < _LEAST_FOR_A_MEDIAN or best >= median(peers):
+        if best >= median(peers):
             return None
         reason = (
             f"best robust accuracy {100 * best:.1f} % is below the median {100 * median(peers):.1f} % of {len(peers)} "

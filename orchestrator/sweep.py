@@ -159,9 +159,10 @@ def judge_run(
 def stopped_outcome(stop: Stop, records: Sequence[EpochRecord], study: Study) -> Outcome:
     """How a stopped trial counts.
 
-    With `checkpoint: best`, one that overfitted counts with its best epoch, which more epochs were not going to beat;
-    with `checkpoint: last` it has no last epoch, and one that was pruned lost to others: neither has objectives, so
-    none of them is confirmed. A group of several workers is an epoch ahead of the decision: what follows is left out.
+    With `checkpoint: best`, one that overfitted counts with its best epoch so far (some nets recover from a collapse
+    and might have had a slightly better one). With `checkpoint: last` it has no last epoch, and one that was pruned
+    lost to others: neither has objectives, so neither is confirmed. A group of several workers is an epoch ahead of
+    the decision: what follows it is left out.
     """
     seen, names = records[: stop.epoch + 1], study.search.objectives
     counts = study.search.checkpoint == "best" and stop.rule != "prune"

@@ -20,16 +20,19 @@ class RobustPatience(Section):
 
 
 class Pruning(Section):
-    """Stop a trial that falls behind the others of its own method on held-out robust accuracy.
+    """Stop a trial that falls behind the others of its own method on held-out robust accuracy, if at least three got
+    as far before it. Which ones did depends on how fast trials run: with several slots, two runs of a study may differ.
 
     asha: compared after grace_epochs, then after `reduction` times as many, and so on; the best 1/reduction of those
     that got there go on. hyperband: the same in brackets that begin one comparison later each; trials take turns by
     number, and those of the last bracket always end. median: compared every epoch from grace_epochs on; the best value
-    so far must reach the median of at least three others at that epoch.
+    so far must reach the median of the others at that epoch.
     """
 
     rule: Literal["asha", "median", "hyperband"]
-    grace_epochs: int = Field(ge=1, description="epochs before the first comparison; one-cycle: a fifth of all or more")
+    grace_epochs: int = Field(
+        ge=1, description="epochs before the first comparison; early ranks of one-cycle runs say nothing"
+    )
     reduction: int | None = Field(default=None, ge=2, description="default: 2; not for median")
 
     @model_validator(mode="after")

@@ -60,11 +60,13 @@ def test_trials_are_compared_within_their_method_only(journal: Journal, study: S
 
 def test_a_new_driver_decides_as_the_one_that_died_would_have(journal: Journal, study: Study) -> None:
     first = Trials(journal, study, ASHA)
-    curves = {0: [0.3, 0.5, 0.5, 0.50], 1: [0.3, 0.6, 0.6, 0.40], 2: [0.3, 0.2, 0.6, 0.9], 3: [0.3, 0.55, 0.6, 0.45]}
+    second_epoch = {0: 0.5, 1: 0.6, 2: 0.2, 3: 0.1, 4: 0.55}  # trials 0 to 2 have too few to be compared with
+    fourth_epoch = {0: 0.5, 1: 0.4, 2: 0.9, 3: 0.9, 4: 0.45}
+    curves = {number: [0.3, second_epoch[number], 0.6, fourth_epoch[number]] for number in range(5)}
     before = {number: first.stopped_at(number, curve) for number, curve in curves.items()}
-    assert before == {0: None, 1: 3, 2: 1, 3: None}
+    assert before == {0: None, 1: None, 2: None, 3: 1, 4: 3}
     events = journal.events()
-    # Meanwhile others got there: compared now, after epoch 2, trial 0 would be in the worse half.
+    # Meanwhile others got there: compared now, trial 2 would be in the worse half.
     second = Trials(journal, study, ASHA)
     assert {number: second.stopped_at(number, curve) for number, curve in curves.items()} == before
     assert journal.events() == events
