@@ -35,7 +35,13 @@ RUNS = {
     | {"evaluation.check_every": 2},
     "fgsm_rs_der": {"method.name": "fgsm_rs_der", "model.norm": "group"},
     "weat_adv": {"method.name": "weat_adv", "attack.steps": 2, "model.norm": "batch"},
-    "synchronized": {"method.name": "mail_at", "attack.steps": 2, "synchronize_batch_norm": True, "epochs": 1},
+    "synchronized": {
+        "method.name": "mail_at",
+        "attack.steps": 2,
+        "synchronize_batch_norm": True,
+        "epochs": 1,
+        "optimizer.ema_decay": 0.5,
+    },
     "one_batch": {"method.name": "weat_adv", "attack.steps": 2, "optimizer.batch_size": 128, "epochs": 1},
 }
 

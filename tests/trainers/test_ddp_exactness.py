@@ -62,6 +62,16 @@ def update(experiment, images, labels, ranks, *, synchronized=True):
     return {name: value.clone() for name, value in model.state_dict().items()}, result
 
 
+def rounded_statistics(ranks):
+    """Batch-norm buffers and the type of the output after a bfloat16 batch with a large mean, a part on each rank."""
+    values = (100 + torch.randn(16, 3, 4, 4, generator=torch.Generator().manual_seed(0))).bfloat16()
+    layer = synchronize_batch_norm(torch.nn.Sequential(torch.nn.BatchNorm2d(3)).train())
+    output = layer(values[ranks.share(len(values))])
+    return {name: value for name, value in layer.state_dict().items() if "running" in name} | {
+        "output": output.detach()
+    }
+
+
 def work(rank, folder):
     torch.set_num_threads(1)
     images, labels = torch.load(folder / "batch.pt")
@@ -74,8 +84,9 @@ def work(rank, folder):
         found = {
             (name, norm): update(settings(name, norm), images, labels, ranks) for name in VARIANTS for norm in NORMS
         }
+        found["statistics"] = rounded_statistics(ranks), None
         found["own"] = update(settings("sat", "batch"), images, labels, ranks, synchronized=False)
-        plain = {key: (weights, vars(result)) for key, (weights, result) in found.items()}
+        plain = {key: (weights, result and vars(result)) for key, (weights, result) in found.items()}
         torch.save(plain, folder / f"world{world}rank{rank}.pt")
         dist.destroy_process_group()
 
@@ -126,3 +137,14 @@ def test_with_each_ranks_own_batch_norm_the_number_of_ranks_shows(world, togethe
     own = together[world][0]["own"][0]
     weight = next(name for name in weights if name.endswith("weight"))
     assert (own[weight] - weights[weight]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_synchronized_statistics_of_bfloat16_activations_are_those_of_float32(world, together):
+    values = (100 + torch.randn(16, 3, 4, 4, generator=torch.Generator().manual_seed(0))).bfloat16()
+    exact = torch.nn.BatchNorm2d(3).train()
+    exact(values.float())
+    found, _ = together[world][0]["statistics"]
+    torch.testing.assert_close(found["0.running_mean"], exact.running_mean, rtol=1e-6, atol=0)
+    torch.testing.assert_close(found["0.running_var"], exact.running_var, rtol=1e-5, atol=0)
+    assert found["output"].dtype == torch.bfloat16

@@ -430,3 +430,21 @@ def test_code_that_changed_is_another_architecture(code):
     assert before.startswith("net.py:factory ")
     code.write_text(CODE + "# changed\n")
     assert factory_architecture(f"{code}:factory") != before
+
+
+def test_a_wrapper_of_the_users_own_module_keeps_its_prefix(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "class Wrapped(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.module = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))\n"
+        "    def forward(self, images):\n"
+        "        return self.module(images)\n"
+    )
+    reference = f"{tmp_path / 'net.py'}:Wrapped"
+    weights = factory_model(reference, None, allow_code=True).state_dict()
+    for name, given in (("own.pt", weights), ("parallel.pt", {f"module.{key}": w for key, w in weights.items()})):
+        torch.save(given, tmp_path / name)
+        loaded = factory_model(reference, tmp_path / name, allow_code=True).state_dict()
+        assert all(torch.equal(loaded[key], value) for key, value in weights.items())

@@ -11,6 +11,7 @@ from trainers.data.batches import TrainingBatches
 from trainers.loop import fit
 from trainers.models.autocast import Autocast
 from trainers.models.build import build_model
+from trainers.models.normalize import Normalized
 from trainers.networks import Networks
 from trainers.randomness import Noise, generator
 from trainers.step import build_method, train_step
@@ -72,6 +73,36 @@ def test_in_bfloat16_every_weight_still_gets_its_gradient(name, experiment, spli
     networks.parallel.train()
     train_step(networks.parallel, build_method(settings), optimizer, images, labels, noise, progress=1.0)
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in networks.trained.parameters())
+
+
+def test_the_average_follows_without_a_wait_for_the_device(experiment, alone):
+    from tests.trainers.test_step import HostSyncs
+
+    networks = Networks(experiment({"optimizer.ema_decay": 0.9}), alone)
+    with HostSyncs() as syncs:
+        for _ in range(2):
+            networks.after_step()
+    assert syncs.seen == []
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("float32", False), ("tf32", True), ("bfloat16", False)])
+def test_float32_is_float32_while_training_and_always_while_measuring(
+    precision, allowed, experiment, splits, alone, tmp_path, monkeypatch
+):
+    """TF32 is no more than a flag of PyTorch here; on GPUs that have it the flag decides."""
+    seen = {"training": set(), "measuring": set()}
+
+    def observed(model, images):
+        kind = "training" if model.training else "measuring"
+        seen[kind].add((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        return forward(model, images)
+
+    forward = Normalized.forward
+    monkeypatch.setattr(Normalized, "forward", observed)
+    before = torch.backends.cudnn.allow_tf32
+    list(fit(experiment({"precision": precision, "epochs": 1}), tmp_path, ranks=alone, splits=splits))
+    assert seen == {"training": {(allowed, allowed)}, "measuring": {(False, False)}}
+    assert torch.backends.cudnn.allow_tf32 == before
 
 
 def test_the_training_epsilon_warms_up_from_zero(experiment, splits, alone, tmp_path, monkeypatch):

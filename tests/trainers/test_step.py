@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+import types
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainers import catalog
+from trainers.methods.outer import ce_adv
 from trainers.models.build import build_model
 from trainers.randomness import Noise, generator
 from trainers.step import build_method, train_step
@@ -112,3 +117,104 @@ def test_a_step_moves_the_weights_and_sums_over_its_rows(name, experiment, split
     assert (result.weight_sum == 8) == (catalog.PRESETS[name].weighting is None)
     assert result.regularizer == 0 or catalog.PRESETS[name].regularizer
     assert result.perturbation_norm > 0
+
+
+# What the loss compares was seen in one batch-norm mode
+
+
+def seen_by_the_loss(settings, images, labels):
+    """The StepTensors that reached the objective in one step from the initial weights."""
+    model, seen = build_model(settings).train(), []
+    method = build_method(settings)
+    spied = replace(method, objective=Spy(method.objective, seen))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    train_step(model, spied, optimizer, images, labels, Noise(generator("cpu", 0, "attack")), progress=1.0)
+    return seen[0]
+
+
+class Spy:
+    """An objective that keeps what it is given."""
+
+    def __init__(self, objective, seen):
+        self._objective, self._seen = objective, seen
+
+    def needs(self, progress):
+        return self._objective.needs(progress)
+
+    def terms(self, step, progress):
+        self._seen.append(step)
+        return self._objective.terms(step, progress)
+
+
+@pytest.mark.parametrize("batch_norm", ["train", "eval"])
+@pytest.mark.parametrize("name", ["aaer", "fgsm_rs_der"])
+def test_start_and_adversarial_logits_come_from_one_batch_norm_mode(name, batch_norm, experiment, digits):
+    settings = experiment({"method.name": name, "attack.batch_norm": batch_norm})
+    images, labels = digits[0][:64], digits[1][:64]
+    step = seen_by_the_loss(settings, images, labels)
+    model = build_model(settings).train()
+    start = build_method(settings).attacker(model, images, labels, Noise(generator("cpu", 0, "attack"))).start_images
+    torch.testing.assert_close(step.start_logits, build_model(settings).train()(start).detach())
+
+
+@pytest.mark.parametrize("batch_norm", ["train", "eval"])
+@pytest.mark.parametrize("inner", ["fgsm", "fgsm_rs"])
+def test_both_gradients_of_the_alignment_come_from_train_mode(inner, batch_norm, experiment, digits):
+    settings = experiment(
+        {"method.name": "grad_align", "method.inner": inner, "attack.batch_norm": batch_norm, "attack.steps": 1}
+    )
+    images, labels = digits[0][:64], digits[1][:64]
+    step = seen_by_the_loss(settings, images, labels)
+    x = images.clone().requires_grad_()
+    loss = torch.nn.functional.cross_entropy(build_model(settings).train()(x), labels, reduction="sum")
+    torch.testing.assert_close(step.natural_gradient, torch.autograd.grad(loss, x)[0])
+    assert not step.natural_gradient.requires_grad
+    assert step.noisy_gradient.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("values", "more"),
+    [
+        ({"method.name": "aaer"}, 1),
+        ({"method.name": "grad_align"}, 2),
+        ({"method.name": "trades_der", "attack.steps": 2}, 0),
+        ({"method.name": "mart_der", "attack.steps": 2, "method.regularizer.samples": "abnormal"}, 1),
+    ],
+)
+def test_what_is_seen_again_after_an_attack_in_eval_mode_is_in_the_cost(values, more, experiment, splits):
+    cost = {}
+    for mode in ("train", "eval"):
+        settings = experiment(values | {"attack.batch_norm": mode})
+        _, step = step_of(settings, splits)
+        with Passes((8, 4, 3, 3)) as counted:
+            step()
+        cost[mode] = counted.passes
+        assert counted.passes == settings.training_passes
+    assert cost["eval"] - cost["train"] == more
+
+
+# Other packages' entries
+
+
+def test_every_slot_takes_the_function_and_the_parameters_of_its_row(experiment, splits, monkeypatch):
+    called = []
+
+    def shaken(model, loss, *, strength, mean_over_ranks):
+        called.append(strength)
+        return {}
+
+    def tempered(natural_logits, adversarial_logits, labels, *, tau):
+        called.append(tau)
+        return ce_adv(natural_logits, adversarial_logits / tau, labels)
+
+    module = types.ModuleType("brought_along")
+    module.shaken, module.tempered = shaken, tempered
+    monkeypatch.setitem(sys.modules, "brought_along", module)
+    entry = catalog.Entry("brought_along:shaken", "", "", parameters={"strength": catalog.Parameter(0.5, "")})
+    monkeypatch.setitem(catalog.WEIGHT_PERTURBATION, "shaken", entry)
+    outer = catalog.Outer("brought_along:tempered", "", "", parameters={"tau": catalog.Parameter(1.0, "", above=0.0)})
+    monkeypatch.setitem(catalog.OUTER, "tempered", outer)
+    chosen = {"method.outer.name": "tempered", "method.outer.tau": 2.0, "method.weight_perturbation": "shaken"}
+    _, step = step_of(experiment(chosen), splits)
+    step()
+    assert called == [0.5, 2.0]

@@ -50,11 +50,8 @@ def factory_model(reference: str, weights: Path | None, *, allow_code: bool) -> 
     if not isinstance(model, nn.Module):
         raise InvalidInput.single(FIELD, f"{name}() of {file} returns {type(model).__name__}, not an nn.Module")
     if weights is not None:
-        given = read_weights(weights)
-        # A wrapper that is part of the user's own module has its prefix in both.
-        bare = given if set(given) == set(model.state_dict()) else unwrapped(given)
         try:
-            model.load_state_dict(bare)
+            model.load_state_dict(unwrapped(read_weights(weights), model.state_dict()))
         except RuntimeError as error:
             raise InvalidInput.single(str(weights), f"does not fit {reference}: {error}") from error
     return model.eval()

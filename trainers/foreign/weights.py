@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,13 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     return _state_dict(content, file)
 
 
-def unwrapped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the `module.` of DataParallel and the `_orig_mod.` of compiled models, where all names begin with it."""
-    while any(all(name.startswith(wrapper) for name in weights) for wrapper in WRAPPERS):
+def unwrapped(weights: dict[str, Tensor], names: Iterable[str] = ()) -> dict[str, Tensor]:
+    """Without the `module.` of DataParallel and the `_orig_mod.` of compiled models, where all names begin with it.
+
+    Stops taking them off where the names are those of the model: it may have such a part of its own.
+    """
+    wanted = set(names)
+    while set(weights) != wanted and any(all(name.startswith(wrapper) for name in weights) for wrapper in WRAPPERS):
         weights = {name.partition(".")[2]: tensor for name, tensor in weights.items()}
     return weights
 
