@@ -50,16 +50,15 @@ class Follower:
     def read(self) -> tuple[list[str], bool]:
         """(Whole lines that are new, whether they start anew because the file shrank, was replaced or removed)."""
         try:
-            file = open(self._path, "rb")
+            with open(self._path, "rb") as file:
+                found = os.fstat(file.fileno())
+                same = found.st_ino == self._file and found.st_size >= self._offset
+                anew = not same and self._start_again(found.st_ino)
+                file.seek(self._offset)
+                # Up to the size that was looked at: nothing is read if nothing was appended.
+                whole, newline, _torn = file.read(found.st_size - self._offset).rpartition(b"\n")
         except FileNotFoundError:
             return [], self._start_again(None)
-        with file:
-            found = os.fstat(file.fileno())
-            anew = (found.st_ino != self._file or found.st_size < self._offset) and self._start_again(found.st_ino)
-            if found.st_size == self._offset:
-                return [], anew
-            file.seek(self._offset)
-            whole, newline, _torn = file.read().rpartition(b"\n")
         self._offset += len(whole) + len(newline)
         return [line for line in whole.decode().split("\n") if line], anew
 
