@@ -98,6 +98,27 @@ def report(folder: Annotated[Path, typer.Argument(help="a study folder, e.g. run
 
 
 @app.command()
+def status(
+    folder: Annotated[Path, typer.Argument(help="a study folder, e.g. runs/quickstart")],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="until the study's driver ends")] = False,
+) -> None:
+    """Show a study, running or not, from any terminal that sees its folder."""
+    from orchestrator.status import show_status
+
+    show_status(folder, _console(), follow=follow)
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="study folders")], format: Format = "table"
+) -> None:
+    """Rank the confirmed results of several studies; other protocols are shown apart, with the reason."""
+    from orchestrator.compare import compare as compare_studies
+
+    compare_studies(folders, format, _console())
+
+
+@app.command()
 def sync(folder: Annotated[Path, typer.Argument(help="a study folder, e.g. runs/quickstart")]) -> None:
     """Bring MLflow up to date with a study's journal."""
     from orchestrator import tracking
@@ -179,6 +200,8 @@ def validate(files: Annotated[list[str], typer.Argument(help="study files, or na
 
     for file in files:
         study = load_study(file)
+        for notice in study.notices:
+            print(f"{file}: note: {notice}")
         print(f"{file}: valid ({study.name}, {len(study.space)} dimensions, {study.search.trials} trials)")
 
 

@@ -15,8 +15,8 @@ _INTRODUCTION = """\
 A method is one choice in each slot; presets carry the papers' names. An energy is E(x) = −logsumexp z(x), E(x,y) =
 −z_y(x); ΔE is natural minus adversarial. x* is the adversarial image, x the natural one, p the softmax. The loss is the
 mean over the batch. Passes are those of one training image, evaluation aside: a forward counts 1, a backward to the
-input 1, to the weights 1 more. Parameters are given where they are not their slot entry's default (on CIFAR-10 at ε = 8/255);
-`orchestrator methods NAME` shows all with their ranges."""
+input 1, to the weights 1 more. Parameters are given where they are not their slot entry's default (on CIFAR-10 at
+ε = 8/255); `orchestrator methods NAME` shows all with their ranges."""
 
 _SLOTS: Sequence[tuple[str, str, Mapping[str, catalog.Entry]]] = (
     ("Inner attacks", "method.inner", catalog.INNER),

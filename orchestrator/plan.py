@@ -78,6 +78,8 @@ def print_plan(study: Study, storage: Path, address: str | None) -> None:
     print("space:")
     for dimension in study.space:
         print(f"  {dimension}")
+    for notice in study.notices:
+        print(f"note: {notice}")
     print("\nmethods:")
     for name, cost in rows:
         print(f"  {name:<14} {cost.passes:>3} passes per image  {_hours(cost.tflop, resources):>12} a run")

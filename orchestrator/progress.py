@@ -60,7 +60,7 @@ class StudyView:
     def __exit__(self, *_error: object) -> None:
         if self._live is not None:
             self._live.stop()
-            self.console.print(self._table())
+            self.console.print(self.table())
             self._live = None
 
     def phase(self, text: str, *, runs: int = 0, epochs: int = 0) -> None:
@@ -79,6 +79,10 @@ class StudyView:
         self._rows[key] = Row(key, experiment, list(records))
         if self._live is None:
             self.say(f"{key}  started   {_point(experiment)}")
+
+    def restore(self, key: str, experiment: Experiment, records: Sequence[EpochRecord], state: str) -> None:
+        """A run as its files have it, without a word."""
+        self._rows[key] = Row(key, experiment, list(records), state)
 
     def epoch(self, key: str, record: EpochRecord) -> None:
         """An epoch has ended."""
@@ -104,7 +108,7 @@ class StudyView:
     # Drawing
 
     def _render(self) -> Group:
-        return Group(self._table(), Text(self._status(), style="dim"))
+        return Group(self.table(), Text(self._status(), style="dim"))
 
     def _status(self) -> str:
         seconds = time.monotonic() - self._began
@@ -117,7 +121,8 @@ class StudyView:
             parts.append(f"about {left:.0f} s left")
         return "  ".join(parts)
 
-    def _table(self) -> Table:
+    def table(self) -> Table:
+        """Every run, a line each; while the view is live, the newest and those that run."""
         table = Table(box=None, pad_edge=False, padding=(0, 1))
         for title in ("run", "method", "ε", "β", "γ"):
             table.add_column(title, no_wrap=True)

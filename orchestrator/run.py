@@ -52,6 +52,8 @@ def run_study(
     """Run or continue a study in `root/NAME`; returns the exit code. The report is written whatever happens."""
     preflight(study, root, address)
     journal = Journal.create(root / study.name, study)
+    for notice in study.notices:
+        console.print(f"note: {notice}", style="yellow")
     began = time.monotonic()
     resume_line = f"resume with: orchestrator resume {_relative(journal.folder)}"
     with _only_driver(journal.folder), listening(console.print) as interrupt:

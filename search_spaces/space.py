@@ -101,7 +101,7 @@ def read_space(raw: Mapping[str, Any]) -> list[dict[str, Any]]:
     for path, content in raw.items():
         fields: dict[str, Any] = dict(content or {}) if isinstance(content, Mapping | None) else {"choices": content}
         conditions = fields.get("when", {})
-        if isinstance(fields.get("variants"), Mapping):
+        if isinstance(fields.get("variants"), Mapping) and fields["variants"]:
             fields["choices"] = list(fields["variants"])
         if isinstance(conditions, Mapping):
             fields["when"] = {key: value if isinstance(value, list) else [value] for key, value in conditions.items()}

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from search_spaces.space import Dimension, check_space, read_space, settings
+from search_spaces.space import Dimension, check_space, corners, read_space, settings
 from trainers.config import Experiment, Section, apply_values, explain, parse
 from trainers.problems import InvalidInput, Problem, unknown_name
 
@@ -77,6 +77,12 @@ class Study(Section):
     def experiment_for(self, values: Mapping[str, Any]) -> Experiment:
         """The complete Experiment at one point of the space."""
         return parse(apply_values(self.experiment, settings(self.space, values)))
+
+    @property
+    def notices(self) -> list[str]:
+        """What is allowed at some point of the space but worth knowing before it runs; each once."""
+        points = corners(self.space) if self.space else [{}]
+        return list(dict.fromkeys(notice for point in points for notice in self.experiment_for(point).notices))
 
     def to_raw(self) -> dict[str, Any]:
         """Nested plain data that `parse_study` reads back as this study."""

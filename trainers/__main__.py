@@ -50,6 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
     run_dir = options.run_dir or Path("runs") / experiment.digest()
     try:
         if ranks.is_first:
+            for notice in experiment.notices:
+                print(f"note: {notice}")
             print(f"run folder {run_dir}, {experiment.training_passes} passes per image", flush=True)
         for record in fit(experiment, run_dir.absolute(), ranks=ranks):
             if ranks.is_first:

@@ -123,9 +123,13 @@ def results(runs: Iterable[Run]) -> list[ResultRow]:
     for run in confirmations(runs):
         if run.evaluation is not None:
             groups.setdefault((run.trial, run.evaluation.protocol.key), []).append(run)
-    rows = [_result(group) for group in groups.values()]
-    marked = [_marked(row, [other for other in rows if other.protocol == row.protocol]) for row in rows]
-    return sorted(marked, key=lambda row: (row.protocol.key, -row.robust.mean, row.trial))
+    rows = mark_best([_result(group) for group in groups.values()])
+    return sorted(rows, key=lambda row: (row.protocol.key, -row.robust.mean, row.trial))
+
+
+def mark_best(rows: Sequence[ResultRow]) -> list[ResultRow]:
+    """The same rows, marked where they are within one standard deviation of the best of their protocol."""
+    return [_marked(row, [other for other in rows if other.protocol == row.protocol]) for row in rows]
 
 
 def by_protocol(rows: Iterable[ResultRow]) -> dict[Protocol, list[ResultRow]]:

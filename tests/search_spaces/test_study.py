@@ -182,3 +182,14 @@ def test_a_file_that_is_no_table_is_refused_by_its_name(content, tmp_path):
 def test_a_study_that_does_not_exist_is_named(source):
     with pytest.raises(InvalidInput, match=source):
         load_study(source)
+
+
+def test_a_notice_of_one_point_of_the_space_is_a_notice_of_the_study():
+    raw = {
+        "name": "noticed",
+        "experiment": {"method": "trades_der"},
+        "space": {"method.regularizer.samples": ["all", "abnormal"]},
+    }
+    (notice,) = parse_study(raw).notices
+    assert notice.startswith("method.regularizer.samples")
+    assert parse_study(raw | {"space": {"method.regularizer.samples": ["all"]}}).notices == []

@@ -43,10 +43,12 @@ def batch_norms(model):
 
 
 @pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("epsilon", [EPSILON, 1e-4])
-def test_stays_in_the_epsilon_ball_and_in_the_box(name, epsilon, natural_net, digits):
-    images, labels = digits
-    adversarial = craft(name, natural_net, images, labels, epsilon=epsilon).images
+@pytest.mark.parametrize("batch_norm", ["eval", "train"])
+@pytest.mark.parametrize("epsilon", [EPSILON, 1e-4, 0.7])
+def test_stays_in_the_epsilon_ball_and_in_the_box(name, batch_norm, epsilon, natural_net, digits):
+    images, labels = digits[0][:128], digits[1][:128]
+    model = copy.deepcopy(natural_net).train()
+    adversarial = craft(name, model, images, labels, epsilon=epsilon, batch_norm=batch_norm).images
     assert (adversarial - images).abs().max() <= REACH.get(name, 1) * epsilon + 1e-6
     assert adversarial.min() >= 0
     assert adversarial.max() <= 1
@@ -61,14 +63,27 @@ def test_raises_the_loss_and_lowers_the_true_logit_on_average(name, natural_net,
 
 
 @pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("batch_norm", ["eval", "train"])
 @pytest.mark.parametrize("training", [False, True])
-def test_in_eval_mode_leaves_the_model_as_it_was(name, training, natural_net, digits):
+def test_leaves_weights_gradients_and_every_flag_and_in_eval_mode_the_statistics(
+    name, batch_norm, training, natural_net, digits
+):
     model = copy.deepcopy(natural_net).train(training)
-    before = copy.deepcopy(model.state_dict())
-    craft(name, model, digits[0][:32], digits[1][:32], batch_norm="eval")
-    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    batch_norms(model)[0].train(not training)
+    before, flags = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]
+    craft(name, model, digits[0][:32], digits[1][:32], batch_norm=batch_norm)
+    moved = {key for key, value in model.state_dict().items() if not torch.equal(before[key], value)}
+    statistics = {key for key, _ in model.named_buffers()}
+    assert moved <= (statistics if batch_norm == "train" else set())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
-    assert model.training == training
+    assert [module.training for module in model.modules()] == flags
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_epsilon_of_zero_returns_the_image(name, natural_net, digits):
+    images, labels = digits[0][:32], digits[1][:32]
+    # The Gaussian start of the KL attack is no part of the ball; the projection takes it back.
+    assert torch.equal(craft(name, natural_net, images, labels, epsilon=0.0).images, images)
 
 
 @pytest.mark.parametrize("name", ALL)

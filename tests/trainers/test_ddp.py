@@ -35,6 +35,7 @@ RUNS = {
     | {"evaluation.check_every": 2},
     "fgsm_rs_der": {"method.name": "fgsm_rs_der", "model.norm": "group"},
     "weat_adv": {"method.name": "weat_adv", "attack.steps": 2, "model.norm": "batch"},
+    "synchronized": {"method.name": "mail_at", "attack.steps": 2, "synchronize_batch_norm": True, "epochs": 1},
     "one_batch": {"method.name": "weat_adv", "attack.steps": 2, "optimizer.batch_size": 128, "epochs": 1},
 }
 
@@ -120,7 +121,7 @@ def test_both_ranks_yield_the_same_records_and_they_are_written_once(name, toget
     assert [record.epoch for record in first["records"][name]] == list(range(settings(name).epochs))
 
 
-@pytest.mark.parametrize("name", ["sat", "fgsm_rs_der"])
+@pytest.mark.parametrize("name", ["sat", "fgsm_rs_der", "synchronized"])
 def test_two_ranks_train_the_net_that_one_rank_trains(name, together, pictures, alone, tmp_path):
     folder, (found, _) = together
     records = list(fit(settings(name), tmp_path, ranks=alone, splits=pictures))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainers import catalog
-from trainers.choices import fill_choice, table
+from trainers.filling.choices import fill_choice, table
 from trainers.problems import Problem, unknown_name
 
 

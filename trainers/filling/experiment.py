@@ -1,4 +1,4 @@
-"""What the user left out comes from the catalog; what contradicts the catalog is a problem."""
+"""The sections of an experiment, each filled from the recipe, then from the catalog."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainers import catalog
-from trainers.choices import fill_choice, table
-from trainers.method_filling import fill_method
+from trainers.filling.choices import fill_choice, table
+from trainers.filling.method import fill_method
 from trainers.pixels import PixelValue
 from trainers.problems import Problem, unknown_name
 

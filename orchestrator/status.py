@@ -1,0 +1,50 @@
+"""A study seen from another terminal: the driver's own table, from the files that it writes."""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from orchestrator.journal import Journal
+from orchestrator.progress import StudyView
+
+_REFRESH_SECONDS = 2.0
+
+
+def show_status(folder: Path, console: Console, *, follow: bool) -> None:
+    """Print every run of a study and whether a driver works on it; with `follow`, again and again until none does."""
+    journal = Journal.open(folder)
+    while True:
+        running = is_driven(journal.folder)
+        if follow and console.is_terminal:
+            console.clear()
+        view = StudyView(console)
+        runs = journal.runs()
+        for run in runs:
+            view.restore(run.key, run.experiment, run.records, run.state)
+        trials = [run for run in runs if run.kind == "trial"]
+        ended = sum(run.state != "running" for run in trials)
+        console.print(view.table())
+        console.print(
+            f"{journal.folder.name}: {ended} of {journal.study().search.trials} trials ended, "
+            f"{len(runs) - len(trials)} confirmations; {'running' if running else 'no driver is running'}"
+        )
+        if not (follow and running):
+            return
+        time.sleep(_REFRESH_SECONDS)
+
+
+def is_driven(folder: Path) -> bool:
+    """Whether a process holds the study's lock."""
+    lock = folder / "lock"
+    if not lock.exists():
+        return False
+    with open(lock) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

@@ -1,0 +1,40 @@
+"""A study seen from another terminal."""
+
+from __future__ import annotations
+
+import fcntl
+
+from orchestrator.cli import main
+from orchestrator.journal import Journal
+from orchestrator.status import is_driven
+from search_spaces.study import parse_study
+from trainers.records import EpochRecord, append_record
+
+METRICS = {
+    "val/clean_accuracy": 0.9, "val/pgd10_accuracy": 0.4, "val/chance_accuracy": 0.1,
+    "probe/delta_energy/mean": -0.1, "probe_reference/delta_energy/mean": -0.25,
+    "probe/adversarial_accuracy": 0.4, "probe_reference/pgd10_accuracy": 0.4,
+}  # fmt: skip
+
+
+def test_it_shows_every_run_and_whether_a_driver_works(tmp_path, capsys):
+    study = parse_study({"name": "seen", "experiment": {"epochs": 2}, "search": {"trials": 3}})
+    journal = Journal.create(tmp_path / "seen", study)
+    for number, epochs in enumerate((2, 1)):
+        folder = journal.propose(number, {}, study.experiment_for({"seed": number}))
+        for epoch in range(epochs):
+            append_record(folder, EpochRecord(epoch, 0.0, METRICS))
+    journal.ended("trial-0000", "complete", "")
+    assert main(["status", str(journal.folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "2/2" in printed
+    assert "1/2" in printed
+    assert "seen: 1 of 3 trials ended, 0 confirmations; no driver is running" in printed
+
+    with open(journal.folder / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert is_driven(journal.folder)
+        assert main(["status", str(journal.folder)]) == 0
+    assert "; running" in capsys.readouterr().out
+    # Following a study without a driver ends at once.
+    assert main(["status", str(journal.folder), "--follow"]) == 0
