@@ -80,7 +80,9 @@ class Journal:
         journal.folder.mkdir(parents=True, exist_ok=True)
         identity = {"id": uuid.uuid4().hex, "created": time.time()}
         (journal.folder / IDENTITY_FILE).write_text(json.dumps(identity) + "\n")
-        (journal.folder / STUDY_FILE).write_text(text)
+        staging = journal.folder / f".{STUDY_FILE}"
+        staging.write_text(text)
+        staging.replace(journal.folder / STUDY_FILE)
         return journal
 
     @classmethod

@@ -6,16 +6,16 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
 
-from orchestrator import tracking
+from orchestrator import disk, tracking
 from orchestrator.cluster import address_in_use, check_answers, local_capacity
 from orchestrator.exit_codes import INTERRUPTED, OK, SOME_FAILED
 from orchestrator.interrupt import Interrupt, Interrupted, listening
-from orchestrator.journal import Journal
+from orchestrator.journal import STUDY_FILE, Journal
 from orchestrator.progress import StudyView
 from search_spaces.study import Study
 from trainers.data.availability import check_available
@@ -23,7 +23,10 @@ from trainers.problems import InvalidInput, Problem
 
 
 def preflight(study: Study, root: Path, address: str | None) -> None:
-    """Raise InvalidInput with everything that would stop this study, before anything is started."""
+    """Raise InvalidInput with everything that would stop this study, before anything is started.
+
+    A study that is known already goes on without its tracking server: its journal keeps what the server misses.
+    """
     problems: list[Problem] = []
 
     def attempt(check: Callable[..., object], *arguments: object) -> None:
@@ -34,7 +37,8 @@ def preflight(study: Study, root: Path, address: str | None) -> None:
 
     attempt(_check_writable, root)
     attempt(check_available, study.experiment_for(_first_point(study)).data)
-    attempt(tracking.check_reachable, tracking.tracking_uri(study))
+    if not (root / study.name / STUDY_FILE).exists():
+        attempt(tracking.check_reachable, tracking.tracking_uri(study))
     check_answers(address)
     if address_in_use(address) is None:
         capacity = local_capacity()
@@ -62,12 +66,13 @@ def run_study(
             journal.append("started", pid=os.getpid(), environment=tracking.environment())
             try:
                 interrupted = _run_phases(study, journal, address, view, interrupt, search=search, confirm=confirm)
+                journal.append("interrupted" if interrupted else "finished")
+                report = _write_report(journal)
             except BaseException:
-                journal.append("interrupted")
+                with suppress(OSError):  # the disk may be full; nothing hangs on this line
+                    journal.append("interrupted")
                 console.print(resume_line)
                 raise
-            journal.append("interrupted" if interrupted else "finished")
-            report = _write_report(journal)
         if tracker.behind is not None:
             console.print(
                 f"MLflow is behind ({tracker.behind}); later: orchestrator sync {_relative(journal.folder)}",
@@ -183,6 +188,7 @@ def _check_writable(root: Path) -> None:
         raise InvalidInput.single("--storage", f"{str(root)!r} can't be created: {error.strerror}") from error
     if not os.access(root, os.W_OK):
         raise InvalidInput.single("--storage", f"{str(root)!r} is not writable")
+    disk.check_space(root)
 
 
 def _first_point(study: Study) -> dict[str, object]:

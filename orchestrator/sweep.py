@@ -13,9 +13,10 @@ from ray import tune
 from ray.tune import Callback, FailureConfig, RunConfig, Stopper, TuneConfig
 from ray.tune.search import Searcher
 
+from orchestrator import disk
 from orchestrator.cluster import HEAD_NODE, TRIAL_SLOT, Capacity
 from orchestrator.interrupt import Interrupt
-from orchestrator.journal import Journal, trial_key
+from orchestrator.journal import Journal, Run, trial_key
 from orchestrator.progress import StudyView
 from orchestrator.search import DriverOnly, Outcome, StudySearcher
 from orchestrator.slots import ProcessSlot, ReleasePlacementGroups, group_slot, record_of, release_left_over
@@ -41,10 +42,17 @@ class Session:
 def search(session: Session) -> None:
     """Run the study's trials until their total is reached, or the user interrupts."""
     study, journal, view = session.study, session.journal, session.view
-    ended_before = sum(run.kind == "trial" and run.state != "running" for run in journal.runs())
-    open_trials = study.search.trials - ended_before
-    if open_trials <= 0:
-        return
+
+    def run_of(number: int) -> Run | None:
+        return next((run for run in journal.runs() if run.key == trial_key(number)), None)
+
+    def known(number: int) -> Outcome | None:
+        run = run_of(number)
+        return None if run is None or run.state == "running" else Outcome(run.state, run.reason, run.objectives)
+
+    def epochs(number: int) -> int:
+        run = run_of(number)
+        return 0 if run is None else len(run.records)
 
     def propose(number: int, values: Mapping[str, Any]) -> dict[str, Any]:
         experiment = study.experiment_for(values)
@@ -52,19 +60,25 @@ def search(session: Session) -> None:
         return configuration(trial_key(number), experiment, folder, study.resources)
 
     def judge(number: int, report: Mapping[str, Any]) -> Outcome | None:
-        run = next(run for run in journal.runs() if run.key == trial_key(number))
+        run = run_of(number)
+        assert run is not None
         return judge_run(report, run.experiment, run.folder, study, session.interrupt)
 
     def ended(number: int, outcome: Outcome) -> None:
         journal.ended(trial_key(number), outcome.state, outcome.reason, list(outcome.objectives))
         view.ended(trial_key(number), outcome.state, outcome.reason)
 
+    searcher = StudySearcher(
+        study, journal.storage_url, propose, judge, ended, known=known, epochs=epochs, give_up=session.interrupt.give_up
+    )
+    open_trials = study.search.trials - sum(run.kind == "trial" and run.state != "running" for run in journal.runs())
+    if open_trials <= 0:
+        return
     view.phase(
         f"{open_trials} trials on {session.capacity.concurrent_trials(study.resources)[0]} slots",
         runs=study.search.trials,
         epochs=open_trials * int(study.experiment.get("epochs", Experiment.model_fields["epochs"].default)),
     )
-    searcher = StudySearcher(study, journal.storage_url, propose, judge, ended)
     run_on_slots(session, searcher, study.resources, "resources")
 
 
@@ -119,7 +133,16 @@ def selected_record(records: list[EpochRecord] | tuple[EpochRecord, ...], rule: 
 def judge_run(
     report: Mapping[str, Any], experiment: Experiment, folder: Path, study: Study, interrupt: Interrupt
 ) -> Outcome | None:
-    """How a run ended, from its last report and its records; None if it was only interrupted."""
+    """How a run ended, from its last report and its records; None if it goes on later.
+
+    That is so after an interruption, when its processes died, and when the disk is full, which stops the study.
+    """
+    if report.get("disk_full"):
+        interrupt.give_up(disk.full(report["disk_full"]))
+        return None
+    if report.get("crashed"):
+        disk.check_space(folder.parent)
+        return None
     if report.get("failure"):
         return Outcome("failed", str(report["failure"]))
     records = read_records(folder)
