@@ -60,7 +60,7 @@ def run_study(
         console.print(f"note: {notice}", style="yellow")
     began = time.monotonic()
     resume_line = f"resume with: orchestrator resume {_relative(journal.folder)}"
-    with _only_driver(journal.folder), listening(console.print) as interrupt:
+    with only_driver(journal.folder), listening(console.print) as interrupt:
         view = StudyView(console)
         with tracking.Tracker(journal, tracking.tracking_uri(study)) as tracker:
             journal.append("started", pid=os.getpid(), environment=tracking.environment())
@@ -171,7 +171,7 @@ def _write_report(journal: Journal) -> Path | None:
 
 
 @contextmanager
-def _only_driver(folder: Path) -> Iterator[None]:
+def only_driver(folder: Path) -> Iterator[None]:
     """Two drivers would both re-issue the same trials: hold a lock for as long as this process lives."""
     with open(folder / "lock", "w") as file:
         try:
