@@ -77,6 +77,7 @@ def run_study(
             console.print(
                 f"MLflow is behind ({tracker.behind}); later: orchestrator sync {_relative(journal.folder)}",
                 style="yellow",
+                markup=False,
             )
         _conclude(journal, study, console, report, time.monotonic() - began)
     if interrupted:

@@ -251,6 +251,9 @@ def worker_group(config: dict[str, Any]) -> None:
                 if ranks.broadcast(ray.get(mailbox.report.remote(report)) if ranks.is_first else False):
                     break
         except Exception as error:
+            # It is the run's own only if every rank lives to meet it. If one has died, this raises: Train starts the
+            # group again, which finds its job in the mailbox.
+            ranks.barrier()
             outcome = failure_of(Path(job["run_dir"]), error)
         if ranks.is_first:
             ray.get(mailbox.finish.remote(outcome))

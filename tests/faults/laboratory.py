@@ -73,8 +73,10 @@ class Laboratory:
         wait_for_the_end_of(left)
         return driver.returncode, self._log.read_text()
 
-    def interrupt(self) -> None:
-        """Ctrl-C."""
+    def interrupt_twice(self) -> None:
+        """Ctrl-C, and again when the driver has heard of the first."""
+        self.driver.send_signal(signal.SIGINT)
+        wait_until(lambda: "Ctrl-C again" in self._log.read_text(), "an answer to Ctrl-C", unless=self._ended_early)
         self.driver.send_signal(signal.SIGINT)
 
     def kill_driver(self) -> None:
@@ -85,7 +87,11 @@ class Laboratory:
         wait_for_the_end_of(left)
 
     def process(self, title: str) -> int:
-        """The process of the running driver with this title."""
+        """The first process of the running driver with this title."""
+        return self.processes(title)[0]
+
+    def processes(self, title: str) -> list[int]:
+        """All of them, as soon as there is one."""
         found: list[int] = []
 
         def search() -> bool:
@@ -93,7 +99,7 @@ class Laboratory:
             return bool(found)
 
         wait_until(search, title, unless=self._ended_early)
-        return found[0]
+        return found
 
     @property
     def driver(self) -> subprocess.Popen[bytes]:
@@ -137,10 +143,14 @@ class Laboratory:
         injection.epochs_lost = self._recomputed() - lost
         injection.epochs_doubled = self._doubled() - doubled
 
-    def wait_for_a_new_epoch(self) -> None:
-        """Until some trial has recorded one more epoch than now."""
+    def wait_for_a_new_epoch(self, *, or_the_end: bool = False) -> None:
+        """Until some trial has recorded one more epoch than now; or until the driver's own end, if that will do."""
         before = self._total_epochs()
-        wait_until(lambda: self._total_epochs() > before, "a new epoch", unless=self._ended_early)
+
+        def is_there() -> bool:
+            return self._total_epochs() > before or (or_the_end and self.driver.poll() is not None)
+
+        wait_until(is_there, "a new epoch", unless=self._ended_early)
 
     def corrupt_newest_checkpoint(self, trial: int) -> None:
         """Flip bytes in the middle of its weights."""

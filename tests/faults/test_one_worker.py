@@ -1,4 +1,4 @@
-"""Trials of one process: a dead trial, a broken checkpoint, an outage of MLflow, a full disk, a dead driver, torn files.
+"""Trials of one process: dead processes, a broken checkpoint, an outage of MLflow, a full disk, torn files.
 
 Nothing is lost, nothing is doubled, and all is as if nothing had happened.
 """
@@ -15,13 +15,19 @@ from mlflow import MlflowClient
 
 from orchestrator.exit_codes import ENVIRONMENT, OK, SOME_FAILED
 from orchestrator.journal import JOURNAL_FILE, Journal
-from orchestrator.tracking import RUN_TAG
 from tests.faults.conftest import DIVERGING, shaken_study
 from tests.faults.full_disk import filled, small_disk
 from tests.faults.laboratory import TRIAL_ACTOR, Injection, Laboratory
 from tests.faults.processes import kill
 from tests.faults.servers import TrackingServer
-from tests.faults.undisturbed import assert_same_optuna_trials, assert_same_run, train_here, undisturbed
+from tests.faults.undisturbed import (
+    assert_same_optuna_trials,
+    assert_same_run,
+    assert_tracked_once,
+    tracked_epochs,
+    train_here,
+    undisturbed,
+)
 from tests.integration.conftest import run
 from trainers.records import RECORDS_FILE
 
@@ -81,7 +87,7 @@ def survived(tmp_path_factory: pytest.TempPathFactory, injections: list[Injectio
                 server.start()
                 server.wait()
                 assert run("sync", "runs/shaken", cwd=folder).returncode == OK
-                synced = tracked_epochs(server, laboratory.journal, "trial-0001")
+                synced = tracked_epochs(MlflowClient(tracking_uri=server.uri), laboratory.journal, "trial-0001")
             with laboratory.fault("driver killed, records and journal torn, resumed"):
                 laboratory.start()
                 laboratory.wait_for_a_new_epoch()
@@ -91,14 +97,6 @@ def survived(tmp_path_factory: pytest.TempPathFactory, injections: list[Injectio
         finally:
             laboratory.clean_up()
             server.kill()
-
-
-def tracked_epochs(server: TrackingServer, journal: Journal, key: str, metric: str = "val/pgd10_accuracy") -> list[int]:
-    client = MlflowClient(tracking_uri=server.uri)
-    experiment = client.get_experiment_by_name("adversarial-training")
-    tag = f"tags.`{RUN_TAG}` = '{journal.identity}/{key}'"
-    (tracked,) = client.search_runs([experiment.experiment_id], tag)
-    return sorted(entry.step for entry in client.get_metric_history(tracked.info.run_id, metric))
 
 
 def test_every_trial_ends_as_if_nothing_had_happened(survived: Survived) -> None:
@@ -130,22 +128,8 @@ def test_an_outage_of_mlflow_is_made_up_for_by_hand_before_the_study_goes_on(sur
     assert survived.synced == list(range(16))
 
 
-def test_mlflow_holds_every_epoch_of_every_trial_exactly_once(survived: Survived) -> None:
-    client = MlflowClient(tracking_uri=survived.server.uri)
-    journal = survived.laboratory.journal
-    tracked = client.search_runs([client.get_experiment_by_name("adversarial-training").experiment_id])
-    assert {entry.data.tags[RUN_TAG] for entry in tracked} == {
-        journal.identity,
-        *(f"{journal.identity}/{entry.key}" for entry in journal.runs()),
-    }
-    assert len(tracked) == 1 + len(journal.runs())
-    for trial in journal.runs():
-        for metric in ("val/pgd10_accuracy", "train/loss", "probe_reference/delta_energy/mean"):
-            steps = tracked_epochs(survived.server, journal, trial.key, metric)
-            assert steps == [record.epoch for record in trial.records]
-    assert sorted(entry.info.status for entry in tracked) == ["FAILED", *["FINISHED"] * 4]
-    parameters = {entry.data.tags["trial"]: entry.data.params for entry in tracked if "trial" in entry.data.tags}
-    assert all(float(parameters[str(t.trial)]["attack.epsilon"]) == t.experiment.attack.epsilon for t in journal.runs())
+def test_mlflow_holds_every_run_and_every_epoch_exactly_once(survived: Survived) -> None:
+    assert_tracked_once(MlflowClient(tracking_uri=survived.server.uri), survived.laboratory.journal)
 
 
 def test_a_full_disk_stops_the_study_with_its_cause_and_the_command_that_resumes(survived: Survived) -> None:

@@ -11,16 +11,19 @@ from typing import Any
 import optuna
 import torch
 import yaml
+from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 from orchestrator.interrupt import Interrupt
 from orchestrator.journal import Journal, Run, trial_key
 from orchestrator.search import Outcome, StudySearcher
 from orchestrator.sweep import judge_run
+from orchestrator.tracking import RUN_TAG
 from search_spaces.study import Study
 from tests.integration.conftest import environment
 from trainers.config import Experiment
 from trainers.loop import fit
+from trainers.overfitting import REFERENCE_DELTA_ENERGY, ROBUST_ACCURACY
 from trainers.ranks import Ranks
 from trainers.totals import Diverged
 
@@ -113,3 +116,26 @@ def assert_same_epochs(ours: Run, theirs: Run) -> None:
             for record in (one, other)
         )
         assert here == there, f"{ours.key}, epoch {one.epoch}"
+
+
+def tracked_epochs(client: MlflowClient, journal: Journal, key: str, metric: str = ROBUST_ACCURACY) -> list[int]:
+    """Every epoch that MLflow holds of one metric of the run with this key, doubled ones and all."""
+    (run,) = _tracked(client, f"tags.`{RUN_TAG}` = '{journal.identity}/{key}'")
+    return sorted(entry.step for entry in client.get_metric_history(run.info.run_id, metric))
+
+
+def assert_tracked_once(client: MlflowClient, journal: Journal) -> None:
+    """One run in MLflow for the study and for each of its runs, closed, each epoch of several metrics once."""
+    tracked = {run.data.tags[RUN_TAG]: run for run in _tracked(client, "")}
+    assert len(tracked) == len(_tracked(client, "")) == 1 + len(journal.runs())
+    assert tracked[journal.identity].info.status == "FINISHED"
+    for trial in journal.runs():
+        run = tracked[f"{journal.identity}/{trial.key}"]
+        assert run.info.status == {"complete": "FINISHED", "failed": "FAILED"}[trial.state]
+        assert float(run.data.params["attack.epsilon"]) == trial.experiment.attack.epsilon
+        for metric in (ROBUST_ACCURACY, "train/loss", REFERENCE_DELTA_ENERGY):
+            assert tracked_epochs(client, journal, trial.key, metric) == [record.epoch for record in trial.records]
+
+
+def _tracked(client: MlflowClient, which: str) -> list[Any]:
+    return list(client.search_runs([client.get_experiment_by_name("adversarial-training").experiment_id], which))
