@@ -10,6 +10,7 @@ import typer
 
 from orchestrator import disk
 from orchestrator.exit_codes import BAD_INPUT, ENVIRONMENT, INTERRUPTED, OK, SOME_FAILED
+from trainers.catalog.attacks import ATTACK_NAMES
 from trainers.problems import InvalidInput
 
 app = typer.Typer(
@@ -25,6 +26,7 @@ Storage = Annotated[Path, typer.Option(help="folder that holds the study folders
 Address = Annotated[str | None, typer.Option(help="Ray cluster to use; default: RAY_ADDRESS, else a private local Ray")]
 DataDir = Annotated[Path | None, typer.Option(help="folder of the data sets; default: ORCHESTRATOR_DATA")]
 Format = Annotated[str, typer.Option("--format", help="table, json or csv")]
+ATTACK_HELP = f"{', '.join(ATTACK_NAMES)}, or several with commas, each on what the last one left"
 DEFAULT_STORAGE = Path("runs")
 
 
@@ -72,7 +74,7 @@ def confirm(
     folder: Annotated[Path, typer.Argument(help="a study folder, e.g. runs/quickstart")],
     top: Annotated[int | None, typer.Option(help="how many configurations; default: the study's")] = None,
     seeds: Annotated[int | None, typer.Option(help="seeds of each; default: the study's")] = None,
-    attack: Annotated[str | None, typer.Option(help="clean, pgd20 or autoattack; default: the study's")] = None,
+    attack: Annotated[str | None, typer.Option(help=f"{ATTACK_HELP}; default: the study's")] = None,
     samples: Annotated[int | None, typer.Option(help="test images; default: the study's")] = None,
     address: Address = None,
 ) -> None:
@@ -154,26 +156,46 @@ def train(
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="a checkpoint folder, or a run folder (its best checkpoint)")],
-    attack: Annotated[str, typer.Option(help="clean, pgd20 or autoattack")] = "autoattack",
+    path: Annotated[
+        Path | None,
+        typer.Argument(help="a run folder, a checkpoint folder, or a file of weights that others made (with --model)"),
+    ] = None,
+    attack: Annotated[str, typer.Option(help=ATTACK_HELP)] = "autoattack",
     samples: Annotated[int, typer.Option("-n", "--samples", help="test images")] = 1000,
     epsilon: Annotated[
-        str | None, typer.Option(help="e.g. 8/255; default: the experiment's evaluation.epsilon")
+        str | None, typer.Option(help="e.g. 8/255; default: the experiment's, or what is usual for --data")
     ] = None,
     seed: Annotated[int, typer.Option(help="of the attack")] = 0,
     shard: Annotated[int, typer.Option(help="images per shard, part of the protocol")] = 500,
     batch_size: Annotated[int, typer.Option(help="images per attack batch, part of the protocol")] = 250,
-    output: Annotated[Path | None, typer.Option(help="write the flags of every image here (JSON)")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="of a run folder: best (default), last, or both and the gap between them")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="not ours: an architecture that the weights fit, or path/to/file.py:factory")
+    ] = None,
+    model_option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="parameter of --model, e.g. width=16")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="with --model: the data set; digits:8 for digits at 8x8")] = None,
+    normalization: Annotated[
+        str | None, typer.Option(help="with --model: before the network, standard, half, none, or checkpoint")
+    ] = None,
+    allow_code: Annotated[bool, typer.Option("--allow-code", help="execute the file that --model names")] = False,
+    output: Annotated[Path | None, typer.Option(help="write the flags of every image here (JSON); resumable")] = None,
     data_dir: DataDir = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads")] = None,
 ) -> None:
-    """Attack a checkpoint on the test set, attack by attack, in this process."""
-    from orchestrator.evaluate import evaluate_checkpoint
+    """Attack a model on the test set, attack by attack, in this process: a run of ours, or anyone's weights."""
+    from orchestrator.evaluate import evaluate_subjects, settings_of
+    from orchestrator.subjects import choose_subjects
 
-    evaluate_checkpoint(
-        checkpoint, attack=attack, samples=samples, epsilon=epsilon, seed=seed, shard=shard,
-        batch_size=batch_size, output=output, data_dir=data_dir, threads=threads, console=_console(),
+    settings = settings_of(attack=attack, samples=samples, seed=seed, shard=shard, batch_size=batch_size)
+    subjects = choose_subjects(
+        path, rule=checkpoint, model=model, model_options=model_option or [], data=data, normalization=normalization,
+        allow_code=allow_code, data_dir=data_dir,
     )  # fmt: skip
+    evaluate_subjects(subjects, settings, epsilon=epsilon, output=output, threads=threads, console=_console())
 
 
 @app.command()

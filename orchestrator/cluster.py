@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from orchestrator.credentials import withheld
 from search_spaces.study import Resources
 from trainers.problems import InvalidInput
 
@@ -124,13 +125,14 @@ def connect(address: str | None, trial_slots: int) -> Iterator[Capacity]:
 
     quiet = {"logging_level": "error", "log_to_driver": False}
     if address is None:
-        ray.init(
-            address="local",
-            resources={TRIAL_SLOT: trial_slots},
-            include_dashboard=False,
-            _temp_dir=str(scratch),
-            **quiet,
-        )
+        with withheld():
+            ray.init(
+                address="local",
+                resources={TRIAL_SLOT: trial_slots},
+                include_dashboard=False,
+                _temp_dir=str(scratch),
+                **quiet,
+            )
     else:
         ray.init(address=address, runtime_env={"env_vars": ENVIRONMENT}, **quiet)
     try:

@@ -12,7 +12,7 @@ from rich.table import Table
 from orchestrator.journal import Journal
 from orchestrator.listing import print_rows
 from orchestrator.report.tables import ResultRow, mark_best, results
-from trainers.evaluation_result import Protocol
+from trainers.evaluation.result import Protocol
 from trainers.problems import InvalidInput
 
 

@@ -8,17 +8,21 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from orchestrator.evaluate import evaluate_on_ray
 from orchestrator.journal import Run, confirmation_key
 from orchestrator.search import DriverOnly, Outcome
+from orchestrator.shards import evaluate_on_ray
 from orchestrator.sweep import Session, configuration, judge_run, run_on_slots
 from search_spaces.study import Resources, Study
 from trainers.config import Experiment, parse
 
 
 def choose(trials: Sequence[Run], top: int) -> list[Run]:
-    """The best complete trials: by Pareto rank, within a rank by the mean of the objectives, then by number."""
-    left = [run for run in trials if run.kind == "trial" and run.state == "complete"]
+    """The best trials by Pareto rank, within a rank by the mean of the objectives, then by number.
+
+    Complete ones, and stopped ones that have objectives all the same (`sweep.stopped_outcome`). Confirmations of both
+    run to their last epoch.
+    """
+    left = [run for run in trials if run.kind == "trial" and run.objectives]
     chosen: list[Run] = []
     while left and len(chosen) < top:
         front = pareto_front(left)

@@ -3,7 +3,7 @@
 runs/NAME/
   study.yaml            the study as it was started
   study.json            its identity
-  journal.jsonl         one event a line: proposed, ended, confirming, interrupted, …
+  journal.jsonl         one event a line: proposed, compared, stopping, ended, confirming, interrupted, …
   optuna.db             what the sampler knows
   trials/0003/          a run folder of `trainers.fit`: experiment.yaml, records.jsonl, checkpoints/
   confirm/0003-seed1/   likewise, with evaluation.json and the shards behind it
@@ -24,7 +24,7 @@ from typing import Any
 from search_spaces.loader import read_yaml
 from search_spaces.study import Study, parse_study
 from trainers.config import Experiment, parse
-from trainers.evaluation_result import Evaluation
+from trainers.evaluation.result import Evaluation
 from trainers.problems import InvalidInput
 from trainers.records import EpochRecord, Follower, RecordsFollower, append_line
 
@@ -37,7 +37,8 @@ _Version = tuple[int, int, int]
 class Run:
     """One training run of a study: a trial, or a confirmation of one with another seed.
 
-    `state` is running, complete, pruned or failed; `values` is its point of the space, by path.
+    `state` is running, complete, stopped (by the rule `stopped_by`) or failed; `values` is its point of the space, by
+    path. Objectives are those of a complete run, or of a stopped one whose best epoch counts.
     """
 
     key: str
@@ -49,6 +50,7 @@ class Run:
     state: str = "running"
     reason: str = ""
     objectives: tuple[float, ...] = ()
+    stopped_by: str = ""
     records: tuple[EpochRecord, ...] = field(default=(), repr=False)
     evaluation: Evaluation | None = field(default=None, repr=False)
 
@@ -172,7 +174,11 @@ class Journal:
             kind = "trial" if is_trial else "confirmation"
             experiment = parse(event["experiment"])
             self._runs[key] = Run(key, kind, event["trial"], event["values"], experiment, self.folder / event["folder"])
-        elif event["event"] == "ended" and event["key"] in self._runs:
+        elif event.get("key") not in self._runs:
+            return
+        elif event["event"] == "stopping":
+            self._runs[event["key"]] = replace(self._runs[event["key"]], stopped_by=event["rule"])
+        elif event["event"] == "ended":
             self._runs[event["key"]] = replace(
                 self._runs[event["key"]],
                 state=event["state"],
@@ -195,6 +201,11 @@ class Journal:
 def trial_key(number: int) -> str:
     """`trial-0003`."""
     return f"trial-{number:04d}"
+
+
+def trial_number(key: str) -> int:
+    """Inverse of `trial_key`."""
+    return int(key.removeprefix("trial-"))
 
 
 def confirmation_key(trial: int, seed: int) -> str:

@@ -11,13 +11,12 @@ from orchestrator.tracking import tracking_uri
 from search_spaces.space import corners
 from search_spaces.study import Resources, Study
 from trainers import catalog
+from trainers.catalog.attacks import evaluation_passes
 from trainers.config import Experiment
 
 # Rates that the estimates assume; a real run prints what it takes.
 CPU_CORE_GFLOPS = 20.0
 GPU_GFLOPS = 15_000.0
-# Passes of one test image through AutoAttack (standard) at half robust accuracy, and through PGD-20.
-EVALUATION_PASSES = {"clean": 1, "pgd20": 41, "autoattack": 5300}
 MONITOR_PASSES = 24
 
 
@@ -90,7 +89,7 @@ def print_plan(study: Study, storage: Path, address: str | None) -> None:
     if confirmations:
         experiment = study.experiment_for((corners(study.space) or [{}])[0] if study.space else {})
         gigaflop, _ = model_size(experiment)
-        evaluation = confirmations * study.confirm.samples * EVALUATION_PASSES[study.confirm.attack] * gigaflop / 1000
+        evaluation = confirmations * study.confirm.samples * evaluation_passes(study.confirm.attack) * gigaflop / 1000
         print(f"{study.confirm.top} configurations x {study.confirm.seeds} seeds confirmed with {workers} workers each")
         print(
             f"  then {study.confirm.attack} on {study.confirm.samples} test images, "

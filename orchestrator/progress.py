@@ -96,9 +96,15 @@ class StudyView:
             self.say(f"{key}  {row.onset}")
 
     def ended(self, key: str, state: str, reason: str = "") -> None:
-        """A run has ended; `state` is complete, pruned, failed or interrupted."""
-        row = self._rows[key]
+        """A run has ended; `state` is complete, stopped, failed or interrupted."""
+        row = self._rows.get(key)
+        if row is None:
+            # Decided before an interruption, told after it.
+            self.say(f"{key}  {state:<9} ({reason})")
+            return
         row.state = state
+        if state == "stopped":
+            self._work_total -= row.experiment.epochs - len(row.records)
         if self._live is None:
             why = f"  ({reason})" if reason and state != "complete" else ""
             self.say(f"{key}  {state:<9} {_numbers(row)}  {row.onset}{why}".rstrip())
@@ -140,7 +146,8 @@ class StudyView:
             point = settings(row.experiment)
             style = {"failed": "red", "running": "bold"}.get(row.state, "")
             clean, robust, energy = _values(row)
-            warning = Text(row.onset, style="yellow") if row.onset else Text("" if row.state != "failed" else "failed")
+            ended = row.state if row.state in ("failed", "stopped") else ""
+            warning = Text(row.onset, style="yellow") if row.onset else Text(ended)
             table.add_row(row.name, *point.values(), _bar(row), clean, robust, energy, warning, style=style)
         return table
 

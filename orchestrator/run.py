@@ -17,6 +17,7 @@ from orchestrator.exit_codes import INTERRUPTED, OK, SOME_FAILED
 from orchestrator.interrupt import Interrupt, Interrupted, listening
 from orchestrator.journal import STUDY_FILE, Journal
 from orchestrator.progress import StudyView
+from orchestrator.savings import savings
 from search_spaces.study import Study
 from trainers.data.availability import check_available
 from trainers.problems import InvalidInput, Problem
@@ -129,6 +130,8 @@ def _trial_slots(study: Study) -> int:
 
 def _conclude(journal: Journal, study: Study, console: Console, report: Path | None, seconds: float) -> None:
     _print_results(journal, console)
+    for saving in savings(journal.runs(), study.resources):
+        console.print(str(saving), soft_wrap=True)
     console.print(f"{seconds:.0f} s; everything is in {_relative(journal.folder)}")
     if report is not None:
         console.print(f"report:  {_relative(report)}")

@@ -7,6 +7,7 @@ a killed and resumed study proposes what an uninterrupted one would have.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,20 +26,26 @@ MAX_ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended: complete (with its objectives), pruned or failed (with the reason)."""
+    """How a trial ended: complete (with its objectives), stopped or failed (with the reason).
+
+    A stopped trial has objectives where its best epoch counts all the same; Optuna hears of them only once complete.
+    `curve` is the objective of a stopped trial epoch by epoch, where the study has one: Optuna knows no intermediate
+    values of studies with two, and its TPE fails on such.
+    """
 
     state: str
     reason: str = ""
     objectives: tuple[float, ...] = ()
+    curve: tuple[float, ...] = ()
 
 
 Propose = Callable[[int, Mapping[str, Any]], dict[str, Any]]
 Judge = Callable[[int, Mapping[str, Any]], Outcome | None]
 Ended = Callable[[int, Outcome], None]
-Known = Callable[[int], Outcome | None]
+Decided = Callable[[int], Outcome | None]
 Epochs = Callable[[int], int]
 GiveUp = Callable[[Exception], None]
-_STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+_STATES = {"complete": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
 def open_storage(url: str, study: Study) -> optuna.Study:
@@ -72,9 +79,16 @@ def make_sampler(search: Search, number: int) -> optuna.samplers.BaseSampler:
     if search.sampler == "nsga2":
         return optuna.samplers.NSGAIISampler(seed=seed)
     if search.sampler == "grid":
-        return optuna.samplers.BruteForceSampler(seed=seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return _Grid(seed=seed)
     # A low-discrepancy sequence is one sequence: it keeps the study's seed.
     return optuna.samplers.QMCSampler(seed=search.seed, scramble=True)
+
+
+class _Grid(optuna.samplers.BruteForceSampler):
+    def after_trial(self, *_arguments: Any) -> None:
+        """Nothing: at the end of the grid Optuna's would stop Optuna's own loop, and fail where that is not running."""
 
 
 class DriverOnly:
@@ -91,10 +105,10 @@ class StudySearcher(DriverOnly, Searcher):
 
     `propose(number, values)` turns a point of the space into Tune's trial configuration, `judge(number, last report)`
     says how it ended, `ended(number, outcome)` is told before Optuna is. Trials found RUNNING when the search starts
-    were left by a dead driver: `known(number)` says how one ended if its driver died before Optuna heard of it; the
-    others are issued again under their own number, and so are those whose processes died. One is given up after
-    MAX_ATTEMPTS in a row without a new epoch (`epochs(number)` counts them). An error that Tune would take for a
-    trial's goes to `give_up`. There must be one driver.
+    were left by a dead driver: they are issued again under their own number, unless `decided(number)` knows that they
+    had ended or were stopped; so are those whose processes died. One is given up after MAX_ATTEMPTS in a row without a
+    new epoch (`epochs(number)` counts them). An error that Tune would take for a trial's goes to `give_up`. There must
+    be one driver.
     """
 
     def __init__(
@@ -104,8 +118,7 @@ class StudySearcher(DriverOnly, Searcher):
         propose: Propose,
         judge: Judge,
         ended: Ended,
-        *,
-        known: Known,
+        decided: Decided,
         epochs: Epochs,
         give_up: GiveUp,
     ) -> None:
@@ -121,11 +134,11 @@ class StudySearcher(DriverOnly, Searcher):
         self._running: dict[str, int] = {}
         self._orphans: list[int] = []
         for trial in self._optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            outcome = known(trial.number)
+            outcome = decided(trial.number)
             if outcome is None:
                 self._orphans.append(trial.number)
             else:
-                self._store(trial.number, outcome)
+                self._tell(trial.number, outcome)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Tune's question: the next configuration, or FINISHED."""
@@ -197,18 +210,18 @@ class StudySearcher(DriverOnly, Searcher):
 
     def _tell(self, number: int, outcome: Outcome) -> None:
         self._ended(number, outcome)
-        self._store(number, outcome)
-
-    def _store(self, number: int, outcome: Outcome) -> None:
         self._note(number, "reason", outcome.reason)
+        for epoch, value in enumerate(outcome.curve):
+            self._optuna._storage.set_trial_intermediate_value(self._storage_id(number), epoch, value)
         values = list(outcome.objectives) if outcome.state == "complete" else None
         self._optuna.tell(number, values, state=_STATES[outcome.state], skip_if_finished=True)
 
     def _note(self, number: int, key: str, value: Any) -> None:
+        self._optuna._storage.set_trial_user_attr(self._storage_id(number), key, value)
+
+    def _storage_id(self, number: int) -> int:
         # Optuna offers no public way to annotate a trial by its number.
-        storage = self._optuna._storage
-        trial_id = storage.get_trial_id_from_study_id_trial_number(self._optuna._study_id, number)
-        storage.set_trial_user_attr(trial_id, key, value)
+        return int(self._optuna._storage.get_trial_id_from_study_id_trial_number(self._optuna._study_id, number))
 
 
 class _Redrawn(optuna.trial.Trial):

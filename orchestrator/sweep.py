@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ray import tune
 from ray.tune import Callback, FailureConfig, RunConfig, Stopper, TuneConfig
+from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from orchestrator import disk
 from orchestrator.cluster import HEAD_NODE, TRIAL_SLOT, Capacity
+from orchestrator.early_stopping import EarlyStopping, StopEarly
 from orchestrator.interrupt import Interrupt
 from orchestrator.journal import Journal, Run, trial_key
 from orchestrator.progress import StudyView
 from orchestrator.search import DriverOnly, Outcome, StudySearcher
 from orchestrator.slots import ProcessSlot, ReleasePlacementGroups, group_slot, record_of, release_left_over
+from orchestrator.stop_rules import Stop
+from search_spaces.stopping import Stopping
 from search_spaces.study import Resources, Study
 from trainers.config import Experiment, parse
 from trainers.overfitting import ROBUST_ACCURACY
@@ -42,34 +46,43 @@ class Session:
 def search(session: Session) -> None:
     """Run the study's trials until their total is reached, or the user interrupts."""
     study, journal, view = session.study, session.journal, session.view
-
-    def run_of(number: int) -> Run | None:
-        return next((run for run in journal.runs() if run.key == trial_key(number)), None)
-
-    def known(number: int) -> Outcome | None:
-        run = run_of(number)
-        return None if run is None or run.state == "running" else Outcome(run.state, run.reason, run.objectives)
-
-    def epochs(number: int) -> int:
-        run = run_of(number)
-        return 0 if run is None else len(run.records)
+    stopping = EarlyStopping(study.search.stop, journal)
 
     def propose(number: int, values: Mapping[str, Any]) -> dict[str, Any]:
         experiment = study.experiment_for(values)
         folder = journal.propose(number, values, experiment)
         return configuration(trial_key(number), experiment, folder, study.resources)
 
+    def run_of(number: int) -> Run | None:
+        return next((run for run in journal.runs() if run.key == trial_key(number)), None)
+
+    def stopped(run: Run) -> Outcome | None:
+        stop = stopping.decide(run.key, run.experiment, run.records)
+        return None if stop is None else stopped_outcome(stop, run.records, study)
+
+    def decided(number: int) -> Outcome | None:
+        run = run_of(number)
+        if run is not None and run.state in ("complete", "failed"):
+            return Outcome(run.state, run.reason, run.objectives)  # the driver died before Optuna heard of it
+        return None if run is None else stopped(run)
+
+    def epochs(number: int) -> int:
+        run = run_of(number)
+        return 0 if run is None else len(run.records)
+
     def judge(number: int, report: Mapping[str, Any]) -> Outcome | None:
         run = run_of(number)
         assert run is not None
-        return judge_run(report, run.experiment, run.folder, study, session.interrupt)
+        return stopped(run) or judge_run(report, run.experiment, run.folder, study, session.interrupt)
 
     def ended(number: int, outcome: Outcome) -> None:
-        journal.ended(trial_key(number), outcome.state, outcome.reason, list(outcome.objectives))
+        run = run_of(number)
+        if run is None or run.state == "running":
+            journal.ended(trial_key(number), outcome.state, outcome.reason, list(outcome.objectives))
         view.ended(trial_key(number), outcome.state, outcome.reason)
 
     searcher = StudySearcher(
-        study, journal.storage_url, propose, judge, ended, known=known, epochs=epochs, give_up=session.interrupt.give_up
+        study, journal.storage_url, propose, judge, ended, decided, epochs, session.interrupt.give_up
     )
     open_trials = study.search.trials - sum(run.kind == "trial" and run.state != "running" for run in journal.runs())
     if open_trials <= 0:
@@ -79,10 +92,13 @@ def search(session: Session) -> None:
         runs=study.search.trials,
         epochs=open_trials * int(study.experiment.get("epochs", Experiment.model_fields["epochs"].default)),
     )
-    run_on_slots(session, searcher, study.resources, "resources")
+    scheduler = None if study.search.stop == Stopping() else StopEarly(stopping)
+    run_on_slots(session, searcher, study.resources, "resources", scheduler)
 
 
-def run_on_slots(session: Session, searcher: Searcher, resources: Resources, section: str) -> None:
+def run_on_slots(
+    session: Session, searcher: Searcher, resources: Resources, section: str, scheduler: TrialScheduler | None = None
+) -> None:
     """Let Tune run what the searcher gives, as many runs at once as fit. Returns early if the user interrupts."""
     concurrent = session.capacity.require(resources, section)
     scratch = session.journal.folder / "ray"
@@ -100,7 +116,11 @@ def run_on_slots(session: Session, searcher: Searcher, resources: Resources, sec
     tune.Tuner(
         tune.with_resources(slot, needs),
         tune_config=TuneConfig(
-            search_alg=searcher, max_concurrent_trials=concurrent, num_samples=-1, reuse_actors=True
+            search_alg=searcher,
+            scheduler=scheduler,
+            max_concurrent_trials=concurrent,
+            num_samples=-1,
+            reuse_actors=True,
         ),
         run_config=RunConfig(
             name=f"{session.study.name}-{section}",
@@ -123,7 +143,7 @@ def configuration(key: str, experiment: Experiment, folder: Path, resources: Res
     }
 
 
-def selected_record(records: list[EpochRecord] | tuple[EpochRecord, ...], rule: str) -> EpochRecord:
+def selected_record(records: Sequence[EpochRecord], rule: str) -> EpochRecord:
     """The epoch that counts: the last one, or the first of the most robust ones on the held-out slice."""
     if rule == "last":
         return records[-1]
@@ -153,6 +173,20 @@ def judge_run(
     if not all(math.isfinite(value) for value in objectives):
         return Outcome("failed", f"objectives are not finite: {objectives}")
     return Outcome("complete", "", objectives)
+
+
+def stopped_outcome(stop: Stop, records: Sequence[EpochRecord], study: Study) -> Outcome:
+    """How a stopped trial counts.
+
+    With `checkpoint: best`, one that overfitted counts with its best epoch, which more epochs were not going to beat;
+    with `checkpoint: last` it has no last epoch, and one that was pruned lost to others: neither has objectives, so
+    none of them is confirmed. A group of several workers is an epoch ahead of the decision: what follows is left out.
+    """
+    seen, names = records[: stop.epoch + 1], study.search.objectives
+    counts = study.search.checkpoint == "best" and stop.rule != "prune"
+    objectives = tuple(selected_record(seen, "best").metrics[name] for name in names) if counts else ()
+    curve = tuple(record.metrics[names[0]] for record in seen) if len(names) == 1 else ()
+    return Outcome("stopped", stop.reason, objectives, curve)
 
 
 class _StopOnInterrupt(DriverOnly, Stopper):

@@ -21,7 +21,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.credentials import refuse_password
 from orchestrator.journal import EVALUATION_FILE, STUDY_FILE, Journal, Run
+from orchestrator.savings import epochs_saved, seconds_saved
 from search_spaces.study import Study
 from trainers.overfitting import onsets
 from trainers.pixels import PixelValue
@@ -37,12 +39,16 @@ _PARENT_TAG = "mlflow.parentRunId"
 _INTERVAL_SECONDS = 2.0
 _RETRY_SECONDS = 15.0
 _BATCH = 1000
-_STATUS = {"complete": "FINISHED", "failed": "FAILED", "pruned": "KILLED"}
+_STATUS = {"complete": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 
 
 def tracking_uri(study: Study) -> str:
-    """Where this study is tracked: its own setting, the environment, or a file beside the working directory."""
+    """Where this study is tracked: its own setting, the environment, or a file beside the working directory.
+
+    Raises InvalidInput for an address with a password in it.
+    """
     uri = study.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    refuse_password(uri)
     prefix = "sqlite:///"
     if uri.startswith(prefix):
         return prefix + str(Path(uri.removeprefix(prefix)).absolute())
@@ -129,7 +135,7 @@ class Mirror:
         self._log_study()
         self._run_ids: dict[str, str] = {}
         self._sent: dict[str, int] = {}
-        self._closed: set[str] = set()
+        self._closed: dict[str, int] = {}
         self._evaluated: set[str] = set()
 
     def update(self, *, ended: bool) -> None:
@@ -143,9 +149,10 @@ class Mirror:
                 self._evaluated.add(run.key)
             if run.state == "running":
                 unfinished = True
-            elif run.key not in self._closed:
+            elif self._closed.get(run.key) != len(run.records):
+                # Workers may end an epoch that they had begun when their trial was stopped.
                 self._close(run, run_id)
-                self._closed.add(run.key)
+                self._closed[run.key] = len(run.records)
         if ended:
             self._send_report()
             interrupted = unfinished or self._journal.events()[-1]["event"] == "interrupted"
@@ -180,7 +187,7 @@ class Mirror:
             if run.state == "complete" and tracked.status == "FINISHED":
                 # Another process sent everything: a run is closed last.
                 self._sent[run.key] = len(run.records)
-                self._closed.add(run.key)
+                self._closed[run.key] = len(run.records)
             else:
                 self._log_start(run, tracked.run_id)
             # Known from here on only: what an outage cut short is done again.
@@ -226,11 +233,12 @@ class Mirror:
         time = int(run.records[-1].time * 1000) if run.records else 0
         tags = [RunTag("reason", run.reason or run.state)]
         tags += [RunTag(f"overfitting.{o.kind}", "confirmed" if o.confirmed else "unconfirmed") for o in found]
-        self._client.log_batch(
-            run_id,
-            metrics=[Metric(f"overfitting/{onset.kind}_epoch", onset.epoch, time, onset.epoch) for onset in found],
-            tags=tags,
-        )
+        metrics = [Metric(f"overfitting/{onset.kind}_epoch", onset.epoch, time, onset.epoch) for onset in found]
+        if run.state == "stopped":
+            tags.append(RunTag("stopped_by", run.stopped_by))
+            saved = {"epochs": epochs_saved(run), "seconds": seconds_saved(run, self._study.resources)}
+            metrics += [Metric(f"saved/{name}", value, time, len(run.records) - 1) for name, value in saved.items()]
+        self._client.log_batch(run_id, metrics=metrics, tags=tags)
         checkpoints = run.folder / "checkpoints"
         best, newest = checkpoints / "best", max(checkpoints.glob("epoch_*"), default=None)
         for name, folder in (("best", best), ("last", newest)):
@@ -258,7 +266,7 @@ class Mirror:
         assert evaluation is not None
         file = run.folder / EVALUATION_FILE
         time = int(file.stat().st_mtime * 1000)
-        attack = evaluation.protocol.attack
+        attack = evaluation.protocol.attack.replace(",", "_")  # MLflow takes no comma in a name
         values = {f"test/after/{stage}": value for stage, value in evaluation.accuracies.items()}
         values[f"test/{attack}_accuracy"] = evaluation.robust_accuracy
         self._client.log_batch(

@@ -22,6 +22,7 @@ def shipped() -> dict[str, Path]:
 
 SMOKE = {
     "search.trials": 2,
+    "search.stop": {},
     "confirm.top": 1,
     "confirm.seeds": 1,
     "confirm.samples": 8,

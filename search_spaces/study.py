@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from search_spaces.space import Dimension, check_space, corners, read_space, settings
+from search_spaces.stopping import Stopping
+from trainers.catalog.attacks import canonical
 from trainers.config import Experiment, Section, apply_values, explain, parse
 from trainers.problems import InvalidInput, Problem, unknown_name
 
@@ -31,6 +33,7 @@ class Search(Section):
     checkpoint: Literal["best", "last"] = Field(
         default="best", description="which epoch of a trial counts: the most robust on the held-out slice, or the last"
     )
+    stop: Stopping = Stopping()
     start: tuple[dict[str, Any], ...] = Field(default=(), description="points (path: value) that are tried first")
 
 
@@ -40,11 +43,19 @@ class Confirm(Section):
     top: int = Field(default=3, ge=0, description="configurations of the Pareto front; 0 = no confirmation")
     seeds: int = Field(default=3, ge=1)
     workers: int | None = Field(default=None, ge=1, description="default: resources.workers")
-    attack: Literal["clean", "pgd20", "autoattack"] = "autoattack"
+    attack: str = Field(default="autoattack", description="a name, or several with commas, each on what is left")
     samples: int = Field(default=1000, ge=1, description="test images")
     shard: int = Field(default=500, ge=1, description="images per shard: part of the protocol")
     batch_size: int = Field(default=250, ge=1, description="images per attack batch: part of the protocol")
     seed: int = Field(default=0, ge=0, description="of the attacks")
+
+    @field_validator("attack")
+    @classmethod
+    def _known_attacks(cls, attack: str) -> str:
+        try:
+            return canonical(attack)
+        except InvalidInput as error:
+            raise ValueError(error.problems[0].message) from None
 
 
 class Resources(Section):
@@ -134,8 +145,27 @@ def _contradictions(study: Study) -> list[Problem]:
             for path in point
             if path not in paths
         ]
-    problems += _undivided_batches(study)
+    problems += [*_undivided_batches(study), *_idle_pruning(study)]
     return problems
+
+
+def _idle_pruning(study: Study) -> list[Problem]:
+    """Comparisons that never happen, or that would compare schedules of different lengths."""
+    prune = study.search.stop.prune
+    if prune is None:
+        return []
+    varied = {dimension.path for dimension in study.space}
+    varied |= {path for dimension in study.space for row in dimension.variants.values() for path in row}
+    if "epochs" in varied:
+        return [Problem("search.stop.prune", "trials of different lengths can't be compared: fix epochs")]
+    try:
+        epochs = parse(study.experiment).epochs
+    except InvalidInput:
+        return []
+    if prune.grace_epochs >= epochs:
+        given = prune.grace_epochs
+        return [Problem("search.stop.prune.grace_epochs", f"{given}: must be below the {epochs} epochs of a trial")]
+    return []
 
 
 def _undivided_batches(study: Study) -> list[Problem]:

@@ -22,8 +22,15 @@ _NAMES = {
     "sat": "SAT",
     "trades": "TRADES",
     "mart": "MART",
+    "mail_at": "MAIL-AT",
+    "mail_trades": "MAIL-TRADES",
     "weat_nat": "WEAT-NAT",
     "weat_adv": "WEAT-ADV",
+    "sat_awp": "AT-AWP",
+    "trades_awp": "TRADES-AWP",
+    "grad_align": "GradAlign",
+    "aaer": "AAER",
+    "aaer_n": "N-AAER",
 }
 
 
@@ -62,7 +69,11 @@ def method_label(experiment: Experiment) -> str:
     named.insert(1, ("outer", method.outer, preset.outer))
     changed = [f"{slot} {chosen or 'none'}" for slot, chosen, usual in named if chosen != usual]
     label = _NAMES.get(base, base) + (f" ({', '.join(changed)})" if changed else "")
-    return label + (f" + {method.regularizer.name.upper()}" if method.regularizer else "")
+    own = catalog.PRESETS[base].slot("regularizer") if base in catalog.PRESETS else None
+    usual, chosen = own and own["name"], method.regularizer and method.regularizer.name
+    if chosen == usual:
+        return label
+    return f"{label} + {chosen.upper()}" if chosen else f"{label} without {usual}"
 
 
 def epsilon_text(experiment: Experiment) -> str:
@@ -86,7 +97,7 @@ def selected(run: Run, rule: str) -> EpochRecord | None:
 
 
 def objectives(study: Study, run: Run) -> dict[str, float]:
-    """Objective -> value of a complete trial; empty for any other."""
+    """Objective -> value of a trial that counts; empty for any other."""
     return dict(zip(study.search.objectives, run.objectives, strict=False))
 
 
@@ -146,12 +157,12 @@ def collapsed(run: Run) -> bool:
 
 
 def outcomes(study: Study, runs: Sequence[Run]) -> list[Outcome]:
-    """Every complete trial with both accuracies, also those that are no objective of the study."""
+    """Every trial that counts with both accuracies, also those that are no objective of the study."""
     ended = []
     for run in trials(runs):
         record = selected(run, study.search.checkpoint)
         values = (dict(record.metrics) if record else {}) | objectives(study, run)
-        if run.state == "complete" and CLEAN_ACCURACY in values and ROBUST_ACCURACY in values:
+        if run.objectives and CLEAN_ACCURACY in values and ROBUST_ACCURACY in values:
             ended.append((run, values[CLEAN_ACCURACY], values[ROBUST_ACCURACY]))
     front = pareto_indices([(clean, robust) for _, clean, robust in ended])
     return [

@@ -10,16 +10,14 @@ from orchestrator.journal import STUDY_FILE, Run
 from orchestrator.report.markup import Markup, element, inline_svg, join, table
 from orchestrator.report.plates import Plate
 from orchestrator.report.reading import short_names
-from orchestrator.report.summary import attack_name, headlines, what_was_run
+from orchestrator.report.summary import headlines, what_was_run
 from orchestrator.report.tables import ResultRow, TrialRow, by_protocol
 from search_spaces.study import Study
-from trainers.evaluation_result import Protocol
+from trainers.catalog.attacks import STAGES, attack_label, stages
+from trainers.evaluation.result import Protocol
 
 FIGURES_FOLDER = "figures"
 
-_STAGES = {
-    "clean": "Clean", "pgd20": "PGD-20", "apgd-ce": "APGD-CE", "apgd-t": "APGD-T", "fab-t": "FAB-T", "square": "Square",
-}  # fmt: skip
 _OBJECTIVES = {"val/clean_accuracy": "Clean", "val/pgd10_accuracy": "PGD\u201110"}
 _CITATIONS = (
     (
@@ -87,9 +85,10 @@ def _results_table(protocol: Protocol, rows: Sequence[ResultRow]) -> Markup:
         "γ DER": [row.gamma for row in rows],
     }
     settings = {name: values for name, values in settings.items() if any(value is not None for value in values)}
-    attacks = [_STAGES.get(stage, stage) for stage in stages]
+    attacks = ["Clean", *(STAGES[stage].label for stage in stages[1:])]
+    attacks[2:] = [f"+ {attack}" for attack in attacks[2:]]
     if protocol.attack == "autoattack":
-        attacks = [*attacks[:2], *(f"+ {attack}" for attack in attacks[2:-1]), "AutoAttack"]
+        attacks[-1] = "AutoAttack"
     header = ["Trial", "Method", *settings, "Training ε", *attacks, "n"]
     body = [
         [
@@ -108,13 +107,13 @@ def _accuracy(row: ResultRow, stage: str) -> str:
 
 def _protocol_note(protocol: Protocol, *, ranked: bool) -> Markup:
     cumulative = " Attacks are cumulative from left to right, the last column is the worst case over all." * (
-        protocol.attack == "autoattack"
+        len(stages(protocol.attack)) > 1
     )
     marks = " Bold: the best of a column and all within its standard deviation." * ranked
     return element(
         "p",
         f"Accuracy in percent on {protocol.samples} images of {protocol.data}/{protocol.split}, "
-        f"{protocol.checkpoint} epoch, {attack_name(protocol.attack)} at ε = {protocol.epsilon}; mean ± sample "
+        f"{protocol.checkpoint} epoch, {attack_label(protocol.attack)} at ε = {protocol.epsilon}; mean ± sample "
         f"standard deviation over n seeds.{cumulative}{marks} Protocol: ",
         element("code", protocol.key),
         class_="note",
@@ -161,7 +160,7 @@ def all_trials(study: Study, rows: Sequence[TrialRow]) -> Markup:
 
 
 def _state(row: TrialRow) -> str:
-    explained = row.state in ("pruned", "failed") and row.reason
+    explained = row.state in ("stopped", "failed") and row.reason
     return join([row.state, element("span", row.reason, class_="reason")]) if explained else row.state
 
 

@@ -18,9 +18,11 @@ from orchestrator.report.reading import (
     trials,
 )
 from orchestrator.report.tables import by_protocol, results
+from orchestrator.savings import savings
 from search_spaces.study import Study
+from trainers.catalog.attacks import attack_label
 
-_STATES = ("complete", "pruned", "failed", "running")
+_STATES = ("complete", "stopped", "failed", "running")
 
 
 def what_was_run(study: Study, runs: Sequence[Run], events: Sequence[Mapping[str, Any]]) -> str:
@@ -56,7 +58,8 @@ def headlines(study: Study, runs: Sequence[Run]) -> list[str]:
     measured = [run for run in trials(runs) if run.records]
     if not measured:
         return ["No epoch has been recorded yet."]
-    return [*_overfitting(measured), *_held_out(study, runs), *_tested(runs)]
+    stopped = [f"{saving}." for saving in savings(runs, study.resources)]
+    return [*_overfitting(measured), *stopped, *_held_out(study, runs), *_tested(runs)]
 
 
 def duration(seconds: float) -> str:
@@ -113,15 +116,10 @@ def _tested(runs: Sequence[Run]) -> list[str]:
         )
         sentences.append(
             f"Most robust on {protocol.samples} test images: trial {best.trial} ({best.method}, training ε = "
-            f"{best.epsilon}) with {best.robust}\u00a0% under {attack_name(protocol.attack)} at ε = {protocol.epsilon} "
-            f"({seeds})."
+            f"{best.epsilon}) with {best.robust}\u00a0% under {attack_label(protocol.attack)} "
+            f"at ε = {protocol.epsilon} ({seeds})."
         )
     return sentences
-
-
-def attack_name(attack: str) -> str:
-    """As papers write it."""
-    return {"autoattack": "AutoAttack", "pgd20": "PGD-20", "clean": "no attack"}.get(attack, attack)
 
 
 def _list(values: Iterable[object]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from orchestrator.journal import Run
 from orchestrator.report.reading import confirmations, epsilon_text, method_label, objectives, onset_text, trials
 from search_spaces.study import Study
-from trainers.evaluation_result import Protocol
+from trainers.evaluation.result import Protocol
 
 _ROUNDING = 1e-9
 
@@ -85,7 +85,7 @@ class ResultRow:
 
 @dataclass(frozen=True)
 class TrialRow:
-    """One trial. `values` is its point of the space by path, `objectives` by metric (empty unless complete)."""
+    """One trial. `values` is its point of the space by path, `objectives` by metric (empty if it does not count)."""
 
     trial: int
     method: str

@@ -70,7 +70,7 @@ def undisturbed(study: Study, folder: Path, train: Train) -> Journal:
 
     searcher = StudySearcher(
         study, journal.storage_url, propose, judge, ended,
-        known=lambda number: None, epochs=lambda number: 0, give_up=give_up,
+        lambda number: None, lambda number: 0, give_up,
     )  # fmt: skip
     while isinstance(job := searcher.suggest("only"), dict):
         report = {}

@@ -21,6 +21,7 @@ CASES = [
     (["confirm.workers=3"], "confirm.workers", "divided"),
     (["experiment.data.name=cifar10", "experiment.data.size=32"], "data.directory", "ORCHESTRATOR_DATA"),
     (["tracking.uri=http://127.0.0.1:9"], "tracking.uri", "no MLflow server answers"),
+    (["tracking.uri=http://me:secret@127.0.0.1:9"], "tracking.uri", "MLFLOW_TRACKING_PASSWORD"),
     (["tracking.uri=sqlite:////nonexistent/mlflow.db"], "tracking.uri", "/nonexistent"),
     (["search.trails=3"], "search.trails", "Did you mean trials?"),
     (["search.sampler=tpee"], "search.sampler", "tpee"),

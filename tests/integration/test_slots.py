@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +55,14 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
     return load_file(run_dir / "checkpoints" / "epoch_0001" / "model.safetensors")
 
 
+@contextmanager
+def planted_credentials() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("MLFLOW_TRACKING_PASSWORD", "planted")
+        patched.setenv("AWS_SECRET_ACCESS_KEY", "planted")
+        yield
+
+
 @pytest.fixture(scope="module", params=[1, 2])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
     """Both runs, one after the other, in one slot of 1 or 2 workers."""
@@ -60,8 +71,13 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     resources = Resources(workers=workers, concurrent_trials=1)
     study = parse_study({**STUDY, "resources": resources.model_dump()})
     journal = Journal.create(folder / "study", study)
-    with cluster.connect(None, trial_slots=1) as capacity:
+    with planted_credentials(), cluster.connect(None, trial_slots=1) as capacity:
         from orchestrator import confirm, sweep
+
+        # What a worker process inherits from the driver: everything but its credentials, planted above.
+        inherited = ray.get(ray.remote(lambda: dict(os.environ)).options(num_cpus=0).remote())
+        assert inherited["OMP_WAIT_POLICY"] == "PASSIVE"
+        assert not {"MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY"} & set(inherited)
 
         session = sweep.Session(study, journal, capacity, StudyView(Console(quiet=True)), Interrupt(print))
         jobs: list[dict[str, Any]] = [

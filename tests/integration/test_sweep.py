@@ -19,9 +19,16 @@ from tests.integration.conftest import run, write_study
 from trainers.checkpoint import load
 from trainers.config import parse
 from trainers.data.images import load_splits
-from trainers.evaluation import evaluate_range, fixed_subset
+from trainers.evaluation.ranges import evaluate_range, fixed_subset
 
 pytestmark = pytest.mark.ray
+
+
+SECRETS = {
+    "MLFLOW_TRACKING_PASSWORD": "planted-tracking-password",
+    "AWS_SECRET_ACCESS_KEY": "planted-storage-key",
+    "MLFLOW_TRACKING_TOKEN": "planted-token",
+}
 
 
 class Finished:
@@ -46,7 +53,7 @@ class Finished:
 def study(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     folder = tmp_path_factory.mktemp("study")
     write_study(folder)
-    result = run("sweep", "tiny.yaml", cwd=folder)
+    result = run("sweep", "tiny.yaml", cwd=folder, **SECRETS)
     assert result.returncode == 0, result.stdout + result.stderr
     return Finished(folder, result)
 
@@ -55,6 +62,13 @@ def test_a_healthy_run_prints_nothing_noisy(study: Finished) -> None:
     assert study.result.stderr == ""
     noise = re.compile(r"warning|traceback|deprecat|INFO|\[I |\(pid=", re.IGNORECASE)
     assert [line for line in study.result.stdout.splitlines() if noise.search(line)] == []
+
+
+def test_no_credential_reaches_any_output(study: Finished) -> None:
+    for secret in SECRETS.values():
+        assert secret not in study.result.stdout + study.result.stderr
+        holders = [file for file in study.folder.rglob("*") if file.is_file() and secret.encode() in file.read_bytes()]
+        assert holders == []
 
 
 def test_the_last_lines_say_where_everything_is(study: Finished) -> None:
@@ -190,4 +204,4 @@ def test_a_checkpoint_of_a_study_can_be_evaluated_by_itself(study: Finished) -> 
     content = json.loads((study.folder / "flags.json").read_text())
     share = content["accuracies"]["pgd20"]
     assert share == sum(content["flags"]["standing"]["pgd20"]) / 20
-    assert f"robust accuracy {100 * share:.2f} %" in result.stdout
+    assert f"robust accuracy {100 * share:.2f} ± " in result.stdout

@@ -13,7 +13,7 @@ from orchestrator.compare import differences, rankings
 from orchestrator.journal import Journal
 from orchestrator.report.tables import ResultRow, Spread
 from search_spaces.study import parse_study
-from trainers.evaluation_result import Evaluation, Flags, Protocol
+from trainers.evaluation.result import Evaluation, Flags, Protocol
 
 PROTOCOL = Protocol("digits 32x32", "test", 100, "8/255", "autoattack", 0, 50, 25, "best")
 ELSEWHERE = replace(PROTOCOL, epsilon="4/255", samples=50)

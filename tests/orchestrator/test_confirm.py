@@ -25,10 +25,12 @@ def test_the_front_comes_first_then_the_next_front_each_by_its_mean() -> None:
         trial(2, 0.7, 0.4),  # beaten by 1
         trial(3, 0.5, 0.6),
         trial(4, 0.6, 0.45),  # beaten by 1
-        trial(5, 0.99, 0.99, state="failed"),
+        trial(5, state="failed"),
+        trial(6, state="stopped"),  # pruned
+        trial(7, 0.75, 0.45, state="stopped"),  # overfitted after its best epoch; beaten by 1
     ]
     assert [run.trial for run in pareto_front(trials[:5])] == [0, 1, 3]
-    assert [run.trial for run in choose(trials, 4)] == [1, 3, 0, 2]
+    assert [run.trial for run in choose(trials, 4)] == [1, 3, 0, 7]
     assert choose(trials, 0) == []
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.journal import JOURNAL_FILE, Journal, Run, trial_key
 from search_spaces.study import parse_study
-from trainers.evaluation_result import Evaluation, Flags, Protocol
+from trainers.evaluation.result import Evaluation, Flags, Protocol
 from trainers.records import RECORDS_FILE, EpochRecord, append_record
 
 STUDY = parse_study({"name": "s", "experiment": {"evaluation": {"epsilon": 0.1}}})

@@ -33,8 +33,9 @@ from orchestrator.report.style import to_svg
 from orchestrator.report.summary import headlines
 from orchestrator.report.tables import Spread, by_protocol, results, to_csv, trial_rows
 from search_spaces.study import Study, parse_study
+from trainers import catalog
 from trainers.config import apply_values, parse
-from trainers.evaluation_result import Evaluation, Flags, Protocol
+from trainers.evaluation.result import Evaluation, Flags, Protocol
 from trainers.records import EpochRecord, append_record
 
 EPOCHS = 12
@@ -213,6 +214,11 @@ def test_methods_are_named_by_what_was_run() -> None:
     assert method_label(study.experiment_for({"method.name": "weat_adv", "method.weighting": None})) == (
         "WEAT-ADV (weighting none)"
     )
+    named = {name: method_label(study.experiment_for({"method.name": name})) for name in catalog.PRESETS}
+    assert len(set(named.values())) == len(named)
+    assert (named["grad_align"], named["aaer"], named["mail_at_der"]) == ("GradAlign", "AAER", "MAIL-AT + DER")
+    bare = study.experiment_for({"method.name": "aaer", "method.regularizer": None})
+    assert method_label(bare) == "AAER without aaer"
 
 
 @pytest.mark.parametrize(("written", "shown"), [("8/255", "8/255"), (0.12, "0.12"), (0.031372549019607845, "0.03137")])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import optuna
@@ -31,9 +31,11 @@ def made_up_study(**search: object) -> Study:
 class Driver:
     """A searcher whose trials all end with objectives that follow from their values."""
 
-    def __init__(self, url: str, study: Study, known: Mapping[int, Outcome] | None = None) -> None:
+    def __init__(self, url: str, study: Study, decided: Mapping[int, Outcome] | None = None) -> None:
         self.ended: list[tuple[int, Outcome]] = []
         self.proposed: dict[int, dict[str, object]] = {}
+        self.judge_values: Callable[[float], tuple[float, ...]] = lambda epsilon: (1 - epsilon, epsilon)
+        self.decided = dict(decided or ())
         self.epochs = 0
         self.problems: list[Exception] = []
         self.searcher = StudySearcher(
@@ -42,9 +44,9 @@ class Driver:
             self.propose,
             self.judge,
             lambda n, o: self.ended.append((n, o)),
-            known=dict(known or ()).get,
-            epochs=lambda number: self.epochs,
-            give_up=self.problems.append,
+            self.decided.get,
+            lambda number: self.epochs,
+            self.problems.append,
         )
 
     def propose(self, number: int, values: dict[str, object]) -> dict[str, object]:
@@ -56,8 +58,10 @@ class Driver:
             return Outcome("failed", str(report["failure"]))
         if report.get("interrupted") or report.get("crashed"):
             return None
+        if number in self.decided:
+            return self.decided[number]
         epsilon = float(self.proposed[number]["attack.epsilon"])
-        return Outcome("complete", "", (1 - epsilon, epsilon))
+        return Outcome("complete", "", self.judge_values(epsilon))
 
     def start(self) -> int | None:
         configuration = self.searcher.suggest("tune-id")
@@ -162,10 +166,10 @@ def test_a_driver_that_dies_between_the_journal_and_optuna_has_ended_its_trial(t
     first = Driver(url(tmp_path, "s"), made_up_study())
     first.start()
     outcome = Outcome("complete", "", (0.9, 0.1))
-    second = Driver(url(tmp_path, "s"), made_up_study(), known={0: outcome})
+    second = Driver(url(tmp_path, "s"), made_up_study(), {0: outcome})
     stored = optuna.load_study(study_name="s", storage=url(tmp_path, "s"))
     assert [(trial.state.name, tuple(trial.values)) for trial in stored.trials] == [("COMPLETE", (0.9, 0.1))]
-    assert second.ended == []
+    assert second.ended == [(0, outcome)]
     assert second.start() == 1
 
 
@@ -181,6 +185,40 @@ def test_what_goes_wrong_when_a_trial_ends_stops_the_study_and_leaves_the_trial_
     driver.searcher.on_trial_complete("tune-id", {})
     assert driver.problems == [full]
     assert Driver(url(tmp_path, "s"), made_up_study()).start() == 0
+
+
+@pytest.mark.parametrize("objectives", [["val/pgd10_accuracy"], ["val/clean_accuracy", "val/pgd10_accuracy"]])
+def test_optuna_knows_a_stopped_trial_as_pruned_and_goes_on_proposing(tmp_path: Path, objectives: list[str]) -> None:
+    driver = Driver(url(tmp_path, "s"), made_up_study(objectives=objectives))
+    if len(objectives) == 1:
+        driver.judge_values = lambda epsilon: (epsilon,)
+    curve = (0.3, 0.4, 0.02) if len(objectives) == 1 else ()
+    outcome = Outcome("stopped", "collapsed", (), curve)
+    driver.decided |= {1: outcome, 2: outcome}
+    driver.run_to_the_end()  # six proposals of TPE, which reads pruned trials too
+    stored = optuna.load_study(study_name="s", storage=url(tmp_path, "s"))
+    assert [trial.state.name for trial in stored.trials] == ["COMPLETE", "PRUNED", "PRUNED", *["COMPLETE"] * 5]
+    assert stored.trials[1].user_attrs["reason"] == "collapsed"
+    assert stored.trials[1].intermediate_values == dict(enumerate(curve))
+    assert driver.ended[1] == (1, outcome)
+
+
+@pytest.mark.filterwarnings("error::optuna.exceptions.ExperimentalWarning")
+def test_a_grid_is_run_to_its_last_point_once_each(tmp_path: Path) -> None:
+    study = made_up_study(sampler="grid", trials=4)
+    space = {"method.name": ["fgsm", "trades"], "attack.epsilon": [0.1, 0.2]}
+    driver = Driver(url(tmp_path, "s"), parse_study(study.to_raw() | {"space": space}))
+    driver.run_to_the_end()
+    assert [outcome.state for _, outcome in driver.ended] == ["complete"] * 4
+    assert len({str(values) for values in driver.proposed.values()}) == 4
+
+
+def test_a_trial_that_was_stopped_before_the_driver_died_is_not_issued_again(tmp_path: Path) -> None:
+    Driver(url(tmp_path, "s"), made_up_study()).start()
+    second = Driver(url(tmp_path, "s"), made_up_study(), {0: Outcome("stopped", "collapsed")})
+    assert second.start() == 1
+    assert second.ended == [(0, Outcome("stopped", "collapsed"))]
+    assert list(second.proposed) == [1]
 
 
 def test_a_trial_that_kills_its_driver_again_and_again_is_given_up(tmp_path: Path) -> None:

@@ -47,6 +47,17 @@ def test_a_study_written_and_read_back_is_the_same():
     assert "8/255" in study.to_yaml()
 
 
+def test_stop_rules_combine_and_a_smoke_run_is_not_stopped(tmp_path):
+    stop = {"catastrophic": True, "robust": {"patience": 4}, "prune": {"rule": "hyperband", "grace_epochs": 1}}
+    raw = STUDY | {"search": {"stop": stop}}
+    study = parse_study(raw)
+    assert parse_study(yaml.safe_load(study.to_yaml())) == study
+    assert (study.search.stop.catastrophic, study.search.stop.robust.patience) == (True, 4)
+    file = tmp_path / "stop.yaml"
+    file.write_text(yaml.safe_dump(raw, sort_keys=False))
+    assert load_study(file, smoke=True).search.stop == parse_study(STUDY).search.stop
+
+
 def test_an_experiment_of_the_study_is_its_base_at_a_point():
     point = {"attack.epsilon": "4/255", "method.regularizer.samples": "all", "method.regularizer.beta": 30.0}
     experiment = parse_study(STUDY).experiment_for(point)
@@ -76,6 +87,24 @@ def test_a_study_may_search_nothing():
         ({"search": {"objectives": ["val/accuracy"]}}, "search.objectives.0", "val/accuracy"),
         ({"search": {"objectives": []}}, "search.objectives", "[]"),
         ({"search": {"trails": 3}}, "search.trails", "Did you mean trials"),
+        ({"search": {"stop": {"catastrophic": 3}}}, "search.stop.catastrophic", "3"),
+        ({"search": {"stop": {"robust": {}}}}, "search.stop.robust.patience", "missing"),
+        ({"search": {"stop": {"robust": {"patience": 0}}}}, "search.stop.robust.patience", "0"),
+        ({"search": {"stop": {"prune": {"rule": "pasha", "grace_epochs": 1}}}}, "search.stop.prune.rule", "pasha"),
+        ({"search": {"stop": {"prune": {"rule": "asha", "grace_epochs": 3}}}}, "search.stop.prune.grace_epochs", "3"),
+        (
+            {"search": {"stop": {"prune": {"rule": "median", "grace_epochs": 1, "reduction": 3}}}},
+            "search.stop.prune",
+            "median has no reduction",
+        ),
+        (
+            {
+                "space": {"budget": {"variants": {"short": {"epochs": 2}, "long": {"epochs": 3}}}},
+                "search": {"stop": {"prune": {"rule": "asha", "grace_epochs": 1}}},
+            },
+            "search.stop.prune",
+            "fix epochs",
+        ),
         (
             {"search": {"start": [{"atack.epsilon": 0.1}]}},
             "search.start.0.atack.epsilon",
@@ -111,7 +140,8 @@ def test_several_mistakes_come_in_one_message():
 NONSENSE = [None, True, -1, 1e400, float("nan"), "", "x", [], [1], {}, {"name": 1}, {1: 2}, {"a": {"b": []}}, object()]
 PLACES = [
     "name", "experiment", "experiment.attack", "space", "space.epochs", "space.epochs.low", "space.epochs.when",
-    "space.epochs.choices", "search", "search.start", "search.start.0", "search.objectives", "confirm", "confirm.top",
+    "space.epochs.choices", "search", "search.start", "search.start.0", "search.objectives", "search.stop",
+    "search.stop.robust", "search.stop.prune", "search.stop.prune.rule", "confirm", "confirm.top",
     "resources", "resources.workers", "tracking", "tracking.uri",
 ]  # fmt: skip
 
@@ -124,7 +154,7 @@ def test_nonsense_is_invalid_input_or_a_sound_study_and_nothing_else(place):
             "name": "x",
             "experiment": {},
             "space": {"epochs": {"low": 1, "high": 3, "integer": True}},
-            "search": {"start": [{"epochs": 2}]},
+            "search": {"start": [{"epochs": 2}], "stop": {"prune": {"rule": "median", "grace_epochs": 1}}},
             "confirm": {},
             "resources": {},
             "tracking": {},
@@ -193,3 +223,15 @@ def test_a_notice_of_one_point_of_the_space_is_a_notice_of_the_study():
     (notice,) = parse_study(raw).notices
     assert notice.startswith("method.regularizer.samples")
     assert parse_study(raw | {"space": {"method.regularizer.samples": ["all"]}}).notices == []
+
+
+@pytest.mark.parametrize(
+    ("attack", "kept"), [("cw", "cw"), ("pgd20, square", "pgd20,square"), ("worst", "pgd20,pgd50-10,cw,autoattack")]
+)
+def test_confirmations_take_any_attack_or_list(attack, kept):
+    assert parse_study({"name": "s", "confirm": {"attack": attack}}).confirm.attack == kept
+
+
+def test_an_unknown_attack_is_named():
+    with pytest.raises(InvalidInput, match=r"confirm.attack: 'autoatack': unknown .* Did you mean autoattack"):
+        parse_study({"name": "s", "confirm": {"attack": "autoatack"}})

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+import json
+import logging
+import re
+import sys
+from dataclasses import asdict, replace
 from itertools import pairwise
 
 import numpy as np
@@ -14,52 +18,92 @@ from torch import nn
 from torch.nn import functional as F
 
 from trainers.attacks.pgd import pgd
-from trainers.evaluation import evaluate_range, fixed_subset, stages
-from trainers.evaluation_result import ATTACKS, AUTOATTACK, Evaluation, Flags, Protocol
-from trainers.problems import InvalidInput
+from trainers.catalog.attacks import AUTOATTACK, stages
+from trainers.evaluation.ranges import evaluate_range, fixed_subset
+from trainers.evaluation.result import Evaluation, Flags, ForeignModel, Protocol, differences
 from trainers.randomness import Noise, generator
 
-PROTOCOL = Protocol("digits", "test", 9, "0.07", "autoattack", seed=3, shard=9, batch_size=5, checkpoint="best")
+PROTOCOL = Protocol("digits", "test", 24, "0.11", "autoattack", seed=3, shard=24, batch_size=9, checkpoint="best")
 PGD = replace(PROTOCOL, epsilon="0.05", attack="pgd20", samples=14, batch_size=5)
 
 
+class Shattered(nn.Module):
+    """A perceptron behind steps and waves, whose gradients mislead: every stage of AutoAttack has something left."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+
+    def forward(self, images):
+        steps = torch.round(6 * images) / 6
+        return self.layers(0.2 * images + 0.8 * steps + 0.06 * torch.sin(80 * images))
+
+
 @pytest.fixture(scope="module")
-def perceptron(digits):
-    """A net of two layers, since AutoAttack asks a model some ten thousand times."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    for _ in range(150):
-        optimizer.zero_grad()
-        F.cross_entropy(model(digits[0]), digits[1]).backward()
-        optimizer.step()
-    return model.requires_grad_(False)
+def shattered(digits):
+    """`shattered(seed)`: trained on the digits, without gradients of its own."""
+
+    def trained(seed):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = Shattered()
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        for _ in range(150):
+            optimizer.zero_grad()
+            F.cross_entropy(model(digits[0]), digits[1]).backward()
+            optimizer.step()
+        return model.requires_grad_(False)
+
+    return trained
 
 
 @pytest.fixture(scope="module")
 def images(splits):
-    return fixed_subset(splits.test, 14)
+    return fixed_subset(splits.test, 24)
 
 
 @pytest.fixture(scope="module")
-def flags(perceptron, images):
+def flags(shattered, images):
     """What AutoAttack leaves standing, by our own run."""
-    return evaluate_range(perceptron, images, PROTOCOL, 0, 9)
+    return evaluate_range(shattered(0), images, PROTOCOL, 0, 24)
 
 
-def test_flags_are_those_of_the_package_run_as_a_whole(flags, perceptron, images):
-    runner = AutoAttack(perceptron, eps=0.07, norm="Linf", version="standard", device="cpu", seed=PROTOCOL.seed)
-    pixels, labels = images.floats(0, 9), images.labels[:9]
+def package(model, pixels, labels, protocol):
+    """x* by one run of the package over all stages, as its users run it."""
+    runner = AutoAttack(
+        model, eps=float(protocol.epsilon), norm="Linf", version="standard", device="cpu", seed=protocol.seed
+    )
+    runner.attacks_to_run = list(stages(protocol.attack))
     with torch.random.fork_rng():
-        adversarial, _ = runner.run_standard_evaluation(pixels, labels, batch_size=PROTOCOL.batch_size)
-    standing = (perceptron(adversarial).argmax(1) == labels).tolist()
-    assert list(flags.standing) == ["clean", *AUTOATTACK]
-    assert list(flags.standing[AUTOATTACK[-1]]) == standing
-    assert 0 < sum(standing) < sum(flags.standing["clean"])
+        return runner.run_standard_evaluation(pixels, labels, batch_size=protocol.batch_size)[0]
 
 
-def test_every_stage_draws_the_random_numbers_of_the_package_at_this_seed(perceptron, images, monkeypatch):
+def check_against_package(flags, model, images, protocol, caplog):
+    """Flags of every image at the end, and the number that stands after each stage."""
+    with caplog.at_level(logging.DEBUG, logger="auto-attack"):
+        adversarial = package(model, images.floats(), images.labels, protocol)
+    assert list(flags.standing) == ["clean", *stages(protocol.attack)]
+    assert list(flags.standing[stages(protocol.attack)[-1]]) == (model(adversarial).argmax(1) == images.labels).tolist()
+    reported = re.findall(r"(?:initial|after \S+:?) ?(?:accuracy)?:? ([\d.]+)%", caplog.text)
+    assert reported == [f"{100 * np.mean(standing):.2f}" for standing in flags.standing.values()]
+    counts = [sum(standing) for standing in flags.standing.values()]
+    assert sum(before > after for before, after in pairwise(counts)) >= len(counts) - 2
+    assert counts[-1] > 0
+
+
+def test_autoattack_by_stages_is_the_package_run_as_a_whole(flags, shattered, images, caplog):
+    check_against_package(flags, shattered(0), images, PROTOCOL, caplog)
+
+
+def test_so_it_is_when_every_stage_takes_several_batches(shattered, images, caplog):
+    protocol = replace(PROTOCOL, attack="apgd-dlr,apgd-ce,apgd-t", batch_size=4)
+    model = shattered(3)
+    found = evaluate_range(model, images, protocol, 0, 24)
+    check_against_package(found, model, images, protocol, caplog)
+    assert sum(found.standing["apgd-ce"]) > protocol.batch_size
+
+
+def test_every_stage_draws_the_random_numbers_of_the_package_at_this_seed(shattered, images, monkeypatch):
     crafted = []
 
     class Recording(AutoAttack):
@@ -68,15 +112,12 @@ def test_every_stage_draws_the_random_numbers_of_the_package_at_this_seed(percep
             return crafted[-1], None
 
     monkeypatch.setattr("pyautoattack.AutoAttack", Recording)
-    evaluate_range(perceptron, images, replace(PROTOCOL, epsilon="0.5"), 0, 9)
-    for seed in (PROTOCOL.seed, PROTOCOL.seed + 1):
-        runner = AutoAttack(perceptron, eps=0.5, norm="Linf", version="standard", device="cpu", seed=seed)
-        runner.attacks_to_run = ["apgd-ce"]
-        correct = perceptron(images.floats(0, 9)).argmax(1) == images.labels[:9]
-        pixels, labels = images.floats(0, 9)[correct], images.labels[:9][correct]
-        with torch.random.fork_rng():
-            whole, _ = runner.run_standard_evaluation(pixels, labels, batch_size=PROTOCOL.batch_size)
-        assert torch.equal(crafted[0], whole) == (seed == PROTOCOL.seed)
+    model, protocol = shattered(0), replace(PROTOCOL, attack="apgd-ce")
+    evaluate_range(model, images, protocol, 0, 24)
+    correct = model(images.floats()).argmax(1) == images.labels
+    pixels, labels = images.floats()[correct], images.labels[correct]
+    assert torch.equal(crafted[0], package(model, pixels, labels, protocol))
+    assert not torch.equal(crafted[0], package(model, pixels, labels, replace(protocol, seed=4)))
 
 
 def test_who_has_fallen_does_not_stand_up_again(flags):
@@ -86,7 +127,7 @@ def test_who_has_fallen_does_not_stand_up_again(flags):
 
 def test_pgd20_is_ours_on_the_images_that_are_classified_correctly(natural_net, images):
     pixels, labels = images.floats(), images.labels
-    found = evaluate_range(natural_net, images, replace(PGD, batch_size=14), 0, 14).standing
+    found = evaluate_range(natural_net, images, replace(PGD, batch_size=24), 0, 24).standing
     correct = natural_net(pixels).argmax(1) == labels
     assert list(found["clean"]) == correct.tolist()
     noise = Noise(generator("cpu", PGD.seed, "pgd20", 0))
@@ -109,16 +150,26 @@ def test_clean_alone_attacks_nothing(natural_net, images):
     assert list(evaluate_range(natural_net, images, replace(PGD, attack="clean"), 0, 14).standing) == ["clean"]
 
 
+@pytest.fixture
+def traced():
+    """Something traces, as coverage and debuggers do."""
+    before = sys.gettrace()
+    sys.settrace(before or (lambda frame, event, argument: None))
+    yield
+    sys.settrace(before)
+
+
 @pytest.mark.parametrize("protocol", [PGD, replace(PROTOCOL, epsilon="1.0")], ids=["pgd20", "autoattack at epsilon 1"])
-def test_evaluation_leaves_random_states_and_gradients_alone(protocol, natural_net, images):
+def test_evaluation_leaves_random_states_gradients_and_tracing_alone(protocol, natural_net, images, traced):
     model = copy.deepcopy(natural_net).train()
     model.network[0].weight.requires_grad_(False)
     required = [parameter.requires_grad for parameter in model.parameters()]
     weights = copy.deepcopy(model.state_dict())
-    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    torch_state, numpy_state, tracer = torch.get_rng_state(), np.random.get_state()[1].copy(), sys.gettrace()
     evaluate_range(model, images, protocol, 0, 4)
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert np.array_equal(np.random.get_state()[1], numpy_state)
+    assert sys.gettrace() is tracer
     assert [parameter.requires_grad for parameter in model.parameters()] == required
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
@@ -169,12 +220,41 @@ def test_accuracies_are_shares_and_the_last_is_the_worst_case(flags):
     assert evaluation.robust_accuracy == min(evaluation.accuracies.values()) == np.mean(flags.standing["square"])
 
 
-def test_an_evaluation_comes_back_from_its_file(flags, tmp_path):
-    evaluation = Evaluation(PROTOCOL, "abc", 7, flags)
+@pytest.mark.parametrize("foreign", [None, ForeignModel("preact_resnet18 width=64", "ab" * 32)])
+def test_an_evaluation_comes_back_from_its_file(foreign, flags, tmp_path):
+    ours = foreign is None
+    evaluation = Evaluation(PROTOCOL, "abc" if ours else None, 7 if ours else None, flags, foreign, ("doubtful",))
     file = tmp_path / "evaluations" / "autoattack.json"
     evaluation.save(file)
     assert Evaluation.load(file) == evaluation
     assert [path.name for path in file.parent.iterdir()] == ["autoattack.json"]
+
+
+def test_a_file_without_foreign_models_and_warnings_is_still_read(flags, tmp_path):
+    content = {"protocol": asdict(PROTOCOL), "experiment_digest": "abc", "epoch": 7, "flags": asdict(flags)}
+    (tmp_path / "old.json").write_text(json.dumps(content | {"accuracies": {"clean": 1.0}}))
+    assert Evaluation.load(tmp_path / "old.json") == Evaluation(PROTOCOL, "abc", 7, flags)
+
+
+def evaluation(**standing):
+    """`evaluation(clean="110", pgd20="100")`"""
+    rows = {stage: tuple(letter == "1" for letter in letters) for stage, letters in standing.items()}
+    return Evaluation(PROTOCOL, "abc", 7, Flags(0, len(rows["clean"]), rows))
+
+
+def test_standard_errors_are_binomial():
+    found = evaluation(clean="1111", pgd20="1000").standard_errors
+    assert found == {"clean": 0, "pgd20": pytest.approx((0.25 * 0.75 / 4) ** 0.5)}
+
+
+def test_differences_are_those_of_the_same_images():
+    best, last = evaluation(clean="1110", pgd20="1100"), evaluation(clean="1101", pgd20="1000")
+    pairs = np.array([0, 0, 1, -1])
+    found = differences(best, last)
+    assert found["clean"] == (0, pytest.approx(pairs.std() / 2))
+    assert found["pgd20"] == (0.25, pytest.approx(np.array([0, 1, 0, 0]).std() / 2))
+    with pytest.raises(ValueError, match="different protocols"):
+        differences(best, replace(last, protocol=replace(PROTOCOL, seed=4)))
 
 
 @pytest.mark.parametrize(
@@ -194,12 +274,6 @@ def test_an_evaluation_comes_back_from_its_file(flags, tmp_path):
 )
 def test_numbers_under_different_protocols_have_different_keys(field, value):
     assert replace(PROTOCOL, **{field: value}).key != PROTOCOL.key
-
-
-def test_an_attack_that_does_not_exist_is_named():
-    with pytest.raises(InvalidInput, match=r"attack: unknown attack 'autoatack'.*Did you mean autoattack"):
-        stages("autoatack")
-    assert all(isinstance(stages(name), tuple) for name in ATTACKS)
 
 
 def test_the_subset_is_fixed_and_mixes_the_classes(splits):

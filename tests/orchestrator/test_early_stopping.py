@@ -1,0 +1,133 @@
+"""Decisions about trials come from the journal, and a new driver takes none of them again or otherwise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.journal import Journal, trial_key
+from orchestrator.report.summary import headlines
+from orchestrator.savings import savings
+from search_spaces.stopping import Pruning, Stopping
+from search_spaces.study import Resources, Study, parse_study
+from tests.orchestrator.curves import records
+from trainers.records import append_record
+
+pytest.importorskip("ray")
+
+EPOCHS = 8
+ASHA = Stopping(prune=Pruning(rule="asha", grace_epochs=2))
+COLLAPSE = [0.3, 0.5, 0.02, 0.01]
+
+
+@pytest.fixture
+def study() -> Study:
+    return parse_study({"name": "s", "experiment": {"epochs": EPOCHS}, "space": {"method.name": ["fgsm", "sat"]}})
+
+
+@pytest.fixture
+def journal(tmp_path: Path, study: Study) -> Journal:
+    return Journal.create(tmp_path / "s", study)
+
+
+class Trials:
+    """Feeds curves to the rules epoch by epoch, as a study does."""
+
+    def __init__(self, journal: Journal, study: Study, rules: Stopping) -> None:
+        from orchestrator.early_stopping import EarlyStopping
+
+        self.study, self.stopping = study, EarlyStopping(rules, journal)
+
+    def stopped_at(self, number: int, curve: list[float], method: str = "fgsm") -> int | None:
+        made, experiment = records(curve), self.study.experiment_for({"method.name": method})
+        for count in range(1, len(made) + 1):
+            stop = self.stopping.decide(trial_key(number), experiment, made[:count])
+            if stop is not None:
+                return stop.epoch
+        return None
+
+
+def test_trials_are_compared_within_their_method_only(journal: Journal, study: Study) -> None:
+    trials = Trials(journal, study, ASHA)
+    for number in (0, 1, 2):
+        assert trials.stopped_at(number, [0.5, 0.6 + number / 10, 0.8], "sat") is None
+    assert trials.stopped_at(3, [0.1, 0.1, 0.1], "fgsm") is None  # the first of its method
+    assert trials.stopped_at(4, [0.1, 0.2, 0.2], "sat") == 1
+    groups = {(event["group"], event["epoch"]) for event in journal.events() if event["event"] == "compared"}
+    assert groups == {("sat, bracket 0", 1), ("fgsm, bracket 0", 1)}
+
+
+def test_a_new_driver_decides_as_the_one_that_died_would_have(journal: Journal, study: Study) -> None:
+    first = Trials(journal, study, ASHA)
+    curves = {0: [0.3, 0.5, 0.5, 0.50], 1: [0.3, 0.6, 0.6, 0.40], 2: [0.3, 0.2, 0.6, 0.9], 3: [0.3, 0.55, 0.6, 0.45]}
+    before = {number: first.stopped_at(number, curve) for number, curve in curves.items()}
+    assert before == {0: None, 1: 3, 2: 1, 3: None}
+    events = journal.events()
+    # Meanwhile others got there: compared now, after epoch 2, trial 0 would be in the worse half.
+    second = Trials(journal, study, ASHA)
+    assert {number: second.stopped_at(number, curve) for number, curve in curves.items()} == before
+    assert journal.events() == events
+
+
+def test_an_epoch_that_nobody_judged_before_the_kill_is_judged_afterwards(journal: Journal, study: Study) -> None:
+    from orchestrator.early_stopping import EarlyStopping
+
+    stopping = EarlyStopping(Stopping(catastrophic=True), journal)
+    made, experiment = records(COLLAPSE), study.experiment_for({"method.name": "fgsm"})
+    stop = stopping.decide("trial-0000", experiment, made)  # epoch 3 is on disk as well: a group runs ahead
+    assert stop is not None
+    assert (stop.rule, stop.epoch) == ("catastrophic", 2)
+    again = EarlyStopping(Stopping(catastrophic=True), journal)
+    assert again.decide("trial-0000", experiment, records([*COLLAPSE, 0.9, 0.9, 0.9, 0.9])) == stop
+    assert [event["event"] for event in journal.events()] == ["stopping"]
+
+
+def test_a_run_that_got_to_its_end_is_not_stopped(journal: Journal, study: Study) -> None:
+    from orchestrator.early_stopping import EarlyStopping
+
+    stopping = EarlyStopping(Stopping(catastrophic=True), journal)
+    made = records([0.5] * (EPOCHS - 1) + [0.01])
+    assert stopping.decide("trial-0000", study.experiment_for({"method.name": "fgsm"}), made) is None
+
+
+@pytest.mark.parametrize(("checkpoint", "objectives"), [("best", (0.9, 0.5)), ("last", ())])
+def test_a_collapsed_trial_counts_only_where_its_best_epoch_does(
+    study: Study, checkpoint: str, objectives: tuple[float, ...]
+) -> None:
+    from orchestrator.stop_rules import Stop
+    from orchestrator.sweep import stopped_outcome
+
+    chosen = parse_study({**study.to_raw(), "search": {"checkpoint": checkpoint}})
+    made = records([*COLLAPSE, 0.9])  # the last epoch came after the decision
+    outcome = stopped_outcome(Stop("catastrophic", 2, "because"), made, chosen)
+    assert (outcome.state, outcome.reason, outcome.objectives) == ("stopped", "because", objectives)
+    assert stopped_outcome(Stop("prune", 2, "behind"), made, chosen).objectives == ()
+
+
+def test_with_one_objective_optuna_hears_of_it_epoch_by_epoch(study: Study) -> None:
+    from orchestrator.stop_rules import Stop
+    from orchestrator.sweep import stopped_outcome
+
+    one = parse_study({**study.to_raw(), "search": {"objectives": ["val/pgd10_accuracy"]}})
+    stop = Stop("catastrophic", 2, "because")
+    assert stopped_outcome(stop, records([*COLLAPSE, 0.9]), one).curve == tuple(COLLAPSE[:3])
+    assert stopped_outcome(stop, records(COLLAPSE), study).curve == ()
+
+
+def test_savings_are_the_epochs_not_run_at_the_trials_own_pace(journal: Journal, study: Study) -> None:
+    for number, epochs in enumerate((EPOCHS, 3, 5)):
+        folder = journal.propose(number, {}, study.experiment_for({"method.name": ("fgsm", "sat", "fgsm")[number]}))
+        for record in records([0.5] * epochs):
+            append_record(folder, record)
+    journal.ended("trial-0000", "complete", "", [0.9, 0.5])
+    for number in (1, 2):
+        journal.append("stopping", key=trial_key(number), rule="catastrophic", epoch=2, reason="")
+        journal.ended(trial_key(number), "stopped", "because")
+    # Epochs took 2, 3, 4, … seconds: medians 3 and 4; 5 and 3 epochs were not run, on two workers of two CPUs.
+    (saving,) = savings(journal.runs(), Resources(workers=2, cpus_per_worker=2))
+    assert (saving.trials, saving.epochs, saving.of_epochs, saving.seconds) == (2, 8, 24, (5 * 3 + 3 * 4) * 4)
+    assert str(saving) == "Stopped early by catastrophic: 2 trials; 8 of 24 epochs and 108 CPU-seconds saved"
+    assert f"{str(saving).replace('108', '27')}." in headlines(study, journal.runs())  # the study has one CPU a trial
+    (on_gpus,) = savings(journal.runs(), Resources(workers=2, cpus_per_worker=2, gpus_per_worker=0.5))
+    assert (on_gpus.seconds, on_gpus.processor) == ((5 * 3 + 3 * 4) * 1.0, "GPU")

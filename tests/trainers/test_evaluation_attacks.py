@@ -1,0 +1,253 @@
+"""The attacks of an evaluation by name, and ours against closed forms and independent computations."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from trainers.attacks.linf import uniform_start
+from trainers.catalog.attacks import AUTOATTACK, attack_label, canonical, evaluation_passes, stages
+from trainers.evaluation.classifier import check_classifier
+from trainers.evaluation.gradient import GRADIENT_ATTACKS, cw, margin, pgd_restarts
+from trainers.evaluation.ranges import evaluate_range, fixed_subset
+from trainers.evaluation.result import Protocol
+from trainers.problems import InvalidInput
+from trainers.randomness import Noise, generator
+
+PROTOCOL = Protocol("digits", "test", 40, "0.05", "pgd20", seed=0, shard=40, batch_size=20, checkpoint="best")
+
+
+def noise(seed=0):
+    return Noise(generator("cpu", seed, "test"))
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("attack", "expected"),
+    [
+        ("clean", ()),
+        ("pgd20", ("pgd20",)),
+        ("autoattack", AUTOATTACK),
+        ("pgd20, cw,square", ("pgd20", "cw", "square")),
+        ("pgd20,autoattack", ("pgd20", *AUTOATTACK)),
+        ("worst", ("pgd20", "pgd50-10", "cw", *AUTOATTACK)),
+    ],
+)
+def test_a_name_or_a_list_stands_for_stages_in_order(attack, expected):
+    assert stages(attack) == expected
+
+
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        ("autoatack", r"attack: unknown attack 'autoatack'.*Did you mean autoattack"),
+        ("pgd20,,cw", "unknown attack ''"),
+        ("clean,pgd20", "leave clean out"),
+        ("autoattack,square", "square would run twice"),
+    ],
+)
+def test_a_list_that_makes_no_sense_is_refused(attack, message):
+    with pytest.raises(InvalidInput, match=message):
+        stages(attack)
+
+
+@pytest.mark.parametrize(
+    ("attack", "spelling", "label"),
+    [
+        ("clean", "clean", "no attack"),
+        ("apgd-ce, apgd-t, fab-t, square", "autoattack", "AutoAttack"),
+        ("worst", "pgd20,pgd50-10,cw,autoattack", "PGD-20 + PGD-50-10 + CW∞ + AutoAttack"),
+        ("cw,apgd-ce", "cw,apgd-ce", "CW∞ + APGD-CE"),
+    ],
+)
+def test_the_same_stages_have_one_spelling(attack, spelling, label):
+    assert canonical(attack) == canonical(spelling) == spelling
+    assert attack_label(attack) == label
+    keys = {replace(PROTOCOL, attack=canonical(name)).key for name in (attack, spelling, "pgd20", "pgd20,cw")}
+    assert len(keys) == 3
+
+
+def test_passes_count_the_later_stages_for_half_of_the_images():
+    assert evaluation_passes("clean") == 1
+    assert evaluation_passes("pgd20") == 41
+    assert evaluation_passes("pgd20,cw") == 61
+
+
+# Attacks
+
+
+@pytest.fixture(scope="module")
+def linear():
+    """Two classes, so that every attack that rises along the gradient ends in the same corner of the ball."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(16, 2, bias=False)).requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def batch(linear):
+    images = torch.rand(12, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    return images, linear(images).argmax(1)
+
+
+def corner(linear, images, labels, epsilon):
+    weights = linear[1].weight
+    away = (weights[1 - labels] - weights[labels]).sign().view_as(images)
+    return (images + epsilon * away).clamp(0, 1)
+
+
+@pytest.mark.parametrize("attack", ["pgd20", "cw"])
+def test_on_a_linear_model_the_worst_corner_is_found(attack, linear, batch):
+    images, labels = batch
+    found = GRADIENT_ATTACKS[attack](linear, images, labels, epsilon=0.2, noise=noise())
+    assert torch.allclose(found, corner(linear, images, labels, 0.2), atol=1e-6)
+
+
+def test_restarts_find_the_corner_of_those_who_stand_and_fool_all_others(linear, batch):
+    images, labels = batch
+    found = pgd_restarts(linear, images, labels, epsilon=0.4, noise=noise(), steps=50, restarts=2)
+    worst = corner(linear, images, labels, 0.4)
+    stands = linear(worst).argmax(1) == labels
+    assert 0 < stands.sum() < len(stands)
+    assert torch.equal(linear(found).argmax(1) == labels, stands)
+    assert torch.allclose(found[stands], worst[stands], atol=1e-6)
+
+
+def test_margin_is_the_own_logit_above_the_best_other():
+    logits = torch.tensor([[3.0, 1.0, 2.0], [3.0, 1.0, 2.0]])
+    assert margin(logits, torch.tensor([0, 1])).tolist() == [1, -2]
+
+
+def test_cw_lets_go_of_what_is_fooled_by_more_than_its_confidence(linear, batch):
+    class Confident(nn.Module):
+        def forward(self, images):
+            return 1e4 * linear(images)
+
+    images, labels = batch
+    start = uniform_start(images, 1e-3, noise())
+    assert torch.equal(cw(Confident(), images, 1 - labels, epsilon=1e-3, noise=noise()), start)
+    assert not torch.equal(cw(Confident(), images, labels, epsilon=1e-3, noise=noise()), start)
+
+
+def test_restarts_keep_what_fools_the_model_else_the_highest_loss(natural_net, splits):
+    model, chosen = copy.deepcopy(natural_net).double(), fixed_subset(splits.test, 24)
+    images, labels = chosen.floats().double(), chosen.labels
+    images, labels = images[model(images).argmax(1) == labels], labels[model(images).argmax(1) == labels]
+    epsilon, stream, points, losses = 0.075, noise(), [], []
+    for _ in range(3):
+        current = uniform_start(images, epsilon, stream)
+        for _ in range(4):
+            current.requires_grad_()
+            logits = model(current)
+            (gradient,) = torch.autograd.grad(F.cross_entropy(logits, labels, reduction="sum"), current)
+            moved = (current + epsilon / 4 * gradient.sign()).detach()
+            moved = torch.clamp(images + (moved - images).clamp(-epsilon, epsilon), 0, 1)
+            correct = (logits.argmax(1) == labels).view(-1, 1, 1, 1)
+            current = torch.where(correct, moved, current).detach()
+        points.append(current)
+        losses.append(F.cross_entropy(model(current), labels, reduction="none").detach())
+    fooled = torch.stack([model(point).argmax(1) != labels for point in points])
+    kept = torch.where(fooled.any(0), fooled.int().argmax(0), torch.stack(losses).argmax(0))
+    expected = torch.stack([points[restart][row] for row, restart in enumerate(kept)])
+    found = pgd_restarts(model, images, labels, epsilon=epsilon, noise=noise(), steps=4, restarts=3)
+    assert torch.allclose(found, expected, atol=1e-9)
+    assert torch.equal(model(found).argmax(1) != labels, fooled.any(0))
+    assert fooled[0].sum() < fooled.any(0).sum() < len(labels)
+    assert len(set(kept[~fooled.any(0)].tolist())) > 1
+
+
+@pytest.mark.parametrize("attack", GRADIENT_ATTACKS)
+def test_attacks_stay_in_the_ball_and_in_the_pixels(attack, natural_net, splits):
+    images = fixed_subset(splits.test, 10)
+    found = GRADIENT_ATTACKS[attack](natural_net, images.floats(), images.labels, epsilon=0.03, noise=noise())
+    assert (found - images.floats()).abs().max() <= 0.03 + 1e-6
+    assert found.min() >= 0
+    assert found.max() <= 1
+
+
+def test_a_list_ends_at_the_images_that_no_attack_takes(natural_net, splits):
+    images = fixed_subset(splits.test, 40)
+    protocol = replace(PROTOCOL, epsilon="0.07")
+    found = evaluate_range(natural_net, images, replace(protocol, attack="pgd20,pgd50-10,cw"), 0, 40).standing
+    assert found["pgd20"] == evaluate_range(natural_net, images, protocol, 0, 40).standing["pgd20"]
+    assert list(found) == ["clean", "pgd20", "pgd50-10", "cw"]
+    counts = [sum(flags) for flags in found.values()]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] > counts[-1] > 0
+
+
+def test_an_answer_that_is_not_finite_is_wrong(splits):
+    class Overflowing(nn.Module):
+        def forward(self, images):
+            return torch.full((len(images), 10), torch.nan)
+
+    images = fixed_subset(splits.test, 40)
+    flags = evaluate_range(Overflowing(), images, replace(PROTOCOL, attack="clean"), 0, 40)
+    assert not any(flags.standing["clean"])
+
+
+@pytest.mark.parametrize(("stage", "fewest"), [("apgd-t", 4), ("apgd-dlr", 3)])
+def test_few_classes_are_attacked_as_far_as_the_loss_is_defined(stage, fewest, splits):
+    class Few(nn.Module):
+        """The mean brightness of a corner of the image votes for a class."""
+
+        def __init__(self, num_classes):
+            super().__init__()
+            self.num_classes = num_classes
+
+        def forward(self, images):
+            corners = images.unfold(2, 4, 4).unfold(3, 4, 4).mean((1, 4, 5)).flatten(1)
+            return torch.cat([corners, 0.5 * corners.mean(1, keepdim=True)], 1)[:, : self.num_classes]
+
+    images = fixed_subset(splits.test, 40)
+    few = Few(fewest)
+    images = replace(images, labels=few(images.floats()).argmax(1))
+    protocol = replace(PROTOCOL, attack=stage, epsilon="0.1")
+    assert sum(evaluate_range(few, images, protocol, 0, 4).standing[stage]) < 4
+    with pytest.raises(InvalidInput, match=f"{stage} needs at least {fewest} classes for its loss; this model has"):
+        evaluate_range(Few(fewest - 1), replace(images, labels=images.labels * 0), protocol, 0, 40)
+
+
+# The model's output
+
+
+class Fixed(nn.Module):
+    """Answers with what `make` gives for the number of images."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.make = make
+
+    def forward(self, images):
+        return self.make(len(images))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda n: torch.zeros(n, 100), r"float32 \[3, 100\] for 3 images; expected logits \[3, 10\]"),
+        (lambda n: torch.zeros(n), r"\[3\] for 3 images"),
+        (lambda n: torch.zeros(n, 10, dtype=torch.long), "int64"),
+        (lambda n: (torch.zeros(n, 10), None), "returns tuple"),
+        (lambda n: torch.full((n, 10), torch.inf), "not finite"),
+        (lambda n: torch.randn(n, 10), "answers differently when asked again"),
+    ],
+)
+def test_what_cannot_be_attacked_is_refused(make, message):
+    with pytest.raises(InvalidInput, match=f"model: .*{message}"):
+        check_classifier(Fixed(make), torch.zeros(3, 1, 8, 8), 10)
+
+
+def test_probabilities_are_warned_of_and_logits_are_not(natural_net, digits):
+    images = digits[0][:20]
+    assert check_classifier(natural_net, images, 10) == ()
+    (warning,) = check_classifier(nn.Sequential(natural_net, nn.Softmax(1)), images, 10)
+    assert "looks like probabilities" in warning
+    assert check_classifier(nn.Sequential(natural_net, nn.LogSoftmax(1)), images, 10) == ()

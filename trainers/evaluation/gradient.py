@@ -1,0 +1,103 @@
+"""Our own gradient attacks of a final evaluation. They return x* only, on batches that the caller has cut.
+
+Images are [B, C, H, W] in [0,1], epsilon is in the same unit, steps are of ε/4 (2/255 at ε = 8/255). The model is in
+eval mode already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainers.attacks.linf import ascend, project, uniform_start
+from trainers.attacks.pgd import pgd
+from trainers.randomness import Noise
+
+CONFIDENCE = 50.0
+
+
+def pgd20(model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float, noise: Noise) -> Tensor:
+    """PGD-20 on the cross-entropy: uniform start, final iterate (Madry et al. 2018, arXiv 1706.06083)."""
+    attacked = pgd(
+        model, images, labels, epsilon=epsilon, step_size=epsilon / 4, steps=20, batch_norm="eval", noise=noise
+    )
+    return attacked.images
+
+
+def cw(model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float, noise: Noise) -> Tensor:
+    """PGD-20 on the margin, CW∞: raises -Σ max(z_y - max_{j≠y} z_j + κ, 0), κ = 50, from a uniform start.
+
+    The loss is f6 of Carlini & Wagner 2017 (arXiv 1608.04644), κ that of Wang et al. 2021 (arXiv 2106.07904).
+    """
+
+    def objective(logits: Tensor) -> Tensor:
+        return -(margin(logits, labels) + CONFIDENCE).clamp(min=0).sum()
+
+    start = uniform_start(images, epsilon, noise)
+    return ascend(model, images, start, objective, epsilon=epsilon, step_size=epsilon / 4, steps=20).images
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """z_y - max_{j≠y} z_j of each row [B], for logits [B, K]: below zero where another class wins."""
+    own = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
+    others = logits.scatter(1, labels.unsqueeze(1), -torch.inf)
+    return own - others.amax(1)
+
+
+def pgd_restarts(
+    model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float, noise: Noise, steps: int, restarts: int
+) -> Tensor:
+    """For each image a point that fools the model, or where no restart finds one, that of highest loss.
+
+    Restarts of Wong et al. 2020 (arXiv 2001.03994): a point that fools the model is moved no further. An image that
+    one restart takes is left alone by the next ones, and counts even if a correctly classified point had the higher
+    cross-entropy, as it may with more than two classes.
+    """
+    strongest = images.clone()
+    highest = images.new_full((len(images),), -torch.inf)
+    for _ in range(restarts):
+        # Drawn for all rows: the noise of an image does not depend on which others have fallen.
+        start = uniform_start(images, epsilon, noise)
+        standing = torch.nonzero(highest < torch.inf).squeeze(1)
+        if not len(standing):
+            continue
+        found = _step_while_correct(model, images[standing], labels[standing], start[standing], epsilon, steps)
+        with torch.no_grad():
+            logits = model(found)
+        loss = F.cross_entropy(logits, labels[standing], reduction="none")
+        loss[logits.argmax(1) != labels[standing]] = torch.inf
+        better = loss > highest[standing]
+        strongest[standing[better]] = found[better]
+        highest[standing[better]] = loss[better]
+    return strongest
+
+
+def _step_while_correct(
+    model: nn.Module, images: Tensor, labels: Tensor, start: Tensor, epsilon: float, steps: int
+) -> Tensor:
+    """Signed steps of ε/4 that raise the cross-entropy; rows that are misclassified stay where they are."""
+    current = start.clone()
+    rows = torch.arange(len(images), device=images.device)
+    for _ in range(steps):
+        points = current[rows].requires_grad_()
+        logits = model(points)
+        (gradient,) = torch.autograd.grad(F.cross_entropy(logits, labels[rows], reduction="sum"), points)
+        correct = logits.argmax(1) == labels[rows]
+        rows = rows[correct]
+        if not len(rows):
+            break
+        moved = points.detach()[correct] + epsilon / 4 * gradient[correct].sign()
+        current[rows] = project(moved, images[rows], epsilon)
+    return current
+
+
+GradientAttack = Callable[..., Tensor]
+GRADIENT_ATTACKS: dict[str, GradientAttack] = {
+    "pgd20": pgd20,
+    "pgd50-10": partial(pgd_restarts, steps=50, restarts=10),
+    "cw": cw,
+}

@@ -1,0 +1,71 @@
+"""Attack one range of a test set, stage by stage, each stage on the images that stand after the one before.
+
+Shard length and batch size decide which random numbers an image meets: they belong to the protocol, never to the size
+of the cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainers.catalog.attacks import stages
+from trainers.data.images import ImageSet
+from trainers.evaluation.autoattack import autoattack_stage
+from trainers.evaluation.gradient import GRADIENT_ATTACKS
+from trainers.evaluation.result import Flags, Protocol
+from trainers.pixels import PixelValue
+from trainers.randomness import Noise, generator
+
+
+def evaluate_range(
+    model: nn.Module, images: ImageSet, protocol: Protocol, start: int, stop: int,
+    progress: Callable[[str], None] | None = None,
+) -> Flags:  # fmt: skip
+    """Attack images `start`..`stop` with every stage of the protocol, each stage on those still standing.
+
+    `model` takes images in [0,1] and returns logits; it is put into eval mode. The global random state and the
+    gradients of the parameters are left as they were. Raises InvalidInput if the model has too few classes for a stage.
+    """
+    pixels, labels = images.floats(start, stop), images.labels[start:stop]
+    model.eval()
+    standing = _correct(model, pixels, labels, protocol.batch_size)
+    flags = {"clean": standing}
+    for stage in stages(protocol.attack):
+        if progress is not None:
+            progress(stage)
+        survivors = torch.nonzero(standing).squeeze(1)
+        if len(survivors):
+            adversarial = _attacked(model, pixels[survivors], labels[survivors], stage, protocol, start)
+            standing = standing.clone()
+            standing[survivors] = _correct(model, adversarial, labels[survivors], protocol.batch_size)
+        flags[stage] = standing
+    return Flags(start, stop, {stage: tuple(values.tolist()) for stage, values in flags.items()})
+
+
+def fixed_subset(test: ImageSet, samples: int) -> ImageSet:
+    """The first `samples` of a fixed, class-mixed order of the test set; all of it if it has no more."""
+    order = np.random.default_rng(0).permutation(len(test))[: min(samples, len(test))]
+    return test.select(np.sort(order))
+
+
+def _correct(model: nn.Module, pixels: Tensor, labels: Tensor, batch_size: int) -> Tensor:
+    """Whether each image is classified correctly; an answer that is not finite is none."""
+    with torch.no_grad():
+        logits = torch.cat([model(batch) for batch in torch.split(pixels, batch_size)])
+    return (logits.argmax(1) == labels) & logits.isfinite().all(1)
+
+
+def _attacked(model: nn.Module, pixels: Tensor, labels: Tensor, stage: str, protocol: Protocol, start: int) -> Tensor:
+    epsilon = float(PixelValue(protocol.epsilon))
+    if stage not in GRADIENT_ATTACKS:
+        return autoattack_stage(
+            model, pixels, labels, stage, epsilon=epsilon, seed=protocol.seed, batch_size=protocol.batch_size
+        )
+    noise = Noise(generator(pixels.device, protocol.seed, stage, start))
+    batches = zip(torch.split(pixels, protocol.batch_size), torch.split(labels, protocol.batch_size), strict=True)
+    attack = GRADIENT_ATTACKS[stage]
+    return torch.cat([attack(model, x, y, epsilon=epsilon, noise=noise) for x, y in batches])

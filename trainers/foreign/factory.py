@@ -1,0 +1,79 @@
+"""Models whose code is the user's own: `path/to/file.py:factory`."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from trainers.foreign.weights import read_weights
+from trainers.problems import InvalidInput
+
+FIELD = "--model"
+
+
+def split_reference(reference: str) -> tuple[Path, str]:
+    """`path/to/file.py:factory` in its two parts. Raises InvalidInput."""
+    path, colon, name = reference.rpartition(":")
+    file = Path(path)
+    if not colon or file.suffix != ".py" or not name.isidentifier():
+        raise InvalidInput.single(FIELD, f"{reference!r}: expected path/to/file.py:factory")
+    if not file.is_file():
+        raise InvalidInput.single(FIELD, f"{path!r} is not a file")
+    return file, name
+
+
+def factory_architecture(reference: str) -> str:
+    """The reference as a name that tells versions apart: with a hash of the file (not of what that imports)."""
+    file, name = split_reference(reference)
+    return f"{file.name}:{name} {hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"
+
+
+def factory_model(reference: str, weights: Path | None, *, allow_code: bool) -> nn.Module:
+    """Call the factory, load `weights` strictly if there are any, and return the model in eval mode.
+
+    The factory takes no argument and returns a module that maps images in [0,1] to logits, its input normalization
+    inside. Its file is executed, hence `allow_code`; it may import what lies beside it. The global random state is left
+    as it was. Raises InvalidInput, also for whatever goes wrong in the file.
+    """
+    file, name = split_reference(reference)
+    if not allow_code:
+        raise InvalidInput.single(
+            FIELD, f"{reference!r} would execute the Python code in {file}: add --allow-code if you trust it"
+        )
+    with torch.random.fork_rng():
+        model = _made(file, name)
+    if not isinstance(model, nn.Module):
+        raise InvalidInput.single(FIELD, f"{name}() of {file} returns {type(model).__name__}, not an nn.Module")
+    if weights is not None:
+        try:
+            model.load_state_dict(read_weights(weights))
+        except RuntimeError as error:
+            raise InvalidInput.single(str(weights), f"does not fit {reference}: {error}") from error
+    return model.eval()
+
+
+def _made(file: Path, name: str) -> object:
+    specification = importlib.util.spec_from_file_location(f"_foreign_{file.stem}", file)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[module.__name__] = module
+    folder = str(file.absolute().parent)
+    sys.path.insert(0, folder)
+    try:
+        specification.loader.exec_module(module)
+        factory = getattr(module, name, None)
+        if not callable(factory):
+            raise InvalidInput.single(FIELD, f"{file} defines no function {name}")
+        return factory()
+    except InvalidInput:
+        raise
+    except Exception as error:
+        raise InvalidInput.single(FIELD, f"{file} failed with {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(folder)
