@@ -1,5 +1,6 @@
 # make demo   sets up, then runs the study search_spaces/quickstart.yaml
 # make test   sets up, then runs all tests and prints the coverage
+# make chaos  injects FAULTS (default 30) faults at random times into running studies
 # make lint   ruff and mypy
 # make docs   writes docs/methods.md from the catalog
 # make lock   renews requirements.lock from pyproject.toml
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint docs lock setup clean
+.PHONY: demo test chaos lint docs lock setup clean
 
 setup: $(READY)
 
@@ -29,6 +30,11 @@ test: setup lint
 	$(BIN)/python -m coverage run -m pytest
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
+
+FAULTS ?= 30
+
+chaos: setup
+	$(BIN)/python -m tests.faults.chaos $(FAULTS)
 
 lint: setup
 	$(BIN)/ruff check .

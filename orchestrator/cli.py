@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from orchestrator import disk
 from orchestrator.exit_codes import BAD_INPUT, ENVIRONMENT, INTERRUPTED, OK, SOME_FAILED
 from trainers.catalog.attacks import ATTACK_NAMES
 from trainers.problems import InvalidInput
@@ -125,11 +126,13 @@ def sync(folder: Annotated[Path, typer.Argument(help="a study folder, e.g. runs/
     """Bring MLflow up to date with a study's journal."""
     from orchestrator import tracking
     from orchestrator.journal import Journal
+    from orchestrator.run import only_driver
 
     journal = Journal.open(folder)
     uri = tracking.tracking_uri(journal.study())
     tracking.check_reachable(uri)
-    tracking.sync(journal, uri)
+    with only_driver(journal.folder):  # a driver does it by itself; both at once would make some runs twice
+        tracking.sync(journal, uri)
     print(f"{uri} is up to date")
 
 
@@ -266,13 +269,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _usage_error(error: Exception, debug: bool) -> int:
-    """Show a wrong option or verb in one line; anything else is our own bug."""
+    """Show a wrong option or verb, or a full disk, in one line; anything else is our own bug."""
     show = getattr(error, "show", None)  # typer's own errors: a wrong option, a missing argument
     if show is not None:
         show()
         return BAD_INPUT
     if debug:
         raise error
+    if disk.is_full(error):
+        print(f"error: the disk is full ({error}); free some space and resume", file=sys.stderr)
+        return ENVIRONMENT
     print(f"internal error: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
     return SOME_FAILED
 

@@ -104,11 +104,18 @@ class _Jobs(DriverOnly, Searcher):
         return dict(self._running[trial_id])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        job = self._running.pop(trial_id)
+        try:
+            self._judge(self._running.pop(trial_id), {"crashed": True} if error else result or {})
+        except Exception as problem:
+            # Tune would take it for the run's.
+            self._session.interrupt.give_up(problem)
+
+    def _judge(self, job: Mapping[str, Any], report: Mapping[str, Any]) -> None:
         session = self._session
-        report = {"failure": "its processes died"} if error or result is None else result
         experiment = parse(job["experiment"])
-        outcome: Outcome | None = judge_run(report, experiment, Path(job["run_dir"]), session.study, session.interrupt)
+        outcome = judge_run(report, experiment, Path(job["run_dir"]), session.study, session.interrupt)
+        if outcome is None and report.get("crashed"):
+            outcome = Outcome("failed", "its processes died")
         if outcome is not None:
             session.journal.ended(job["key"], outcome.state, outcome.reason, list(outcome.objectives))
             session.view.ended(job["key"], outcome.state, outcome.reason)

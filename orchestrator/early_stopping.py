@@ -19,7 +19,7 @@ from orchestrator.stop_rules import Stop, overfitting_stop, pruning_stop
 from search_spaces.stopping import Stopping
 from trainers.config import Experiment, parse
 from trainers.overfitting import ROBUST_ACCURACY
-from trainers.records import EpochRecord, read_records
+from trainers.records import EpochRecord, RecordsFollower
 
 
 class EarlyStopping:
@@ -75,10 +75,12 @@ class StopEarly(DriverOnly, FIFOScheduler):
     def __init__(self, stopping: EarlyStopping) -> None:
         super().__init__()
         self._stopping = stopping
+        self._followers: dict[str, RecordsFollower] = {}
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """After every epoch but the last one."""
         config = trial.config
-        records = [record for record in read_records(Path(config["run_dir"])) if record.epoch <= result["epoch"]]
+        follower = self._followers.setdefault(config["run_dir"], RecordsFollower(Path(config["run_dir"])))
+        records = [record for record in follower.read() if record.epoch <= result["epoch"]]
         stop = self._stopping.decide(config["key"], parse(config["experiment"]), records)
         return str(self.CONTINUE if stop is None else self.STOP)

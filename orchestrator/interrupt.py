@@ -14,19 +14,27 @@ class Interrupted(Exception):
 
 
 class Interrupt:
-    """Whether the user has asked to stop."""
+    """Whether the user has asked to stop, or something makes it pointless to go on."""
 
     def __init__(self, announce: Callable[[str], None]) -> None:
         self._announce = announce
         self._requested = threading.Event()
+        self._error: Exception | None = None
 
     @property
     def requested(self) -> bool:
-        """True after the first Ctrl-C."""
+        """True after the first Ctrl-C, or after `give_up`."""
         return self._requested.is_set()
 
+    def give_up(self, error: Exception) -> None:
+        """Stop as after a Ctrl-C; `check` then raises the error. For what can't be raised where it happens."""
+        self._error = self._error or error
+        self._requested.set()
+
     def check(self) -> None:
-        """Raise Interrupted if the user has asked to stop."""
+        """Raise Interrupted if the user has asked to stop, or the error that made the study give up."""
+        if self._error is not None:
+            raise self._error
         if self.requested:
             raise Interrupted
 

@@ -13,6 +13,7 @@ runs/NAME/
 from __future__ import annotations
 
 import json
+import threading
 import time
 import uuid
 from collections.abc import Mapping
@@ -25,10 +26,11 @@ from search_spaces.study import Study, parse_study
 from trainers.config import Experiment, parse
 from trainers.evaluation.result import Evaluation
 from trainers.problems import InvalidInput
-from trainers.records import EpochRecord, append_line, read_lines, read_records
+from trainers.records import EpochRecord, Follower, RecordsFollower, append_line
 
 STUDY_FILE, IDENTITY_FILE, JOURNAL_FILE = "study.yaml", "study.json", "journal.jsonl"
 EVALUATION_FILE = "evaluation.json"
+_Version = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,16 @@ class Run:
 
 
 class Journal:
-    """The folder of one study."""
+    """The folder of one study. What was read once is remembered: reading again costs what is new on disk."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
+        self._reading = threading.Lock()  # tracking reads in a thread of its own
+        self._follower = Follower(self.folder / JOURNAL_FILE)
+        self._events: list[dict[str, Any]] = []
+        self._runs: dict[str, Run] = {}
+        self._records: dict[Path, RecordsFollower] = {}
+        self._evaluations: dict[Path, tuple[_Version, Evaluation]] = {}
 
     @classmethod
     def create(cls, folder: Path, study: Study) -> Journal:
@@ -74,7 +82,9 @@ class Journal:
         journal.folder.mkdir(parents=True, exist_ok=True)
         identity = {"id": uuid.uuid4().hex, "created": time.time()}
         (journal.folder / IDENTITY_FILE).write_text(json.dumps(identity) + "\n")
-        (journal.folder / STUDY_FILE).write_text(text)
+        staging = journal.folder / f".{STUDY_FILE}"
+        staging.write_text(text)
+        staging.replace(journal.folder / STUDY_FILE)
         return journal
 
     @classmethod
@@ -105,7 +115,9 @@ class Journal:
 
     def events(self) -> list[dict[str, Any]]:
         """All events, oldest first."""
-        return [json.loads(line) for line in read_lines(self.folder / JOURNAL_FILE)]
+        with self._reading:
+            self._catch_up()
+            return list(self._events)
 
     def trial_folder(self, number: int) -> Path:
         """Where a trial lives, by its Optuna number."""
@@ -137,29 +149,53 @@ class Journal:
 
     def runs(self) -> list[Run]:
         """Every run with its records and its evaluation: trials by number, then confirmations."""
-        found: dict[str, Run] = {}
-        for event in self.events():
-            if event["event"] in ("proposed", "confirming"):
-                is_trial = event["event"] == "proposed"
-                key = trial_key(event["trial"]) if is_trial else event["key"]
-                kind = "trial" if is_trial else "confirmation"
-                experiment = parse(event["experiment"])
-                folder = self.folder / event["folder"]
-                found[key] = Run(key, kind, event["trial"], event["values"], experiment, folder)
-            elif event["event"] == "stopping":
-                found[event["key"]] = replace(found[event["key"]], stopped_by=event["rule"])
-            elif event["event"] == "ended" and event["key"] in found:
-                found[event["key"]] = replace(
-                    found[event["key"]],
-                    state=event["state"],
-                    reason=event["reason"],
-                    objectives=tuple(event["objectives"]),
-                )
-        runs = [
-            replace(run, records=tuple(read_records(run.folder)), evaluation=_evaluation(run.folder))
-            for run in found.values()
-        ]
-        return sorted(runs, key=lambda run: (run.kind != "trial", run.key))
+        with self._reading:
+            self._catch_up()
+            for key, run in self._runs.items():
+                records = self._records.setdefault(run.folder, RecordsFollower(run.folder)).read()
+                evaluation = self._evaluation(run.folder)
+                if records is not run.records or evaluation is not run.evaluation:
+                    self._runs[key] = replace(run, records=records, evaluation=evaluation)
+            return sorted(self._runs.values(), key=lambda run: (run.kind != "trial", run.key))
+
+    def _catch_up(self) -> None:
+        lines, anew = self._follower.read()
+        if anew:
+            self._events, self._runs = [], {}
+        for line in lines:
+            event = json.loads(line)
+            self._events.append(event)
+            self._apply(event)
+
+    def _apply(self, event: Mapping[str, Any]) -> None:
+        if event["event"] in ("proposed", "confirming"):
+            is_trial = event["event"] == "proposed"
+            key = trial_key(event["trial"]) if is_trial else event["key"]
+            kind = "trial" if is_trial else "confirmation"
+            experiment = parse(event["experiment"])
+            self._runs[key] = Run(key, kind, event["trial"], event["values"], experiment, self.folder / event["folder"])
+        elif event.get("key") not in self._runs:
+            return
+        elif event["event"] == "stopping":
+            self._runs[event["key"]] = replace(self._runs[event["key"]], stopped_by=event["rule"])
+        elif event["event"] == "ended":
+            self._runs[event["key"]] = replace(
+                self._runs[event["key"]],
+                state=event["state"],
+                reason=event["reason"],
+                objectives=tuple(event["objectives"]),
+            )
+
+    def _evaluation(self, folder: Path) -> Evaluation | None:
+        file = folder / EVALUATION_FILE
+        try:
+            found = file.stat()
+        except FileNotFoundError:
+            return None
+        version = (found.st_ino, found.st_mtime_ns, found.st_size)
+        if folder not in self._evaluations or self._evaluations[folder][0] != version:
+            self._evaluations[folder] = version, Evaluation.load(file)
+        return self._evaluations[folder][1]
 
 
 def trial_key(number: int) -> str:
@@ -175,11 +211,6 @@ def trial_number(key: str) -> int:
 def confirmation_key(trial: int, seed: int) -> str:
     """`0003-seed1`."""
     return f"{trial:04d}-seed{seed}"
-
-
-def _evaluation(folder: Path) -> Evaluation | None:
-    file = folder / EVALUATION_FILE
-    return Evaluation.load(file) if file.exists() else None
 
 
 def _differences(held: Study, given: Study) -> str | None:

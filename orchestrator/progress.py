@@ -71,8 +71,8 @@ class StudyView:
             self.say(text)
 
     def say(self, text: str) -> None:
-        """One line that stays."""
-        self.console.print(text, soft_wrap=True)
+        """One line that stays, as it is: brackets in an error are no markup."""
+        self.console.print(text, soft_wrap=True, markup=False)
 
     def started(self, key: str, experiment: Experiment, records: Sequence[EpochRecord] = ()) -> None:
         """A run begins, or goes on after an interruption with the records that it has."""
@@ -109,7 +109,7 @@ class StudyView:
             why = f"  ({reason})" if reason and state != "complete" else ""
             self.say(f"{key}  {state:<9} {_numbers(row)}  {row.onset}{why}".rstrip())
         elif state == "failed":
-            self.console.print(f"[red]{key} failed[/red]: {reason}")
+            self.console.print(Text.assemble((f"{key} failed", "red"), f": {reason}"))
 
     # Drawing
 

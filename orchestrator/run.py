@@ -6,16 +6,16 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
 
-from orchestrator import tracking
+from orchestrator import disk, tracking
 from orchestrator.cluster import address_in_use, check_answers, local_capacity
 from orchestrator.exit_codes import INTERRUPTED, OK, SOME_FAILED
 from orchestrator.interrupt import Interrupt, Interrupted, listening
-from orchestrator.journal import Journal
+from orchestrator.journal import STUDY_FILE, Journal
 from orchestrator.progress import StudyView
 from orchestrator.savings import savings
 from search_spaces.study import Study
@@ -24,7 +24,10 @@ from trainers.problems import InvalidInput, Problem
 
 
 def preflight(study: Study, root: Path, address: str | None) -> None:
-    """Raise InvalidInput with everything that would stop this study, before anything is started."""
+    """Raise InvalidInput with everything that would stop this study, before anything is started.
+
+    A study that is known already goes on without its tracking server: its journal keeps what the server misses.
+    """
     problems: list[Problem] = []
 
     def attempt(check: Callable[..., object], *arguments: object) -> None:
@@ -35,7 +38,8 @@ def preflight(study: Study, root: Path, address: str | None) -> None:
 
     attempt(_check_writable, root)
     attempt(check_available, study.experiment_for(_first_point(study)).data)
-    attempt(tracking.check_reachable, tracking.tracking_uri(study))
+    if not (root / study.name / STUDY_FILE).exists():
+        attempt(tracking.check_reachable, tracking.tracking_uri(study))
     check_answers(address)
     if address_in_use(address) is None:
         capacity = local_capacity()
@@ -57,22 +61,24 @@ def run_study(
         console.print(f"note: {notice}", style="yellow")
     began = time.monotonic()
     resume_line = f"resume with: orchestrator resume {_relative(journal.folder)}"
-    with _only_driver(journal.folder), listening(console.print) as interrupt:
+    with only_driver(journal.folder), listening(console.print) as interrupt:
         view = StudyView(console)
         with tracking.Tracker(journal, tracking.tracking_uri(study)) as tracker:
             journal.append("started", pid=os.getpid(), environment=tracking.environment())
             try:
                 interrupted = _run_phases(study, journal, address, view, interrupt, search=search, confirm=confirm)
+                journal.append("interrupted" if interrupted else "finished")
+                report = _write_report(journal)
             except BaseException:
-                journal.append("interrupted")
+                with suppress(OSError):  # the disk may be full; nothing hangs on this line
+                    journal.append("interrupted")
                 console.print(resume_line)
                 raise
-            journal.append("interrupted" if interrupted else "finished")
-            report = _write_report(journal)
         if tracker.behind is not None:
             console.print(
                 f"MLflow is behind ({tracker.behind}); later: orchestrator sync {_relative(journal.folder)}",
                 style="yellow",
+                markup=False,
             )
         _conclude(journal, study, console, report, time.monotonic() - began)
     if interrupted:
@@ -169,7 +175,7 @@ def _write_report(journal: Journal) -> Path | None:
 
 
 @contextmanager
-def _only_driver(folder: Path) -> Iterator[None]:
+def only_driver(folder: Path) -> Iterator[None]:
     """Two drivers would both re-issue the same trials: hold a lock for as long as this process lives."""
     with open(folder / "lock", "w") as file:
         try:
@@ -186,6 +192,7 @@ def _check_writable(root: Path) -> None:
         raise InvalidInput.single("--storage", f"{str(root)!r} can't be created: {error.strerror}") from error
     if not os.access(root, os.W_OK):
         raise InvalidInput.single("--storage", f"{str(root)!r} is not writable")
+    disk.check_space(root)
 
 
 def _first_point(study: Study) -> dict[str, object]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.trial import FixedTrial, TrialState
 from ray.tune.search import Searcher
 
@@ -42,6 +43,8 @@ Propose = Callable[[int, Mapping[str, Any]], dict[str, Any]]
 Judge = Callable[[int, Mapping[str, Any]], Outcome | None]
 Ended = Callable[[int, Outcome], None]
 Decided = Callable[[int], Outcome | None]
+Epochs = Callable[[int], int]
+GiveUp = Callable[[Exception], None]
 _STATES = {"complete": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
@@ -101,13 +104,23 @@ class StudySearcher(DriverOnly, Searcher):
     """Proposes trials to Tune until the study's total is reached, and tells Optuna how they ended.
 
     `propose(number, values)` turns a point of the space into Tune's trial configuration, `judge(number, last report)`
-    says how it ended, `ended(number, outcome)` is told afterwards. Trials found RUNNING when the
-    search starts were left by a dead driver: they are issued again under their own number, unless `decided(number)`
-    knows that they were stopped. There must be one driver.
+    says how it ended, `ended(number, outcome)` is told before Optuna is. Trials found RUNNING when the search starts
+    were left by a dead driver: they are issued again under their own number, unless `decided(number)` knows that they
+    had ended or were stopped; so are those whose processes died. One is given up after MAX_ATTEMPTS in a row without a
+    new epoch (`epochs(number)` counts them). An error that Tune would take for a trial's goes to `give_up`. There must
+    be one driver.
     """
 
     def __init__(
-        self, study: Study, storage_url: str, propose: Propose, judge: Judge, ended: Ended, decided: Decided
+        self,
+        study: Study,
+        storage_url: str,
+        propose: Propose,
+        judge: Judge,
+        ended: Ended,
+        decided: Decided,
+        epochs: Epochs,
+        give_up: GiveUp,
     ) -> None:
         objectives = list(study.search.objectives)
         super().__init__(metric=objectives, mode=["max"] * len(objectives))
@@ -115,34 +128,32 @@ class StudySearcher(DriverOnly, Searcher):
         self._propose = propose
         self._judge = judge
         self._ended = ended
-        self._decided = decided
+        self._epochs = epochs
+        self._give_up = give_up
         self._optuna = open_storage(storage_url, study)
         self._running: dict[str, int] = {}
-        unfinished = self._optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        self._orphans = [trial.number for trial in unfinished]
+        self._orphans: list[int] = []
+        for trial in self._optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            outcome = decided(trial.number)
+            if outcome is None:
+                self._orphans.append(trial.number)
+            else:
+                self._tell(trial.number, outcome)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Tune's question: the next configuration, or FINISHED."""
         while self._orphans:
             number = self._orphans.pop(0)
-            stored = self._optuna.trials[number]
-            try:
-                values = suggest(self._study.space, FixedTrial(stored.params, number))
-            except ValueError:
-                self._tell(number, Outcome("failed", "the driver died while this trial was being proposed"))
+            if self._fruitless(number) >= MAX_ATTEMPTS:
+                reason = f"given up after {MAX_ATTEMPTS} attempts without a new epoch"
+                self._tell(number, Outcome("failed", reason))
                 continue
-            outcome = self._decided(number)
-            if outcome is not None:
-                self._tell(number, outcome)
-                continue
-            if stored.user_attrs.get("attempts", 0) >= MAX_ATTEMPTS:
-                self._tell(number, Outcome("failed", f"given up after {MAX_ATTEMPTS} attempts"))
-                continue
-            return self._issue(trial_id, number, values)
+            return self._issue(trial_id, number, self._values_again(number))
         trials = self._optuna.get_trials(deepcopy=False)
         waiting = [trial.number for trial in trials if trial.state == TrialState.WAITING]
         if len(trials) - len(waiting) >= self._study.search.trials:
-            return str(Searcher.FINISHED)
+            # A trial that runs may have to be issued again.
+            return None if self._running else str(Searcher.FINISHED)
         self._optuna.sampler = make_sampler(self._study.search, waiting[0] if waiting else len(trials))
         trial = self._optuna.ask()
         return self._issue(trial_id, trial.number, suggest(self._study.space, trial))
@@ -155,9 +166,17 @@ class StudySearcher(DriverOnly, Searcher):
         number = self._running.pop(trial_id, None)
         if number is None:
             return
-        outcome = self._judge(number, {"failure": "its processes died"} if error or result is None else result)
-        if outcome is not None:
-            self._tell(number, outcome)
+        try:
+            # Tune stops a trial that has not started yet without a result.
+            outcome = self._judge(number, {"crashed": True} if error else result or {})
+            if outcome is not None:
+                self._tell(number, outcome)
+            elif error:
+                self._orphans.append(number)
+            else:
+                self._note(number, "fruitless", 0)
+        except Exception as problem:
+            self._give_up(problem)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the storage is the state."""
@@ -166,18 +185,36 @@ class StudySearcher(DriverOnly, Searcher):
         """Nothing to restore: a fresh searcher on the same storage is the restored one."""
 
     def _issue(self, trial_id: str, number: int, values: dict[str, Any]) -> dict[str, Any]:
-        attempts = self._optuna.trials[number].user_attrs.get("attempts", 0)
-        self._note(number, "attempts", attempts + 1)
+        notes = self._stored(number).user_attrs
+        self._note(number, "attempts", notes.get("attempts", 0) + 1)
+        self._note(number, "fruitless", self._fruitless(number) + 1)
+        self._note(number, "epochs", self._epochs(number))
         self._running[trial_id] = number
         return self._propose(number, values)
 
+    def _fruitless(self, number: int) -> int:
+        """How often in a row a trial was issued without recording a new epoch."""
+        notes = self._stored(number).user_attrs
+        return int(notes.get("fruitless", 0)) if self._epochs(number) <= notes.get("epochs", 0) else 0
+
+    def _values_again(self, number: int) -> dict[str, Any]:
+        """The values of a trial; what a driver that died had not drawn yet is drawn as it would have been."""
+        try:
+            return suggest(self._study.space, FixedTrial(self._stored(number).params, number))
+        except ValueError:
+            self._optuna.sampler = make_sampler(self._study.search, number)
+            return suggest(self._study.space, _Redrawn(self._optuna, self._stored(number)._trial_id))
+
+    def _stored(self, number: int) -> optuna.trial.FrozenTrial:
+        return self._optuna.get_trials(deepcopy=False)[number]
+
     def _tell(self, number: int, outcome: Outcome) -> None:
+        self._ended(number, outcome)
         self._note(number, "reason", outcome.reason)
         for epoch, value in enumerate(outcome.curve):
             self._optuna._storage.set_trial_intermediate_value(self._storage_id(number), epoch, value)
         values = list(outcome.objectives) if outcome.state == "complete" else None
         self._optuna.tell(number, values, state=_STATES[outcome.state], skip_if_finished=True)
-        self._ended(number, outcome)
 
     def _note(self, number: int, key: str, value: Any) -> None:
         self._optuna._storage.set_trial_user_attr(self._storage_id(number), key, value)
@@ -185,3 +222,16 @@ class StudySearcher(DriverOnly, Searcher):
     def _storage_id(self, number: int) -> int:
         # Optuna offers no public way to annotate a trial by its number.
         return int(self._optuna._storage.get_trial_id_from_study_id_trial_number(self._optuna._study_id, number))
+
+
+class _Redrawn(optuna.trial.Trial):
+    """A trial that keeps the values it has; each is drawn again all the same, for the sampler's sake.
+
+    A sampler draws one value after the other from one generator: skipping a draw would change those that follow.
+    """
+
+    def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
+        drawn = name in self.distributions and not distribution.single()
+        if drawn and name not in self._fixed_params and name not in self.relative_params:
+            self.study.sampler.sample_independent(self.study, self._cached_frozen_trial, name, distribution)
+        return super()._suggest(name, distribution)

@@ -6,7 +6,8 @@ group talk through a mailbox; a trial is stopped by the answer to its report, ne
 nothing between two jobs: `fit` resumes from its own checkpoint.
 
 A trial's configuration is `{"key": str, "experiment": dict, "run_dir": str, "threads": int}`; a report is one epoch's
-metrics, or `{"failure": text}`: a Python error fails its run at once, it does not look like a crash to be retried.
+metrics, or `{"failure": text}`: a Python error fails its run at once, it does not look like a crash to be retried;
+`{"disk_full": folder}` is no fault of the run.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Generator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ import ray
 import ray.util
 from ray import tune
 
+from orchestrator import disk
 from search_spaces.study import Resources
 from trainers.config import parse
 from trainers.records import EpochRecord
@@ -64,7 +67,7 @@ class ProcessSlot(tune.Trainable):
         try:
             return report_of(next(self._records), self._epochs)
         except Exception as error:
-            return {"failure": keep_traceback(Path(self.config["run_dir"]), error), "done": True}
+            return failure_of(Path(self.config["run_dir"]), error)
 
     def cleanup(self) -> None:
         """Leave the current run where its last checkpoint is."""
@@ -87,7 +90,7 @@ class Mailbox:
     def __init__(self) -> None:
         self._changed = asyncio.Condition()
         self._job: dict[str, Any] | None = None
-        self._outcome: str | None = None
+        self._outcome: Report | None = None
         self._reports: list[Report] = []
         self._stop = False
         self._closed = False
@@ -96,8 +99,8 @@ class Mailbox:
         """Trial actor: here is the next job."""
         await self._set(_job=job, _outcome=None, _reports=[], _stop=False)
 
-    async def take(self, seconds: float) -> tuple[Report | None, str | None]:
-        """Trial actor: the next report, or how the job ended, or neither within `seconds`."""
+    async def take(self, seconds: float) -> tuple[Report | None, Report | None]:
+        """Trial actor: the next report, or the one of how the job ended, or neither within `seconds`."""
         async with self._changed:
             try:
                 await asyncio.wait_for(self._changed.wait_for(lambda: self._reports or self._outcome), seconds)
@@ -132,8 +135,8 @@ class Mailbox:
                 self._changed.notify_all()
             return self._stop
 
-    async def finish(self, outcome: str) -> None:
-        """Rank 0: the job has ended; `outcome` is "completed", "stopped" or the text of an error."""
+    async def finish(self, outcome: Report) -> None:
+        """Rank 0: the job has ended; `outcome` is its last report, with an error if there was one."""
         await self._set(_job=None, _outcome=outcome)
 
     async def _set(self, **values: Any) -> None:
@@ -170,10 +173,8 @@ class GroupSlot(tune.Trainable):
         """The next epoch's report. An error of `fit` fails this trial at once; the group stays."""
         while True:
             report, outcome = ray.get(self._mailbox.take.remote(_POLL_SECONDS))
-            if report is not None:
-                return dict(report)
-            if outcome is not None:
-                return {"failure": outcome, "done": True}
+            if report is not None or outcome is not None:
+                return dict(report or outcome)
             if self._over:
                 raise self._error or RuntimeError("the worker group ended")
 
@@ -242,17 +243,18 @@ def worker_group(config: dict[str, Any]) -> None:
         job = ranks.broadcast(ray.get(mailbox.next_job.remote()) if ranks.is_first else None)
         if job is None:
             return
-        if ranks.is_first:
-            note_placement_group(Path(job["run_dir"]))
-        outcome = "completed"
+        outcome: Report = {"done": True}
         try:
+            ranks.on_first(partial(note_placement_group, Path(job["run_dir"])))
             for record in run_job(job, device):
                 report = report_of(record, int(job["experiment"]["epochs"]))
                 if ranks.broadcast(ray.get(mailbox.report.remote(report)) if ranks.is_first else False):
-                    outcome = "stopped"
                     break
         except Exception as error:
-            outcome = keep_traceback(Path(job["run_dir"]), error)
+            # It is the run's own only if every rank lives to meet it. If one has died, this raises: Train starts the
+            # group again, which finds its job in the mailbox.
+            ranks.barrier()
+            outcome = failure_of(Path(job["run_dir"]), error)
         if ranks.is_first:
             ray.get(mailbox.finish.remote(outcome))
 
@@ -267,6 +269,13 @@ def run_job(job: dict[str, Any], device: Any = None) -> Generator[EpochRecord]:
     torch.set_num_threads(int(job["threads"]))
     torch.manual_seed(0)
     yield from fit(parse(job["experiment"]), Path(job["run_dir"]), ranks=Ranks.current(device))
+
+
+def failure_of(run_dir: Path, error: Exception) -> Report:
+    """The last report of a run that ends with an error."""
+    if disk.is_full(error):
+        return {"disk_full": str(run_dir), "done": True}
+    return {"failure": keep_traceback(run_dir, error), "done": True}
 
 
 def keep_traceback(run_dir: Path, error: Exception) -> str:

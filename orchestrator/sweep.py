@@ -14,6 +14,7 @@ from ray.tune import Callback, FailureConfig, RunConfig, Stopper, TuneConfig
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
+from orchestrator import disk
 from orchestrator.cluster import HEAD_NODE, TRIAL_SLOT, Capacity
 from orchestrator.early_stopping import EarlyStopping, StopEarly
 from orchestrator.interrupt import Interrupt
@@ -45,10 +46,7 @@ class Session:
 def search(session: Session) -> None:
     """Run the study's trials until their total is reached, or the user interrupts."""
     study, journal, view = session.study, session.journal, session.view
-    ended_before = sum(run.kind == "trial" and run.state != "running" for run in journal.runs())
-    open_trials = study.search.trials - ended_before
-    if open_trials <= 0:
-        return
+    stopping = EarlyStopping(study.search.stop, journal)
 
     def propose(number: int, values: Mapping[str, Any]) -> dict[str, Any]:
         experiment = study.experiment_for(values)
@@ -64,7 +62,13 @@ def search(session: Session) -> None:
 
     def decided(number: int) -> Outcome | None:
         run = run_of(number)
+        if run is not None and run.state in ("complete", "failed"):
+            return Outcome(run.state, run.reason, run.objectives)  # the driver died before Optuna heard of it
         return None if run is None else stopped(run)
+
+    def epochs(number: int) -> int:
+        run = run_of(number)
+        return 0 if run is None else len(run.records)
 
     def judge(number: int, report: Mapping[str, Any]) -> Outcome | None:
         run = run_of(number)
@@ -72,16 +76,22 @@ def search(session: Session) -> None:
         return stopped(run) or judge_run(report, run.experiment, run.folder, study, session.interrupt)
 
     def ended(number: int, outcome: Outcome) -> None:
-        journal.ended(trial_key(number), outcome.state, outcome.reason, list(outcome.objectives))
+        run = run_of(number)
+        if run is None or run.state == "running":
+            journal.ended(trial_key(number), outcome.state, outcome.reason, list(outcome.objectives))
         view.ended(trial_key(number), outcome.state, outcome.reason)
 
+    searcher = StudySearcher(
+        study, journal.storage_url, propose, judge, ended, decided, epochs, session.interrupt.give_up
+    )
+    open_trials = study.search.trials - sum(run.kind == "trial" and run.state != "running" for run in journal.runs())
+    if open_trials <= 0:
+        return
     view.phase(
         f"{open_trials} trials on {session.capacity.concurrent_trials(study.resources)[0]} slots",
         runs=study.search.trials,
         epochs=open_trials * int(study.experiment.get("epochs", Experiment.model_fields["epochs"].default)),
     )
-    stopping = EarlyStopping(study.search.stop, journal)
-    searcher = StudySearcher(study, journal.storage_url, propose, judge, ended, decided)
     scheduler = None if study.search.stop == Stopping() else StopEarly(stopping)
     run_on_slots(session, searcher, study.resources, "resources", scheduler)
 
@@ -143,7 +153,16 @@ def selected_record(records: Sequence[EpochRecord], rule: str) -> EpochRecord:
 def judge_run(
     report: Mapping[str, Any], experiment: Experiment, folder: Path, study: Study, interrupt: Interrupt
 ) -> Outcome | None:
-    """How a run ended, from its last report and its records; None if it was only interrupted."""
+    """How a run ended, from its last report and its records; None if it goes on later.
+
+    That is so after an interruption, when its processes died, and when the disk is full, which stops the study.
+    """
+    if report.get("disk_full"):
+        interrupt.give_up(disk.full(report["disk_full"]))
+        return None
+    if report.get("crashed"):
+        disk.check_space(folder.parent)
+        return None
     if report.get("failure"):
         return Outcome("failed", str(report["failure"]))
     records = read_records(folder)

@@ -19,7 +19,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.credentials import refuse_password
 from orchestrator.journal import EVALUATION_FILE, STUDY_FILE, Journal, Run
@@ -28,6 +28,9 @@ from search_spaces.study import Study
 from trainers.overfitting import onsets
 from trainers.pixels import PixelValue
 from trainers.problems import InvalidInput
+
+if TYPE_CHECKING:
+    from mlflow.entities import RunInfo
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +130,7 @@ class Mirror:
         self._study = journal.study()
         self._client = MlflowClient(tracking_uri=uri)
         self._experiment = self._find_experiment(uri)
-        self._parent = self._find_or_create(journal.identity, self._study.name, "study", {})
+        self._parent = self._find_or_create(journal.identity, self._study.name, "study", {}).run_id
         self._client.update_run(self._parent, status="RUNNING")
         self._log_study()
         self._run_ids: dict[str, str] = {}
@@ -167,12 +170,12 @@ class Mirror:
             location = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
         return str(self._client.create_experiment(name, artifact_location=location))
 
-    def _find_or_create(self, identity: str, name: str, kind: str, tags: Mapping[str, str]) -> str:
+    def _find_or_create(self, identity: str, name: str, kind: str, tags: Mapping[str, str]) -> RunInfo:
         found = self._client.search_runs([self._experiment], f"tags.`{RUN_TAG}` = '{identity}'", max_results=1)
         if found:
-            return str(found[0].info.run_id)
+            return found[0].info
         everything = {RUN_TAG: identity, KIND_TAG: kind, STUDY_TAG: self._study.name, **tags}
-        return str(self._client.create_run(self._experiment, run_name=name, tags=everything).info.run_id)
+        return self._client.create_run(self._experiment, run_name=name, tags=everything).info
 
     def _run_id(self, run: Run) -> str:
         known = self._run_ids
@@ -180,8 +183,15 @@ class Mirror:
             method = run.experiment.method.name
             name = f"{run.key} {method}"
             identity = f"{self._journal.identity}/{run.key}"
-            known[run.key] = self._find_or_create(identity, name, run.kind, {_PARENT_TAG: self._parent})
-            self._log_start(run, known[run.key])
+            tracked = self._find_or_create(identity, name, run.kind, {_PARENT_TAG: self._parent})
+            if run.state == "complete" and tracked.status == "FINISHED":
+                # Another process sent everything: a run is closed last.
+                self._sent[run.key] = len(run.records)
+                self._closed[run.key] = len(run.records)
+            else:
+                self._log_start(run, tracked.run_id)
+            # Known from here on only: what an outage cut short is done again.
+            known[run.key] = tracked.run_id
         return known[run.key]
 
     def _log_start(self, run: Run, run_id: str) -> None:

@@ -7,6 +7,7 @@ whole or nothing. Reading verifies the checksums; a broken newest checkpoint fal
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import os
@@ -18,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from trainers.config import Experiment, parse
@@ -73,19 +75,33 @@ class CorruptCheckpoint(InvalidInput):
 def save(
     run_dir: Path, experiment: Experiment, model: nn.Module, state: Mapping[str, Any], record: EpochRecord
 ) -> Path:
-    """Write `checkpoints/epoch_NNNN` atomically, then remove all but the newest `KEEP`."""
+    """Write `checkpoints/epoch_NNNN` atomically, then remove all but the newest `KEEP`.
+
+    Raises OSError if it can't be written; what was written of it is removed.
+    """
     folder = run_dir / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"epoch_{record.epoch:04d}"
     staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
     weights = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
-    save_file(weights, staging / _MODEL)
-    torch.save(dict(state), staging / _TRAINING)
-    (staging / _RECORD).write_text(record.to_json() + "\n")
-    (staging / _EXPERIMENT).write_text(json.dumps(experiment.to_dict(), indent=1) + "\n")
-    sums = {name: _sha256(staging / name) for name in (_MODEL, _TRAINING, _RECORD, _EXPERIMENT)}
-    (staging / _MANIFEST).write_text(json.dumps({"sha256": sums, "digest": experiment.digest()}, indent=1) + "\n")
-    _publish(staging, target)
+    training = io.BytesIO()
+    torch.save(dict(state), training)
+    contents = {
+        _MODEL: serialize(weights),
+        _TRAINING: training.getvalue(),
+        _RECORD: f"{record.to_json()}\n".encode(),
+        _EXPERIMENT: f"{json.dumps(experiment.to_dict(), indent=1)}\n".encode(),
+    }
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    contents[_MANIFEST] = f"{json.dumps({'sha256': sums, 'digest': experiment.digest()}, indent=1)}\n".encode()
+    try:
+        # Written by Python and not by the libraries, whose errors do not say that the disk is full.
+        for name, content in contents.items():
+            (staging / name).write_bytes(content)
+        _publish(staging, target)
+    except OSError:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
     for old in _by_epoch(folder)[KEEP:]:
         shutil.rmtree(old)
     for abandoned in folder.glob(".writing-*"):

@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from trainers import checkpoint
 from trainers.config import Experiment
@@ -59,23 +62,23 @@ def fit(
         weight_decay=settings.weight_decay,
         fused=True,
     )
-    start = checkpoint.latest(run_dir) if resume else None
-    known = read_records(run_dir) if resume else []
+    # What the first rank sees, on every rank: a shared file system may show them different things.
+    start = ranks.broadcast(checkpoint.latest(run_dir) if resume and ranks.is_first else None)
+    known = ranks.broadcast(read_records(run_dir) if resume and ranks.is_first else [])
     best = -1.0
     if start is not None:
         state = start.training_state()
         networks.restore(start, state)
         optimizer.load_state_dict(state["optimizer"])
-        if start.record.epoch not in {record.epoch for record in known} and ranks.is_first:
-            append_record(run_dir, start.record)
+        if start.record.epoch not in {record.epoch for record in known}:
+            ranks.on_first(partial(append_record, run_dir, start.record))
         best = max(
             (record.metrics[ROBUST_ACCURACY] for record in known if record.epoch < start.record.epoch), default=best
         )
         if start.record.metrics[ROBUST_ACCURACY] > best:
             # Again, for the crash may have come before it was marked; epochs after this one are marked anew.
             best = start.record.metrics[ROBUST_ACCURACY]
-            if ranks.is_first:
-                checkpoint.mark_best(run_dir, start.path)
+            ranks.on_first(partial(checkpoint.mark_best, run_dir, start.path))
         if start.record.epoch + 1 >= experiment.epochs:
             yield start.record
             return
@@ -120,16 +123,25 @@ def fit(
         # A recorded epoch is never recorded again: after falling back to an older checkpoint its record stands.
         record = ranks.broadcast(recorded.get(epoch) or EpochRecord(epoch, time.time(), metrics))
         recorded[epoch] = record
-        if ranks.is_first:
-            state = {"optimizer": optimizer.state_dict(), **networks.state()}
-            folder = checkpoint.save(run_dir, experiment, networks.kept, state, record)
-            if record.metrics[ROBUST_ACCURACY] > best:
-                checkpoint.mark_best(run_dir, folder)
-            if epoch not in {known_record.epoch for known_record in known}:
-                append_record(run_dir, record)
+        state = {"optimizer": optimizer.state_dict(), **networks.state()}
+        is_best, is_new = record.metrics[ROBUST_ACCURACY] > best, epoch not in {record.epoch for record in known}
+        ranks.on_first(
+            partial(_keep, run_dir, experiment, networks.kept, state, record, is_best=is_best, is_new=is_new)
+        )
         best = max(best, record.metrics[ROBUST_ACCURACY])
-        ranks.barrier()
         yield record
+
+
+def _keep(
+    run_dir: Path, experiment: Experiment, model: nn.Module, state: Mapping[str, Any], record: EpochRecord,
+    *, is_best: bool, is_new: bool,
+) -> None:  # fmt: skip
+    """Checkpoint first: an epoch that is recorded is never lost."""
+    folder = checkpoint.save(run_dir, experiment, model, state, record)
+    if is_best:
+        checkpoint.mark_best(run_dir, folder)
+    if is_new:
+        append_record(run_dir, record)
 
 
 def _claim(experiment: Experiment, run_dir: Path, ranks: Ranks, resume: bool) -> None:
@@ -137,16 +149,18 @@ def _claim(experiment: Experiment, run_dir: Path, ranks: Ranks, resume: bool) ->
     refusal = ranks.broadcast(_refusal(experiment, run_dir, resume) if ranks.is_first else None)
     if refusal is not None:
         raise InvalidInput.single(str(run_dir), refusal)
-    if ranks.is_first:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        for name, content in (
-            (EXPERIMENT_FILE, experiment.to_yaml()),
-            (_IDENTITY_FILE, json.dumps({"digest": experiment.digest()}) + "\n"),
-        ):
-            staging = run_dir / f".{name}"
-            staging.write_text(content)
-            staging.replace(run_dir / name)
-    ranks.barrier()
+    ranks.on_first(partial(_identify, experiment, run_dir))
+
+
+def _identify(experiment: Experiment, run_dir: Path) -> None:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    for name, content in (
+        (EXPERIMENT_FILE, experiment.to_yaml()),
+        (_IDENTITY_FILE, json.dumps({"digest": experiment.digest()}) + "\n"),
+    ):
+        staging = run_dir / f".{name}"
+        staging.write_text(content)
+        staging.replace(run_dir / name)
 
 
 def _refusal(experiment: Experiment, run_dir: Path, resume: bool) -> str | None:

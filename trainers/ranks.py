@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -75,6 +75,18 @@ class Ranks:
         dist.broadcast_object_list(box, src=0)
         received: T = box[0]
         return received
+
+    def on_first(self, write: Callable[[], object]) -> None:
+        """Run `write` on rank 0; the others wait. What the file system refuses there is raised on every rank."""
+        refused: OSError | None = None
+        if self.is_first:
+            try:
+                write()
+            except OSError as error:
+                refused = error
+        refused = self.broadcast(refused)
+        if refused is not None:
+            raise refused
 
     def barrier(self) -> None:
         """Wait for all ranks."""

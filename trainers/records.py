@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 RECORDS_FILE = "records.jsonl"
 
@@ -35,13 +36,62 @@ class EpochRecord:
         return cls(int(content["epoch"]), float(content["time"]), content["metrics"])
 
 
+class Follower:
+    """Reads an append-only file of lines piece by piece: every call reads only what is new.
+
+    A last line without its newline is torn, or still being written: it waits until it is whole.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: int | None = None
+        self._offset = 0
+
+    def read(self) -> tuple[list[str], bool]:
+        """(Whole lines that are new, whether they start anew because the file shrank, was replaced or removed)."""
+        try:
+            with open(self._path, "rb") as file:
+                found = os.fstat(file.fileno())
+                same = found.st_ino == self._file and found.st_size >= self._offset
+                anew = not same and self._start_again(found.st_ino)
+                file.seek(self._offset)
+                # Up to the size that was looked at: nothing is read if nothing was appended.
+                whole, newline, _torn = file.read(found.st_size - self._offset).rpartition(b"\n")
+        except FileNotFoundError:
+            return [], self._start_again(None)
+        self._offset += len(whole) + len(newline)
+        return [line for line in whole.decode().split("\n") if line], anew
+
+    def _start_again(self, file: int | None) -> bool:
+        forgets = self._offset > 0
+        self._file, self._offset = file, 0
+        return forgets
+
+
+class RecordsFollower:
+    """The complete records of a run, kept up to date by reading only what is new."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._follower = Follower(run_dir / RECORDS_FILE)
+        self._records: dict[int, EpochRecord] = {}
+        self._sorted: tuple[EpochRecord, ...] = ()
+
+    def read(self) -> tuple[EpochRecord, ...]:
+        """All records by epoch; an epoch counts once, the first stands. The same tuple as before if nothing is new."""
+        lines, anew = self._follower.read()
+        if anew:
+            self._records = {}
+        if lines or anew:
+            for line in lines:
+                record = EpochRecord.from_json(line)
+                self._records.setdefault(record.epoch, record)
+            self._sorted = tuple(self._records[epoch] for epoch in sorted(self._records))
+        return self._sorted
+
+
 def read_records(run_dir: Path) -> list[EpochRecord]:
     """All complete records of a run, by epoch. A line that a crash tore is not one; an epoch counts once."""
-    records: dict[int, EpochRecord] = {}
-    for line in read_lines(run_dir / RECORDS_FILE):
-        record = EpochRecord.from_json(line)
-        records.setdefault(record.epoch, record)
-    return [records[epoch] for epoch in sorted(records)]
+    return list(RecordsFollower(run_dir).read())
 
 
 def append_record(run_dir: Path, record: EpochRecord) -> None:
@@ -49,24 +99,27 @@ def append_record(run_dir: Path, record: EpochRecord) -> None:
     append_line(run_dir / RECORDS_FILE, record.to_json())
 
 
-def read_lines(path: Path) -> list[str]:
-    """Complete lines of a journal file; empty if it does not exist."""
-    if not path.exists():
-        return []
-    complete, _, _torn = path.read_bytes().rpartition(b"\n")
-    return [line for line in complete.decode().split("\n") if line]
-
-
 def append_line(path: Path, line: str) -> None:
-    """Append one line and wait until it is on disk."""
+    """Append one line and wait until it is on disk. Reads no more of the file than its torn end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b") as file:
-        content_end = file.seek(0, os.SEEK_END)
-        if content_end:
-            file.seek(0)
-            complete = file.read().rfind(b"\n") + 1
-            if complete != content_end:
-                file.truncate(complete)
+        end = file.seek(0, os.SEEK_END)
+        whole = _end_of_last_line(file, end)
+        if whole != end:
+            file.truncate(whole)
         file.write(line.encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def _end_of_last_line(file: BinaryIO, end: int) -> int:
+    """Where the last newline before `end` ends, or 0; the file is searched backwards."""
+    length = 1
+    while end:
+        start = max(end - length, 0)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end, length = start, 4096
+    return 0

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import optuna
 import pytest
 
 from orchestrator.search import MAX_ATTEMPTS, Outcome, StudySearcher
+from search_spaces.space import suggest
 from search_spaces.study import Study, parse_study
 
 
@@ -30,13 +31,22 @@ def made_up_study(**search: object) -> Study:
 class Driver:
     """A searcher whose trials all end with objectives that follow from their values."""
 
-    def __init__(self, url: str, study: Study) -> None:
+    def __init__(self, url: str, study: Study, decided: Mapping[int, Outcome] | None = None) -> None:
         self.ended: list[tuple[int, Outcome]] = []
         self.proposed: dict[int, dict[str, object]] = {}
         self.judge_values: Callable[[float], tuple[float, ...]] = lambda epsilon: (1 - epsilon, epsilon)
-        self.stopped: dict[int, Outcome] = {}
+        self.decided = dict(decided or ())
+        self.epochs = 0
+        self.problems: list[Exception] = []
         self.searcher = StudySearcher(
-            study, url, self.propose, self.judge, lambda n, o: self.ended.append((n, o)), self.stopped.get
+            study,
+            url,
+            self.propose,
+            self.judge,
+            lambda n, o: self.ended.append((n, o)),
+            self.decided.get,
+            lambda number: self.epochs,
+            self.problems.append,
         )
 
     def propose(self, number: int, values: dict[str, object]) -> dict[str, object]:
@@ -46,16 +56,16 @@ class Driver:
     def judge(self, number: int, report: dict[str, object]) -> Outcome | None:
         if "failure" in report:
             return Outcome("failed", str(report["failure"]))
-        if report.get("interrupted"):
+        if report.get("interrupted") or report.get("crashed"):
             return None
-        if number in self.stopped:
-            return self.stopped[number]
+        if number in self.decided:
+            return self.decided[number]
         epsilon = float(self.proposed[number]["attack.epsilon"])
         return Outcome("complete", "", self.judge_values(epsilon))
 
     def start(self) -> int | None:
         configuration = self.searcher.suggest("tune-id")
-        return None if configuration == "FINISHED" else configuration["number"]
+        return configuration["number"] if isinstance(configuration, dict) else None
 
     def run_to_the_end(self) -> None:
         while self.start() is not None:
@@ -84,15 +94,97 @@ def test_a_killed_study_proposes_what_an_uninterrupted_one_does(tmp_path: Path, 
     assert len({str(values) for values in whole.proposed.values()}) == 8
 
 
-def test_an_interrupted_trial_stays_open_and_a_failed_one_does_not(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sampler", "drawn"), [("tpe", 0), ("tpe", 1), ("tpe", 2), ("nsga2", 1)])
+def test_a_driver_that_dies_while_it_draws_a_proposal_leaves_no_trace(
+    tmp_path: Path, sampler: str, drawn: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = made_up_study(sampler=sampler, trials=4)
+    whole = Driver(url(tmp_path, "whole"), study)
+    whole.run_to_the_end()
+    first = Driver(url(tmp_path, "killed"), study)
+    for _ in range(3):
+        first.start()
+        first.searcher.on_trial_complete("tune-id", {})
+    ask = first.searcher._optuna.ask
+
+    def die_while_drawing() -> optuna.trial.Trial:
+        trial = ask()
+        suggest(study.space[:drawn], trial)
+        raise SystemExit
+
+    monkeypatch.setattr(first.searcher._optuna, "ask", die_while_drawing)
+    with pytest.raises(SystemExit):
+        first.start()
+    second = Driver(url(tmp_path, "killed"), study)
+    second.run_to_the_end()
+    assert first.proposed | second.proposed == whole.proposed
+    assert [outcome.state for _, outcome in second.ended] == ["complete"]
+
+
+@pytest.mark.parametrize("result", [None, {}, {"interrupted": True}])
+def test_an_interrupted_trial_stays_open_whether_it_had_begun_or_not(
+    tmp_path: Path, result: dict[str, object] | None
+) -> None:
+    for _ in range(MAX_ATTEMPTS + 1):  # however often the user does that
+        driver = Driver(url(tmp_path, "s"), made_up_study())
+        driver.judge = lambda number, report: None  # type: ignore[method-assign]
+        driver.searcher._judge = driver.judge
+        assert driver.start() == 0
+        driver.searcher.on_trial_complete("tune-id", result)
+        assert driver.ended == []
+
+
+def test_a_trial_that_fails_is_not_issued_again(tmp_path: Path) -> None:
     driver = Driver(url(tmp_path, "s"), made_up_study())
     driver.start()
-    driver.searcher.on_trial_complete("tune-id", {"interrupted": True})
-    driver.start()
+    driver.searcher.on_trial_complete("tune-id", {"failure": "the loss is not finite"})
+    assert driver.ended == [(0, Outcome("failed", "the loss is not finite"))]
+    assert Driver(url(tmp_path, "s"), made_up_study()).start() == 1
+
+
+def test_a_trial_whose_processes_die_is_issued_again_until_it_makes_no_more_progress(tmp_path: Path) -> None:
+    driver = Driver(url(tmp_path, "s"), made_up_study())
+    for epochs in (0, 3, 5, 5, 5, 5):
+        assert driver.start() == 0
+        driver.epochs = epochs
+        driver.searcher.on_trial_complete("tune-id", None, error=True)
+    assert driver.start() == 1
+    assert driver.ended == [(0, Outcome("failed", f"given up after {MAX_ATTEMPTS} attempts without a new epoch"))]
+
+
+def test_the_last_trial_is_awaited_for_it_may_have_to_be_issued_again(tmp_path: Path) -> None:
+    driver = Driver(url(tmp_path, "s"), made_up_study(trials=1))
+    assert driver.start() == 0
+    assert driver.searcher.suggest("another") is None
     driver.searcher.on_trial_complete("tune-id", None, error=True)
+    assert driver.start() == 0
+    driver.searcher.on_trial_complete("tune-id", {})
+    assert driver.searcher.suggest("another") == "FINISHED"
+
+
+def test_a_driver_that_dies_between_the_journal_and_optuna_has_ended_its_trial(tmp_path: Path) -> None:
+    first = Driver(url(tmp_path, "s"), made_up_study())
+    first.start()
+    outcome = Outcome("complete", "", (0.9, 0.1))
+    second = Driver(url(tmp_path, "s"), made_up_study(), {0: outcome})
     stored = optuna.load_study(study_name="s", storage=url(tmp_path, "s"))
-    assert [trial.state.name for trial in stored.trials] == ["RUNNING", "FAIL"]
-    assert driver.ended == [(1, Outcome("failed", "its processes died"))]
+    assert [(trial.state.name, tuple(trial.values)) for trial in stored.trials] == [("COMPLETE", (0.9, 0.1))]
+    assert second.ended == [(0, outcome)]
+    assert second.start() == 1
+
+
+def test_what_goes_wrong_when_a_trial_ends_stops_the_study_and_leaves_the_trial_open(tmp_path: Path) -> None:
+    driver = Driver(url(tmp_path, "s"), made_up_study())
+    driver.start()
+    full = OSError("no space left")
+
+    def fail(number: int, outcome: Outcome) -> None:
+        raise full
+
+    driver.searcher._ended = fail
+    driver.searcher.on_trial_complete("tune-id", {})
+    assert driver.problems == [full]
+    assert Driver(url(tmp_path, "s"), made_up_study()).start() == 0
 
 
 @pytest.mark.parametrize("objectives", [["val/pgd10_accuracy"], ["val/clean_accuracy", "val/pgd10_accuracy"]])
@@ -102,7 +194,7 @@ def test_optuna_knows_a_stopped_trial_as_pruned_and_goes_on_proposing(tmp_path: 
         driver.judge_values = lambda epsilon: (epsilon,)
     curve = (0.3, 0.4, 0.02) if len(objectives) == 1 else ()
     outcome = Outcome("stopped", "collapsed", (), curve)
-    driver.stopped |= {1: outcome, 2: outcome}
+    driver.decided |= {1: outcome, 2: outcome}
     driver.run_to_the_end()  # six proposals of TPE, which reads pruned trials too
     stored = optuna.load_study(study_name="s", storage=url(tmp_path, "s"))
     assert [trial.state.name for trial in stored.trials] == ["COMPLETE", "PRUNED", "PRUNED", *["COMPLETE"] * 5]
@@ -123,8 +215,7 @@ def test_a_grid_is_run_to_its_last_point_once_each(tmp_path: Path) -> None:
 
 def test_a_trial_that_was_stopped_before_the_driver_died_is_not_issued_again(tmp_path: Path) -> None:
     Driver(url(tmp_path, "s"), made_up_study()).start()
-    second = Driver(url(tmp_path, "s"), made_up_study())
-    second.stopped[0] = Outcome("stopped", "collapsed")
+    second = Driver(url(tmp_path, "s"), made_up_study(), {0: Outcome("stopped", "collapsed")})
     assert second.start() == 1
     assert second.ended == [(0, Outcome("stopped", "collapsed"))]
     assert list(second.proposed) == [1]
@@ -135,7 +226,7 @@ def test_a_trial_that_kills_its_driver_again_and_again_is_given_up(tmp_path: Pat
         assert Driver(url(tmp_path, "s"), made_up_study()).start() == 0
     last = Driver(url(tmp_path, "s"), made_up_study())
     assert last.start() == 1
-    assert last.ended[0][1].reason == f"given up after {MAX_ATTEMPTS} attempts"
+    assert last.ended[0][1].reason == f"given up after {MAX_ATTEMPTS} attempts without a new epoch"
 
 
 def test_starting_points_are_tried_first_and_once(tmp_path: Path) -> None:

@@ -101,6 +101,11 @@ def work(rank, folder):
     found["with an empty rank"] = ranks.concatenate(uneven[:0] if rank == 0 else uneven)
     found["sum"] = ranks.sum(torch.tensor([1.0, rank]))
     found["broadcast"] = ranks.broadcast({"from": rank})
+    ranks.on_first((folder / f"written by {rank}").touch)
+    try:
+        ranks.on_first((folder / "missing" / "file").touch)
+    except FileNotFoundError as error:
+        found["refused"] = error.filename
     torch.save(found, folder / f"rank{rank}.pt")
     dist.destroy_process_group()
 
@@ -184,6 +189,12 @@ def test_rows_of_all_ranks_come_together_in_order_even_if_uneven(together):
         assert torch.equal(found["with an empty rank"], rows[3:])
         assert found["sum"].tolist() == [2, 1]
         assert found["broadcast"] == {"from": 0}
+
+
+def test_the_first_rank_writes_and_what_it_is_refused_every_rank_is_told(together):
+    folder, found = together
+    assert [file.name for file in folder.glob("written by *")] == ["written by 0"]
+    assert [each["refused"] for each in found] == [str(folder / "missing" / "file")] * WORLD
 
 
 def test_alone_every_collective_does_nothing(alone):

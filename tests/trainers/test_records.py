@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
-from trainers.records import RECORDS_FILE, EpochRecord, append_line, append_record, read_lines, read_records
+from trainers.records import (
+    RECORDS_FILE,
+    EpochRecord,
+    Follower,
+    RecordsFollower,
+    append_line,
+    append_record,
+    read_records,
+)
 
 
 def record(epoch, loss=0.5):
@@ -53,7 +63,7 @@ def test_an_epoch_written_twice_counts_once_and_the_first_stands(tmp_path):
 def test_lines_are_appended_to_a_file_in_a_folder_that_is_made(tmp_path):
     for line in ("ΔE", "γ"):
         append_line(tmp_path / "a" / "b.jsonl", line)
-    assert read_lines(tmp_path / "a" / "b.jsonl") == ["ΔE", "γ"]
+    assert Follower(tmp_path / "a" / "b.jsonl").read() == (["ΔE", "γ"], False)
 
 
 def test_a_line_torn_within_a_character_is_torn(tmp_path):
@@ -61,4 +71,56 @@ def test_a_line_torn_within_a_character_is_torn(tmp_path):
     append_line(file, "whole")
     with open(file, "ab") as handle:
         handle.write("γ".encode()[:1])
-    assert read_lines(file) == ["whole"]
+    assert Follower(file).read() == (["whole"], False)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_following_gives_what_reading_it_all_gives_wherever_appends_and_torn_writes_are_cut(seed, tmp_path):
+    """Written in pieces of any length, torn ends of any length, read at any moment."""
+    draw = random.Random(seed)
+    file = tmp_path / RECORDS_FILE
+    file.touch()
+    followed, follower = [], RecordsFollower(tmp_path)
+    lines = Follower(file)
+    for epoch in range(30):
+        line = EpochRecord(epoch, 1e9, {f"ΔE/{'γ' * draw.randrange(20)}": draw.random()}).to_json()
+        if draw.random() < 0.5:
+            content = line.encode()
+            with open(file, "ab") as handle:
+                handle.write(content[: draw.randrange(len(content) + 1)])
+        if draw.random() < 0.5:
+            followed += lines.read()[0]
+            assert list(follower.read()) == read_records(tmp_path)
+        append_line(file, line)
+    followed += lines.read()[0]
+    assert followed == file.read_text().splitlines()
+    assert list(follower.read()) == read_records(tmp_path)
+    assert [entry.epoch for entry in follower.read()] == list(range(30))
+
+
+@pytest.mark.parametrize("change", ["shrunk", "replaced", "removed"])
+def test_a_file_that_is_not_the_one_that_was_read_is_read_from_its_start(change, tmp_path):
+    for epoch in range(3):
+        append_record(tmp_path, record(epoch))
+    follower = RecordsFollower(tmp_path)
+    assert len(follower.read()) == 3
+    file = tmp_path / RECORDS_FILE
+    if change == "shrunk":
+        file.write_text(record(7).to_json() + "\n")
+    else:
+        other = tmp_path / "other"
+        other.write_text("".join(record(epoch).to_json() + "\n" for epoch in range(7, 17)))
+        file.unlink() if change == "removed" else other.replace(file)
+    assert [entry.epoch for entry in follower.read()] == {
+        "shrunk": [7], "replaced": list(range(7, 17)), "removed": []
+    }[change]  # fmt: skip
+
+
+@pytest.mark.parametrize("torn", [0, 1, 4095, 4096, 4097, 20_000])
+def test_appending_cuts_a_torn_end_of_any_length(torn, tmp_path):
+    file = tmp_path / "journal.jsonl"
+    append_line(file, "whole")
+    with open(file, "ab") as handle:
+        handle.write(b"x" * torn)
+    append_line(file, "next")
+    assert file.read_bytes() == b"whole\nnext\n"

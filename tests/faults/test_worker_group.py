@@ -1,0 +1,70 @@
+"""Trials of two workers in one group: a dead worker, a dead trial, and a user who will not wait for the epoch's end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from orchestrator.exit_codes import INTERRUPTED
+from orchestrator.journal import Journal
+from tests.faults.conftest import shaken_study
+from tests.faults.laboratory import TRAIN_WORKER, TRIAL_ACTOR, Injection, Laboratory
+from tests.faults.processes import kill
+from tests.faults.undisturbed import assert_same_epochs, assert_same_run, train_on_two_ranks, undisturbed
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1500)]
+
+
+@dataclass
+class Survived:
+    """What was shaken, what it should be, and what was said at the second Ctrl-C."""
+
+    laboratory: Laboratory
+    reference: Journal
+    end: tuple[int, str]
+
+
+@pytest.fixture(scope="module")
+def survived(tmp_path_factory: pytest.TempPathFactory, injections: list[Injection]) -> Iterator[Survived]:
+    folder = tmp_path_factory.mktemp("group")
+    with Laboratory(folder, shaken_study("group", 3, 2, sampler="random", seed=5)) as laboratory:
+        laboratory.start()
+        laboratory.wait_for_epoch(0, 1)
+        with laboratory.fault("Train worker killed"):
+            kill(laboratory.process(TRAIN_WORKER))
+            laboratory.wait_for_a_new_epoch()
+        laboratory.wait_for_epoch(1, 1)
+        with laboratory.fault("actor of a worker group killed"):
+            kill(laboratory.process(TRIAL_ACTOR))
+            laboratory.wait_for_a_new_epoch()
+        laboratory.wait_for_epoch(2, 1)
+        laboratory.interrupt_twice()
+        end = laboratory.end()
+        injections += laboratory.injections
+        yield Survived(laboratory, undisturbed(laboratory.study, folder / "reference", train_on_two_ranks), end)
+
+
+def test_both_trials_end_as_if_nothing_had_happened(survived: Survived) -> None:
+    ours, theirs = survived.laboratory.journal.runs(), survived.reference.runs()
+    assert [run.state for run in ours] == ["complete", "complete", "running"]
+    for one, other in zip(ours[:2], theirs[:2], strict=True):
+        assert one.values == other.values
+        assert_same_run(one, other)
+    assert_same_epochs(ours[2], theirs[2])
+
+
+def test_no_epoch_of_a_group_is_recorded_or_computed_twice(survived: Survived) -> None:
+    for injection in survived.laboratory.injections:
+        assert (injection.epochs_lost, injection.epochs_doubled) == (0, 0), injection
+
+
+def test_a_second_ctrl_c_stops_at_once_and_says_how_to_go_on(survived: Survived) -> None:
+    code, said = survived.end
+    assert code == INTERRUPTED, said
+    assert said.splitlines()[-2:] == [
+        "stopping after the current epoch; press Ctrl-C again to stop at once",
+        "resume with: orchestrator resume runs/group",
+    ]
+    assert "Traceback" not in said

@@ -1,0 +1,141 @@
+"""What a study comes to if nothing happens: the same proposals and trainings, one after the other, without Ray."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+import yaml
+from mlflow import MlflowClient
+from safetensors.torch import load_file
+
+from orchestrator.interrupt import Interrupt
+from orchestrator.journal import Journal, Run, trial_key
+from orchestrator.search import Outcome, StudySearcher
+from orchestrator.sweep import judge_run
+from orchestrator.tracking import RUN_TAG
+from search_spaces.study import Study
+from tests.integration.conftest import environment
+from trainers.config import Experiment
+from trainers.loop import fit
+from trainers.overfitting import REFERENCE_DELTA_ENERGY, ROBUST_ACCURACY
+from trainers.ranks import Ranks
+from trainers.totals import Diverged
+
+Train = Callable[[Experiment, Path], None]
+
+
+def train_here(experiment: Experiment, run_dir: Path) -> None:
+    """In this process, on one thread."""
+    torch.manual_seed(0)
+    list(fit(experiment, run_dir, ranks=Ranks.current("cpu")))
+
+
+def train_on_two_ranks(experiment: Experiment, run_dir: Path) -> None:
+    """Under torchrun."""
+    file = run_dir.parent / f"{run_dir.name}.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(experiment.to_dict()))
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "trainers", str(file)]
+    result = subprocess.run(
+        [sys.executable, *words, "--run-dir", str(run_dir), "--threads", "1"],
+        env=environment(OMP_NUM_THREADS="1"), capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+
+
+def undisturbed(study: Study, folder: Path, train: Train) -> Journal:
+    """The whole search of a study, from its first trial to its last."""
+    journal = Journal.create(folder, study)
+    experiments: dict[int, Experiment] = {}
+
+    def propose(number: int, values: Mapping[str, Any]) -> dict[str, Any]:
+        experiments[number] = study.experiment_for(values)
+        return {"number": number, "run_dir": str(journal.propose(number, values, experiments[number]))}
+
+    def judge(number: int, report: Mapping[str, Any]) -> Outcome | None:
+        run_dir = journal.trial_folder(number)
+        return judge_run(report, experiments[number], run_dir, study, Interrupt(print))
+
+    def ended(number: int, outcome: Outcome) -> None:
+        journal.ended(trial_key(number), outcome.state, outcome.reason, list(outcome.objectives))
+
+    def give_up(error: Exception) -> None:
+        raise error
+
+    searcher = StudySearcher(
+        study, journal.storage_url, propose, judge, ended,
+        lambda number: None, lambda number: 0, give_up,
+    )  # fmt: skip
+    while isinstance(job := searcher.suggest("only"), dict):
+        report = {}
+        try:
+            train(experiments[job["number"]], Path(job["run_dir"]))
+        except Diverged as error:
+            report = {"failure": str(error)}
+        searcher.on_trial_complete("only", report)
+    return journal
+
+
+def assert_same_optuna_trials(study: Study, ours: Journal, theirs: Journal) -> None:
+    """Numbers, states, parameters and values."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    here, there = (
+        optuna.load_study(study_name=study.name, storage=journal.storage_url).trials for journal in (ours, theirs)
+    )
+    assert [t.number for t in here] == list(range(study.search.trials))
+    for one, other in zip(here, there, strict=True):
+        assert (one.state, one.params, one.values) == (other.state, other.params, other.values), one.number
+
+
+def assert_same_run(ours: Run, theirs: Run) -> None:
+    """How it ended, every metric of every epoch but the clocks, and every weight of what is kept."""
+    assert (ours.key, ours.state, ours.objectives) == (theirs.key, theirs.state, theirs.objectives)
+    assert ours.experiment.digest() == theirs.experiment.digest()
+    assert_same_epochs(ours, theirs)
+    if theirs.state == "complete":
+        newest = f"epoch_{theirs.experiment.epochs - 1:04d}"
+        for name in ("best", newest):
+            here, there = (load_file(run.folder / "checkpoints" / name / "model.safetensors") for run in (ours, theirs))
+            assert here.keys() == there.keys()
+            assert all(torch.equal(here[key], there[key]) for key in there), f"weights of {ours.key}, {name}"
+
+
+def assert_same_epochs(ours: Run, theirs: Run) -> None:
+    """Every metric of the epochs that `ours` has, the clocks aside."""
+    clocks = ("seconds", "images_per_second")
+    assert [record.epoch for record in ours.records] == list(range(len(ours.records)))
+    for one, other in zip(ours.records, theirs.records, strict=False):
+        here, there = (
+            {name: value for name, value in record.metrics.items() if not name.endswith(clocks)}
+            for record in (one, other)
+        )
+        assert here == there, f"{ours.key}, epoch {one.epoch}"
+
+
+def tracked_epochs(client: MlflowClient, journal: Journal, key: str, metric: str = ROBUST_ACCURACY) -> list[int]:
+    """Every epoch that MLflow holds of one metric of the run with this key, doubled ones and all."""
+    (run,) = _tracked(client, f"tags.`{RUN_TAG}` = '{journal.identity}/{key}'")
+    return sorted(entry.step for entry in client.get_metric_history(run.info.run_id, metric))
+
+
+def assert_tracked_once(client: MlflowClient, journal: Journal) -> None:
+    """One run in MLflow for the study and for each of its runs, closed, each epoch of several metrics once."""
+    tracked = {run.data.tags[RUN_TAG]: run for run in _tracked(client, "")}
+    assert len(tracked) == len(_tracked(client, "")) == 1 + len(journal.runs())
+    assert tracked[journal.identity].info.status == "FINISHED"
+    for trial in journal.runs():
+        run = tracked[f"{journal.identity}/{trial.key}"]
+        assert run.info.status == {"complete": "FINISHED", "failed": "FAILED"}[trial.state]
+        assert float(run.data.params["attack.epsilon"]) == trial.experiment.attack.epsilon
+        for metric in (ROBUST_ACCURACY, "train/loss", REFERENCE_DELTA_ENERGY):
+            assert tracked_epochs(client, journal, trial.key, metric) == [record.epoch for record in trial.records]
+
+
+def _tracked(client: MlflowClient, which: str) -> list[Any]:
+    return list(client.search_runs([client.get_experiment_by_name("adversarial-training").experiment_id], which))

@@ -1,0 +1,134 @@
+"""The journal of hundreds of trials: a step reads what is new, and knows all the same what reading it all would say."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.journal import JOURNAL_FILE, Journal, Run, trial_key
+from search_spaces.study import parse_study
+from trainers.evaluation.result import Evaluation, Flags, Protocol
+from trainers.records import RECORDS_FILE, EpochRecord, append_record
+
+STUDY = parse_study({"name": "s", "experiment": {"evaluation": {"epsilon": 0.1}}})
+METRICS = {f"val/quantity{i}": i / 7 for i in range(40)}
+
+
+def record(epoch: int) -> EpochRecord:
+    return EpochRecord(epoch, 1e9 + epoch, METRICS)
+
+
+def propose(journal: Journal, number: int) -> Path:
+    return journal.propose(number, {"seed": number}, STUDY.experiment_for({"seed": number}))
+
+
+def afresh(journal: Journal) -> list[Run]:
+    return Journal(journal.folder).runs()
+
+
+def bytes_read(step: Callable[[], object]) -> int:
+    """What the kernel counts as read by this process during a step."""
+    counters = Path("/proc/self/io")
+
+    def count() -> int:
+        return int(counters.read_text().split()[1])
+
+    if not counters.exists():
+        pytest.skip("needs the kernel's count of bytes read")
+    before = count()
+    own = count() - before
+    before = count()
+    step()
+    return count() - before - own
+
+
+def test_a_step_of_a_study_of_200_trials_reads_only_what_is_new(tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path / "s", STUDY)
+    lines = "".join(record(epoch).to_json() + "\n" for epoch in range(50))
+    experiment = STUDY.experiment_for({}).to_dict()
+    for number in range(200):
+        folder = journal.trial_folder(number)
+        folder.mkdir(parents=True)
+        (folder / RECORDS_FILE).write_text(lines)
+        where = str(folder.relative_to(journal.folder))
+        journal.append("proposed", trial=number, values={}, experiment=experiment, folder=where)
+    on_disk = 200 * len(lines)
+    assert bytes_read(journal.runs) > on_disk
+    assert bytes_read(journal.runs) == 0
+    folder = journal.trial_folder(200)
+
+    def an_epoch() -> None:
+        append_record(journal.trial_folder(7), record(50))
+
+    def a_trial() -> None:
+        assert propose(journal, 200) == folder
+        append_record(folder, record(0))
+        journal.ended(trial_key(199), "failed", "made up")
+
+    # Appending looks at the last byte of each file; one event of a trial holds its whole experiment.
+    assert bytes_read(an_epoch) <= 1
+    assert bytes_read(journal.runs) == len(record(50).to_json()) + 1
+    assert bytes_read(a_trial) <= 3
+    assert 0 < bytes_read(journal.runs) < 10_000
+    assert journal.runs() == afresh(journal)
+    assert bytes_read(lambda: afresh(journal)) > on_disk
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_remembered_is_what_a_fresh_look_finds_after_any_sequence_of_events(seed: int, tmp_path: Path) -> None:
+    draw = random.Random(seed)
+    journal = Journal.create(tmp_path / "s", STUDY)
+    other = Journal(journal.folder)  # another process that writes
+    folders: list[Path] = []
+    epochs: dict[int, int] = {}
+
+    def tear(file: Path) -> None:
+        with open(file, "ab") as handle:
+            handle.write(b'{"event": "proposed", "trial": 99'[: draw.randrange(1, 33)])
+
+    for _ in range(60):
+        writer = draw.choice([journal, other])
+        action = draw.choice(["propose", "epoch", "epoch", "end", "tear journal", "tear records", "look"])
+        number = draw.randrange(len(folders)) if folders else 0
+        if action == "propose" or not folders:
+            folders.append(propose(writer, len(folders)))
+        elif action == "epoch":
+            append_record(folders[number], record(epochs.get(number, 0)))
+            epochs[number] = epochs.get(number, 0) + 1
+        elif action == "end":
+            writer.ended(trial_key(number), draw.choice(["complete", "failed"]), "", [draw.random()])
+        elif action == "tear journal":
+            tear(journal.folder / JOURNAL_FILE)
+        elif action == "tear records" and epochs.get(number):
+            tear(folders[number] / RECORDS_FILE)
+        if action == "look":
+            assert journal.runs() == afresh(journal)
+    assert journal.runs() == afresh(journal)
+    assert journal.events() == Journal(journal.folder).events()
+    assert [len(run.records) for run in journal.runs()] == [epochs.get(n, 0) for n in range(len(folders))]
+
+
+def test_a_trial_that_was_issued_again_is_running_until_it_ends_again(tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path / "s", STUDY)
+    states = []
+    for end in ("failed", "complete"):
+        propose(journal, 0)
+        states.append(journal.runs()[0].state)
+        journal.ended(trial_key(0), end, "", [0.5])
+        states.append(journal.runs()[0].state)
+    assert states == ["running", "failed", "running", "complete"]
+
+
+def test_an_evaluation_is_seen_when_it_appears_and_when_it_is_replaced(tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path / "s", STUDY)
+    folder = propose(journal, 0)
+    assert journal.runs()[0].evaluation is None
+    protocol = Protocol("digits", "test", 2, "0.1", "clean", 0, 2, 2, "best")
+    for standing in ((True, True), (True, False)):
+        evaluation = Evaluation(protocol, "digest", 0, Flags(0, 2, {"clean": standing}))
+        evaluation.save(folder / "evaluation.json")
+        assert journal.runs()[0].evaluation == evaluation
+        assert bytes_read(journal.runs) == 0
