@@ -227,7 +227,7 @@ def validate(files: Annotated[list[str], typer.Argument(help="study files, or na
         study = load_study(file)
         for notice in study.notices:
             print(f"{file}: note: {notice}")
-        print(f"{file}: valid ({study.name}, {len(study.space)} dimensions, {study.search.trials} trials)")
+        print(f"{file}: valid ({study.name}, {len(study.space)} dimensions, {study.trials} trials)")
 
 
 @app.command()

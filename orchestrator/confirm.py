@@ -8,6 +8,7 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
+from orchestrator.constraints import feasible
 from orchestrator.journal import Run, confirmation_key
 from orchestrator.search import DriverOnly, Outcome
 from orchestrator.shards import evaluate_on_ray
@@ -50,7 +51,10 @@ def resources_for(study: Study) -> Resources:
 def confirm(session: Session) -> None:
     """Train the chosen configurations with fresh seeds and evaluate each run; finished parts are not done again."""
     study, journal, view = session.study, session.journal, session.view
-    chosen = choose(journal.runs(), study.confirm.top)
+    candidates = feasible(study, journal.runs())
+    chosen = choose(candidates, study.confirm.top)
+    if not chosen and study.search.constraints:
+        view.say("no trial meets search.constraints: nothing is confirmed")
     jobs = [_job(session, run, seed) for run in chosen for seed in range(1, study.confirm.seeds + 1)]
     finished = {run.key for run in journal.runs() if run.kind == "confirmation" and run.state == "complete"}
     open_jobs = [job for job in jobs if job["key"] not in finished]

@@ -108,7 +108,7 @@ def print_spaces(form: str) -> None:
     rows = []
     for name, path in shipped().items():
         study = load_study(name)
-        rows.append({"study": name, "trials": study.search.trials, "question": header(path)})
+        rows.append({"study": name, "trials": study.trials, "question": header(path)})
     print_rows(rows, form)
 
 

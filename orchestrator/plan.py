@@ -83,8 +83,8 @@ def print_plan(study: Study, storage: Path, address: str | None) -> None:
     for name, cost in rows:
         print(f"  {name:<14} {cost.passes:>3} passes per image  {_hours(cost.tflop, resources):>12} a run")
     objectives = " and ".join(study.search.objectives)
-    print(f"\n{study.search.trials} trials ({study.search.sampler}, seed {study.search.seed}), maximizing {objectives}")
-    print(f"  of the {study.search.checkpoint} epoch; about {_hours(mean * study.search.trials, resources)}")
+    print(f"\n{study.trials} trials ({study.search.sampler}, seed {study.search.seed}), maximizing {objectives}")
+    print(f"  of the {study.search.checkpoint} epoch; about {_hours(mean * study.trials, resources)}")
     evaluation = 0.0
     if confirmations:
         experiment = study.experiment_for((corners(study.space) or [{}])[0] if study.space else {})
@@ -95,8 +95,8 @@ def print_plan(study: Study, storage: Path, address: str | None) -> None:
             f"  then {study.confirm.attack} on {study.confirm.samples} test images, "
             f"about {_hours(evaluation, resources)}"
         )
-    total = mean * (study.search.trials + confirmations) + evaluation
-    disk = max(cost.disk for _, cost in rows) * (study.search.trials + confirmations)
+    total = mean * (study.trials + confirmations) + evaluation
+    disk = max(cost.disk for _, cost in rows) * (study.trials + confirmations)
     print(f"in all about {_hours(total, resources)}, up to {disk / 1e9:.2g} GB of checkpoints")
     rate = (
         f"{GPU_GFLOPS / 1000:g} TFLOP/s a GPU" if resources.gpus_per_worker else f"{CPU_CORE_GFLOPS:g} GFLOP/s a core"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,13 +30,15 @@ class Outcome:
 
     A stopped trial has objectives where its best epoch counts all the same; Optuna hears of them only once complete.
     `curve` is the objective of a stopped trial epoch by epoch, where the study has one: Optuna knows no intermediate
-    values of studies with two, and its TPE fails on such.
+    values of studies with two, and its TPE fails on such. `violations` are those of constraints, by metric: at most 0
+    where one is met.
     """
 
     state: str
     reason: str = ""
     objectives: tuple[float, ...] = ()
     curve: tuple[float, ...] = ()
+    violations: Mapping[str, float] = field(default_factory=dict)
 
 
 Propose = Callable[[int, Mapping[str, Any]], dict[str, Any]]
@@ -78,10 +80,16 @@ def make_sampler(search: Search, number: int) -> optuna.samplers.BaseSampler:
         return optuna.samplers.RandomSampler(seed=seed)
     if search.sampler == "nsga2":
         return optuna.samplers.NSGAIISampler(seed=seed)
-    if search.sampler == "grid":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if search.sampler == "grid":
             return _Grid(seed=seed)
+        if search.sampler == "gp":
+            startup = search.startup_trials
+            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False)
+        if search.sampler == "cmaes":
+            startup = search.startup_trials
+            return optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False)
     # A low-discrepancy sequence is one sequence: it keeps the study's seed.
     return optuna.samplers.QMCSampler(seed=search.seed, scramble=True)
 
@@ -151,7 +159,7 @@ class StudySearcher(DriverOnly, Searcher):
             return self._issue(trial_id, number, self._values_again(number))
         trials = self._optuna.get_trials(deepcopy=False)
         waiting = [trial.number for trial in trials if trial.state == TrialState.WAITING]
-        if len(trials) - len(waiting) >= self._study.search.trials:
+        if len(trials) - len(waiting) >= self._study.trials:
             # A trial that runs may have to be issued again.
             return None if self._running else str(Searcher.FINISHED)
         self._optuna.sampler = make_sampler(self._study.search, waiting[0] if waiting else len(trials))
@@ -213,6 +221,10 @@ class StudySearcher(DriverOnly, Searcher):
         self._note(number, "reason", outcome.reason)
         for epoch, value in enumerate(outcome.curve):
             self._optuna._storage.set_trial_intermediate_value(self._storage_id(number), epoch, value)
+        if outcome.violations:
+            trial = optuna.trial.Trial(self._optuna, self._storage_id(number))
+            for metric, amount in outcome.violations.items():
+                trial.set_constraint(metric, amount)
         values = list(outcome.objectives) if outcome.state == "complete" else None
         self._optuna.tell(number, values, state=_STATES[outcome.state], skip_if_finished=True)
 

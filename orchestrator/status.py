@@ -29,7 +29,7 @@ def show_status(folder: Path, console: Console, *, follow: bool) -> None:
         ended = sum(run.state != "running" for run in trials)
         console.print(view.table())
         console.print(
-            f"{journal.folder.name}: {ended} of {journal.study().search.trials} trials ended, "
+            f"{journal.folder.name}: {ended} of {journal.study().trials} trials ended, "
             f"{len(runs) - len(trials)} confirmations; {'running' if running else 'no driver is running'}"
         )
         if not (follow and running):

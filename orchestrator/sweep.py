@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ray.tune.search import Searcher
 
 from orchestrator import disk
 from orchestrator.cluster import HEAD_NODE, TRIAL_SLOT, Capacity
+from orchestrator.constraints import violations
 from orchestrator.early_stopping import EarlyStopping, StopEarly
 from orchestrator.interrupt import Interrupt
 from orchestrator.journal import Journal, Run, trial_key
@@ -60,10 +61,17 @@ def search(session: Session) -> None:
         stop = stopping.decide(run.key, run.experiment, run.records)
         return None if stop is None else stopped_outcome(stop, run.records, study)
 
+    def constrained(run: Run, outcome: Outcome | None) -> Outcome | None:
+        if outcome is None or outcome.state != "complete":
+            return outcome
+        ended = replace(run, objectives=outcome.objectives)
+        return replace(outcome, violations=violations(study, ended, [ended, *journal.runs()]))
+
     def decided(number: int) -> Outcome | None:
         run = run_of(number)
         if run is not None and run.state in ("complete", "failed"):
-            return Outcome(run.state, run.reason, run.objectives)  # the driver died before Optuna heard of it
+            # The driver died before Optuna heard of it.
+            return constrained(run, Outcome(run.state, run.reason, run.objectives))
         return None if run is None else stopped(run)
 
     def epochs(number: int) -> int:
@@ -73,7 +81,7 @@ def search(session: Session) -> None:
     def judge(number: int, report: Mapping[str, Any]) -> Outcome | None:
         run = run_of(number)
         assert run is not None
-        return stopped(run) or judge_run(report, run.experiment, run.folder, study, session.interrupt)
+        return stopped(run) or constrained(run, judge_run(report, run.experiment, run.folder, study, session.interrupt))
 
     def ended(number: int, outcome: Outcome) -> None:
         run = run_of(number)
@@ -84,12 +92,12 @@ def search(session: Session) -> None:
     searcher = StudySearcher(
         study, journal.storage_url, propose, judge, ended, decided, epochs, session.interrupt.give_up
     )
-    open_trials = study.search.trials - sum(run.kind == "trial" and run.state != "running" for run in journal.runs())
+    open_trials = study.trials - sum(run.kind == "trial" and run.state != "running" for run in journal.runs())
     if open_trials <= 0:
         return
     view.phase(
         f"{open_trials} trials on {session.capacity.concurrent_trials(study.resources)[0]} slots",
-        runs=study.search.trials,
+        runs=study.trials,
         epochs=open_trials * int(study.experiment.get("epochs", Experiment.model_fields["epochs"].default)),
     )
     scheduler = None if study.search.stop == Stopping() else StopEarly(stopping)

@@ -76,6 +76,16 @@ class Dimension(Section):
         return trial.suggest_float(self.path, self.low, self.high, log=self.log, step=self.step)
 
     @property
+    def num_values(self) -> int | None:
+        """How many values it has; None if it is continuous."""
+        if self.choices is not None:
+            return len(self.choices)
+        assert self.low is not None
+        assert self.high is not None
+        step = 1.0 if self.integer else self.step
+        return None if step is None else int((self.high - self.low) / step + 1e-9) + 1
+
+    @property
     def extremes(self) -> tuple[Any, ...]:
         """Values that must all be valid for the dimension to be: every choice, or both ends and a point between."""
         if self.choices is not None:
@@ -148,6 +158,25 @@ def corners(space: Sequence[Dimension]) -> list[dict[str, Any]]:
             for extreme in dimension.extremes[1:]
         ]
     return assignments
+
+
+def grid_size(space: Sequence[Dimension]) -> int | None:
+    """How many points the space has; None if a dimension is continuous."""
+    if any(dimension.num_values is None for dimension in space):
+        return None
+    gates = {path for dimension in space for path in dimension.when}
+
+    def count(place: int, values: dict[str, Any]) -> int:
+        if place == len(space):
+            return 1
+        dimension = space[place]
+        if not dimension.active(values):
+            return count(place + 1, values)
+        if dimension.path in gates and dimension.choices is not None:
+            return sum(count(place + 1, values | {dimension.path: value}) for value in dimension.choices)
+        return (dimension.num_values or 0) * count(place + 1, values)
+
+    return count(0, {})
 
 
 def check_space(space: Sequence[Dimension], base: Mapping[str, Any]) -> list[Problem]:

@@ -9,13 +9,13 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
-from search_spaces.space import Dimension, check_space, corners, read_space, settings
+from search_spaces.constraints import Constraint
+from search_spaces.space import Dimension, check_space, corners, grid_size, read_space, settings
 from search_spaces.stopping import Stopping
 from trainers.catalog.attacks import canonical
 from trainers.config import Experiment, Section, apply_values, explain, parse
 from trainers.problems import InvalidInput, Problem, unknown_name
 
-SAMPLERS = ("tpe", "random", "nsga2", "qmc", "grid")
 Metric = Literal["val/clean_accuracy", "val/pgd10_accuracy"]
 OBJECTIVES: tuple[Metric, ...] = ("val/clean_accuracy", "val/pgd10_accuracy")
 
@@ -23,8 +23,8 @@ OBJECTIVES: tuple[Metric, ...] = ("val/clean_accuracy", "val/pgd10_accuracy")
 class Search(Section):
     """How trials are proposed. `trials` is a total: resuming does not add to it."""
 
-    sampler: Literal["tpe", "random", "nsga2", "qmc", "grid"] = "tpe"
-    trials: int = Field(default=20, ge=1)
+    sampler: Literal["tpe", "random", "nsga2", "qmc", "gp", "cmaes", "grid"] = "tpe"
+    trials: int = Field(default=20, ge=1, description="a grid has no more than its points")
     startup_trials: int = Field(default=5, ge=1, description="random trials before TPE models anything")
     seed: int = Field(default=0, ge=0)
     objectives: tuple[Metric, ...] = Field(
@@ -34,6 +34,9 @@ class Search(Section):
         default="best", description="which epoch of a trial counts: the most robust on the held-out slice, or the last"
     )
     stop: Stopping = Stopping()
+    constraints: dict[Metric, Constraint] = Field(
+        default_factory=dict, description="only trials that meet them are chosen"
+    )
     start: tuple[dict[str, Any], ...] = Field(default=(), description="points (path: value) that are tried first")
 
 
@@ -88,6 +91,12 @@ class Study(Section):
     def experiment_for(self, values: Mapping[str, Any]) -> Experiment:
         """The complete Experiment at one point of the space."""
         return parse(apply_values(self.experiment, settings(self.space, values)))
+
+    @property
+    def trials(self) -> int:
+        """How many trials there are in all."""
+        points = grid_size(self.space) if self.search.sampler == "grid" else None
+        return self.search.trials if points is None else min(self.search.trials, points)
 
     @property
     def notices(self) -> list[str]:
@@ -145,7 +154,25 @@ def _contradictions(study: Study) -> list[Problem]:
             for path in point
             if path not in paths
         ]
-    problems += [*_undivided_batches(study), *_idle_pruning(study)]
+    for metric, constraint in study.search.constraints.items():
+        if constraint.baseline is not None and constraint.baseline >= len(study.search.start):
+            field = f"search.constraints.{metric}.baseline"
+            problems.append(Problem(field, f"{constraint.baseline}: search.start has {len(study.search.start)} points"))
+    problems += [*_undivided_batches(study), *_idle_pruning(study), *_unsuited_sampler(study)]
+    return problems
+
+
+def _unsuited_sampler(study: Study) -> list[Problem]:
+    """A grid needs finitely many points; CMA-ES knows one objective and an unconditional space of numbers."""
+    sampler, problems = study.search.sampler, []
+    for dimension in study.space:
+        field = f"space.{dimension.path}"
+        if sampler == "grid" and dimension.num_values is None:
+            problems.append(Problem(field, "a grid needs choices, integer: true or a step"))
+        if sampler == "cmaes" and (dimension.choices is not None or dimension.when):
+            problems.append(Problem(field, "cmaes needs low and high, without choices and conditions; tpe takes both"))
+    if sampler == "cmaes" and len(study.search.objectives) > 1:
+        problems.append(Problem("search.objectives", "cmaes knows one objective; nsga2, tpe and gp take two"))
     return problems
 
 

@@ -29,13 +29,13 @@ def what_was_run(study: Study, runs: Sequence[Run], events: Sequence[Mapping[str
     """Data, model, numbers of trials by state, seeds, when, and how long."""
     tried, confirmed = trials(runs), confirmations(runs)
     if not tried:
-        return f"No trial of {study.search.trials} has been started yet."
+        return f"No trial of {study.trials} has been started yet."
     data = _list(run.experiment.data.name for run in tried)
     models = _list(run.experiment.model.name for run in tried)
     states = Counter(run.state for run in tried)
     counted = [f"{states[state]} {state}" for state in (*_STATES, *sorted(set(states) - set(_STATES))) if states[state]]
     sentences = [
-        f"{models} on {data}: {len(tried)} of {study.search.trials} trials ({', '.join(counted)}), proposed by "
+        f"{models} on {data}: {len(tried)} of {study.trials} trials ({', '.join(counted)}), proposed by "
         f"{study.search.sampler}, trained with seed {_list(sorted({run.experiment.seed for run in tried}))}."
     ]
     if confirmed:

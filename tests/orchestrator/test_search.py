@@ -76,7 +76,7 @@ def url(folder: Path, name: str) -> str:
     return f"sqlite:///{folder / name}.db"
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2"])
+@pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2", "gp"])
 def test_a_killed_study_proposes_what_an_uninterrupted_one_does(tmp_path: Path, sampler: str) -> None:
     study = made_up_study(sampler=sampler)
     whole = Driver(url(tmp_path, "whole"), study)
@@ -205,9 +205,10 @@ def test_optuna_knows_a_stopped_trial_as_pruned_and_goes_on_proposing(tmp_path: 
 
 @pytest.mark.filterwarnings("error::optuna.exceptions.ExperimentalWarning")
 def test_a_grid_is_run_to_its_last_point_once_each(tmp_path: Path) -> None:
-    study = made_up_study(sampler="grid", trials=4)
-    space = {"method.name": ["fgsm", "trades"], "attack.epsilon": [0.1, 0.2]}
-    driver = Driver(url(tmp_path, "s"), parse_study(study.to_raw() | {"space": space}))
+    raw = made_up_study(trials=9).to_raw()
+    raw["space"] = {"method.name": ["fgsm", "trades"], "attack.epsilon": [0.1, 0.2]}
+    raw["search"]["sampler"] = "grid"
+    driver = Driver(url(tmp_path, "s"), parse_study(raw))
     driver.run_to_the_end()
     assert [outcome.state for _, outcome in driver.ended] == ["complete"] * 4
     assert len({str(values) for values in driver.proposed.values()}) == 4
@@ -245,3 +246,20 @@ def test_other_objectives_are_refused(tmp_path: Path) -> None:
     Driver(url(tmp_path, "s"), made_up_study())
     with pytest.raises(ValueError, match="has the objectives"):
         Driver(url(tmp_path, "s"), made_up_study(objectives=["val/pgd10_accuracy", "val/clean_accuracy"]))
+
+
+def test_cmaes_searches_numbers_for_one_objective(tmp_path: Path) -> None:
+    space = {"attack.epsilon": {"low": 0.05, "high": 0.2}, "optimizer.learning_rate": {"low": 0.01, "high": 1.0}}
+    study = parse_study(
+        {
+            "name": "s",
+            "experiment": {"evaluation": {"epsilon": 0.1}},
+            "space": space,
+            "search": {"sampler": "cmaes", "trials": 24, "startup_trials": 1, "objectives": ["val/pgd10_accuracy"]},
+        }
+    )
+    whole = Driver(url(tmp_path, "whole"), study)
+    whole.judge_values = lambda epsilon: (-abs(epsilon - 0.08),)
+    whole.run_to_the_end()
+    epsilons = [float(values["attack.epsilon"]) for values in whole.proposed.values()]
+    assert abs(sum(epsilons[-6:]) / 6 - 0.08) < abs(sum(epsilons[:6]) / 6 - 0.08)

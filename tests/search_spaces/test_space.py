@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from search_spaces.loader import load_study
-from search_spaces.space import Dimension, check_space, corners, read_space, settings, suggest
+from search_spaces.space import Dimension, check_space, corners, grid_size, read_space, settings, suggest
 
 CONDITIONAL = {
     "method.name": ["fgsm", "trades", "fgsm_rs_der"],
@@ -246,3 +246,20 @@ def test_the_weat_ablation_is_the_table_of_the_paper():
     assert [m.inner.parameters.get("start") for m in rows[:3]] == ["gaussian"] * 3
     assert rows[5].weighting.parameters | {"start": 0} == rows[5].weighting.parameters
     assert study.confirm.attack == "pgd20,autoattack"
+
+
+# Grids
+
+
+def test_a_grid_has_as_many_points_as_its_branches_together():
+    table = {
+        "method.name": ["fgsm", "trades", "fgsm_der"],
+        "method.beta": {"low": 1, "high": 3, "integer": True, "when": {"method.name": "trades"}},
+        "method.regularizer.beta": {"low": 10, "high": 30, "step": 10, "when": {"method.name": "fgsm_der"}},
+        "attack.epsilon": ["8/255", "16/255"],
+    }
+    dimensions = [Dimension(**fields) for fields in read_space(table)]
+    assert grid_size(dimensions) == (1 + 3 + 3) * 2
+    continuous = Dimension(path="optimizer.learning_rate", low=0.1, high=0.2)
+    assert grid_size([*dimensions, continuous]) is None
+    assert grid_size([]) == 1

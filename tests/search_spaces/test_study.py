@@ -235,3 +235,24 @@ def test_confirmations_take_any_attack_or_list(attack, kept):
 def test_an_unknown_attack_is_named():
     with pytest.raises(InvalidInput, match=r"confirm.attack: 'autoatack': unknown .* Did you mean autoattack"):
         parse_study({"name": "s", "confirm": {"attack": "autoatack"}})
+
+
+def test_a_grid_ends_with_its_last_point():
+    raw = {"name": "grid", "space": {"method.beta": [1, 3, 6]}, "experiment": {"method": "trades"}}
+    assert parse_study(raw | {"search": {"sampler": "grid"}}).trials == 3
+    assert parse_study(raw | {"search": {"sampler": "grid", "trials": 2}}).trials == 2
+    assert parse_study(raw | {"search": {"trials": 9}}).trials == 9
+
+
+@pytest.mark.parametrize(
+    ("search", "space", "field", "says"),
+    [
+        ({"sampler": "grid"}, {"method.beta": {"low": 1, "high": 2}}, "space.method.beta", "a step"),
+        ({"sampler": "cmaes"}, {"method.beta": {"low": 1, "high": 2}}, "search.objectives", "one objective"),
+        ({"sampler": "cmaes"}, {"method.beta": [1, 2]}, "space.method.beta", "without choices"),
+    ],
+)
+def test_a_sampler_that_does_not_suit_the_space_is_named(search, space, field, says):
+    with pytest.raises(InvalidInput) as caught:
+        parse_study({"name": "unsuited", "experiment": {"method": "trades"}, "space": space, "search": search})
+    assert says in {problem.field: problem.message for problem in caught.value.problems}[field]

@@ -1,0 +1,100 @@
+"""Trials that violate a constraint are neither chosen nor held for good by Optuna."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+import pytest
+
+from orchestrator.confirm import choose
+from orchestrator.constraints import feasible, violations
+from orchestrator.journal import Journal, Run
+from orchestrator.search import Outcome
+from search_spaces.study import Study, parse_study
+from tests.orchestrator.test_search import Driver, made_up_study, url
+from trainers.problems import InvalidInput
+from trainers.records import EpochRecord
+
+# trial -> (clean, robust)
+ENDED = {0: (0.90, 0.40), 1: (0.88, 0.48), 2: (0.895, 0.45)}
+
+
+def study(**constraint: object) -> Study:
+    return made_up_study(constraints={"val/clean_accuracy": constraint}, start=[{"method.name": "fgsm"}])
+
+
+def runs(of: Study, folder: Path, ended: dict[int, tuple[float, float]] = ENDED) -> list[Run]:
+    found = []
+    for number in range(4):
+        objectives = ended.get(number, ())
+        metrics = dict(zip(("val/clean_accuracy", "val/pgd10_accuracy"), objectives, strict=False))
+        records = (EpochRecord(0, 0.0, metrics),) if objectives else ()
+        experiment = of.experiment_for({"seed": number})
+        state = "complete" if objectives else "running"
+        key = f"trial-{number:04d}"
+        found.append(Run(key, "trial", number, {}, experiment, folder, state, objectives=objectives, records=records))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("constraint", "numbers"),
+    [
+        ({"at_least": 0.89}, [0, 2]),
+        ({"baseline": 0, "minus": 0.01}, [0, 2]),
+        ({"baseline": 0}, [0]),
+        ({"at_least": 0.95}, []),
+    ],
+)
+def test_only_trials_that_meet_the_constraint_are_chosen(constraint, numbers, tmp_path):
+    of = study(**constraint)
+    candidates = feasible(of, runs(of, tmp_path))
+    chosen = choose(candidates, 5)
+    assert sorted(run.trial for run in chosen) == numbers
+
+
+def test_a_baseline_that_has_not_ended_constrains_nobody_yet(tmp_path):
+    of = study(baseline=0, minus=0.01)
+    known = runs(of, tmp_path, {1: ENDED[1]})
+    assert violations(of, known[1], known) == {}
+    known = runs(of, tmp_path)
+    assert violations(of, known[1], known) == {"val/clean_accuracy": pytest.approx(0.01)}
+    assert violations(of, known[0], known) == {"val/clean_accuracy": pytest.approx(-0.01)}
+    assert violations(of, known[3], known) == {}
+
+
+def test_optuna_holds_the_violation_and_leaves_the_trial_out_of_its_front(tmp_path):
+    driver = Driver(url(tmp_path, "constrained"), made_up_study(trials=2))
+    judge = driver.judge
+
+    def judged(number, report):
+        outcome = judge(number, report)
+        return Outcome("complete", "", outcome.objectives, violations={"val/clean_accuracy": 0.1 if number else -0.1})
+
+    driver.searcher._judge = judged
+    driver.run_to_the_end()
+    stored = optuna.load_study(study_name="s", storage=url(tmp_path, "constrained"))
+    assert [trial.number for trial in stored.best_trials] == [0]
+    assert [trial.state.name for trial in stored.trials] == ["COMPLETE", "COMPLETE"]
+
+
+@pytest.mark.parametrize(
+    ("constraints", "says"),
+    [
+        ({"val/clean_accuracy": {}}, "either at_least or baseline"),
+        ({"val/clean_accuracy": {"at_least": 0.5, "baseline": 0}}, "either at_least or baseline"),
+        ({"val/clean_accuracy": {"at_least": 0.5, "minus": 0.1}}, "minus belongs to a baseline"),
+        ({"val/clean_accuracy": {"baseline": 1}}, "search.start has 1 points"),
+        ({"train/accuracy": {"at_least": 0.5}}, "val/clean_accuracy"),
+    ],
+)
+def test_a_constraint_that_makes_no_sense_is_named(constraints, says):
+    with pytest.raises(InvalidInput, match=says):
+        made_up_study(constraints=constraints, start=[{"method.name": "fgsm"}])
+
+
+def test_a_study_whose_trials_all_violate_confirms_nothing_and_is_readable_again(tmp_path):
+    of = study(at_least=0.95)
+    journal = Journal.create(tmp_path / "s", of)
+    assert journal.study().search.constraints == of.search.constraints
+    assert parse_study(of.to_raw()) == of
