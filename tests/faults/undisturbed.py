@@ -37,7 +37,7 @@ def train_here(experiment: Experiment, run_dir: Path) -> None:
 
 
 def train_on_two_ranks(experiment: Experiment, run_dir: Path) -> None:
-    """Under torchrun."""
+    """Under torchrun. Raises Diverged if the run does."""
     file = run_dir.parent / f"{run_dir.name}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(experiment.to_dict()))
@@ -46,6 +46,8 @@ def train_on_two_ranks(experiment: Experiment, run_dir: Path) -> None:
         [sys.executable, *words, "--run-dir", str(run_dir), "--threads", "1"],
         env=environment(OMP_NUM_THREADS="1"), capture_output=True, text=True,
     )  # fmt: skip
+    if "totals.Diverged: " in result.stderr:
+        raise Diverged(result.stderr.rpartition("totals.Diverged: ")[2])
     assert result.returncode == 0, result.stderr
 
 
