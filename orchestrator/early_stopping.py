@@ -18,7 +18,7 @@ from orchestrator.search import DriverOnly
 from orchestrator.stop_rules import Stop, overfitting_stop, pruning_stop
 from search_spaces.stopping import Stopping
 from trainers.config import Experiment, parse
-from trainers.overfitting import ROBUST_ACCURACY
+from trainers.diagnostics.overfitting import ROBUST_ACCURACY
 from trainers.records import EpochRecord, RecordsFollower
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trainers.config import Experiment
-from trainers.overfitting import CLEAN_ACCURACY, REFERENCE_DELTA_ENERGY, ROBUST_ACCURACY, onsets
+from trainers.diagnostics.overfitting import CLEAN_ACCURACY, REFERENCE_DELTA_ENERGY, ROBUST_ACCURACY, onsets
 from trainers.records import EpochRecord
 
 _BAR = 10

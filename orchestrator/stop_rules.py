@@ -13,7 +13,7 @@ from statistics import median
 
 from search_spaces.stopping import Pruning, Stopping
 from trainers.config import Experiment
-from trainers.overfitting import (
+from trainers.diagnostics.overfitting import (
     CHECKED_ACCURACY,
     CHECKED_DELTA_ENERGY,
     REFERENCE_DELTA_ENERGY,

@@ -27,7 +27,7 @@ from orchestrator.stop_rules import Stop
 from search_spaces.stopping import Stopping
 from search_spaces.study import Resources, Study
 from trainers.config import Experiment, parse
-from trainers.overfitting import ROBUST_ACCURACY
+from trainers.diagnostics.overfitting import ROBUST_ACCURACY
 from trainers.records import EpochRecord, read_records
 
 _MAX_CRASHES = 2

@@ -25,7 +25,7 @@ from orchestrator.credentials import refuse_password
 from orchestrator.journal import EVALUATION_FILE, STUDY_FILE, Journal, Run
 from orchestrator.savings import epochs_saved, seconds_saved
 from search_spaces.study import Study
-from trainers.overfitting import onsets
+from trainers.diagnostics.overfitting import onsets
 from trainers.pixels import PixelValue
 from trainers.problems import InvalidInput
 

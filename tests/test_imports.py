@@ -62,7 +62,7 @@ def test_configuration_catalog_and_studies_load_nothing_heavy():
     heavy = ("torch", "ray", "mlflow", "optuna", "matplotlib", "sklearn", "torchvision", "pyautoattack")
     code = (
         "import sys, trainers.config, trainers.catalog, search_spaces.loader\n"
-        "import trainers.data.availability, trainers.data.extra, trainers.overfitting\n"
+        "import trainers.data.availability, trainers.data.extra, trainers.diagnostics.overfitting\n"
         "import trainers.evaluation.consistency\n"
         "from trainers.config import parse\n"
         "parse({'method': 'weat_adv_der'}).digest()\n"

@@ -22,10 +22,10 @@ from trainers import checkpoint
 from trainers.config import Experiment
 from trainers.data.batches import TrainingBatches
 from trainers.data.images import Splits, load_splits
-from trainers.iteration_checks import IterationChecks
-from trainers.measure import EpochMeasurement
+from trainers.diagnostics.iteration_checks import IterationChecks
+from trainers.diagnostics.measure import EpochMeasurement
+from trainers.diagnostics.overfitting import ROBUST_ACCURACY
 from trainers.networks import Networks
-from trainers.overfitting import ROBUST_ACCURACY
 from trainers.precision import tf32
 from trainers.problems import InvalidInput
 from trainers.randomness import Noise, generator

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainers.overfitting import CLEAN_ACCURACY, REFERENCE_DELTA_ENERGY, ROBUST_ACCURACY
+from trainers.diagnostics.overfitting import CLEAN_ACCURACY, REFERENCE_DELTA_ENERGY, ROBUST_ACCURACY
 from trainers.records import EpochRecord
 
 

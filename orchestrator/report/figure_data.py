@@ -9,7 +9,7 @@ from orchestrator.journal import Run
 from orchestrator.report.importance import Importances
 from orchestrator.report.reading import curve, epsilon_text, method_label, outcomes, overfitting, trials
 from search_spaces.study import Study
-from trainers.overfitting import REFERENCE_DELTA_ENERGY, ROBUST_ACCURACY
+from trainers.diagnostics.overfitting import REFERENCE_DELTA_ENERGY, ROBUST_ACCURACY
 
 Line = dict[str, object]
 

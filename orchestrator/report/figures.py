@@ -42,7 +42,7 @@ from orchestrator.report.style import (
     styled,
 )
 from search_spaces.study import Study
-from trainers.overfitting import CLEAN_ACCURACY, REFERENCE_DELTA_ENERGY, ROBUST_ACCURACY
+from trainers.diagnostics.overfitting import CLEAN_ACCURACY, REFERENCE_DELTA_ENERGY, ROBUST_ACCURACY
 
 MANY_TRIALS = 12
 _MAX_COLUMNS = 4

@@ -10,8 +10,8 @@ from orchestrator.journal import Run
 from search_spaces.study import Study
 from trainers import catalog
 from trainers.config import Evaluation, Experiment
-from trainers.overfitting import CLEAN_ACCURACY, DELTA_ENERGY, ROBUST_ACCURACY, Onset, onsets, warnings
-from trainers.phases import Phases, phases
+from trainers.diagnostics.overfitting import CLEAN_ACCURACY, DELTA_ENERGY, ROBUST_ACCURACY, Onset, onsets, warnings
+from trainers.diagnostics.phases import Phases, phases
 from trainers.records import EpochRecord
 
 _EPOCHS_WITH_PHASES = 30

@@ -22,8 +22,8 @@ from orchestrator.tracking import RUN_TAG
 from search_spaces.study import Study
 from tests.integration.conftest import environment
 from trainers.config import Experiment
+from trainers.diagnostics.overfitting import REFERENCE_DELTA_ENERGY, ROBUST_ACCURACY
 from trainers.loop import fit
-from trainers.overfitting import REFERENCE_DELTA_ENERGY, ROBUST_ACCURACY
 from trainers.ranks import Ranks
 from trainers.totals import Diverged
 

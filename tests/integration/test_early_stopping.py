@@ -19,7 +19,7 @@ from orchestrator.tracking import RUN_TAG
 from search_spaces.study import parse_study
 from tests.integration.conftest import command, environment, run, write_study
 from trainers.checkpoint import load
-from trainers.overfitting import catastrophic_onset
+from trainers.diagnostics.overfitting import catastrophic_onset
 
 pytestmark = pytest.mark.ray
 

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from trainers.abnormality import abnormality_statistics, above_natural_quantile, above_own_natural, largest_change
+from trainers.diagnostics.abnormality import (
+    abnormality_statistics,
+    above_natural_quantile,
+    above_own_natural,
+    largest_change,
+)
 
 
 def energies(*values):

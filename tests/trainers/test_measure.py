@@ -10,9 +10,9 @@ import torch
 
 from trainers.data.batches import TrainingBatches
 from trainers.data.images import load_splits
-from trainers.iteration_checks import IterationChecks
+from trainers.diagnostics.iteration_checks import IterationChecks
+from trainers.diagnostics.measure import EpochMeasurement
 from trainers.loop import fit
-from trainers.measure import EpochMeasurement
 from trainers.models.build import build_model
 from trainers.randomness import Noise, generator
 from trainers.step import build_method, train_step

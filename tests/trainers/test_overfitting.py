@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from trainers.config import CatastrophicRule, RobustRule
-from trainers.overfitting import (
+from trainers.diagnostics.overfitting import (
     Onset,
     catastrophic_onset,
     checked_onsets,
@@ -15,7 +15,7 @@ from trainers.overfitting import (
     robust_onset,
     warnings,
 )
-from trainers.phases import Phases, phases
+from trainers.diagnostics.phases import Phases, phases
 from trainers.records import EpochRecord
 
 CHANCE = 0.1

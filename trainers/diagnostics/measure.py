@@ -13,11 +13,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from trainers.abnormality import abnormality_statistics
 from trainers.attacks.attacker import Attacker, monitor_attack, training_attack
 from trainers.attacks.linf import batch_norm_mode
 from trainers.config import Experiment
 from trainers.data.images import ImageSet, Splits
+from trainers.diagnostics.abnormality import abnormality_statistics
 from trainers.energy import energy_statistics, kl_energy_parts
 from trainers.precision import tf32
 from trainers.randomness import Noise, generator

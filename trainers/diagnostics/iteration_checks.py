@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from trainers.attacks.attacker import monitor_attack
 from trainers.config import Experiment
 from trainers.data.images import Splits
+from trainers.diagnostics.measure import fixed_sample, respond
+from trainers.diagnostics.overfitting import CHECKED_ACCURACY, CHECKED_DELTA_ENERGY
 from trainers.energy import delta_energies
-from trainers.measure import fixed_sample, respond
-from trainers.overfitting import CHECKED_ACCURACY, CHECKED_DELTA_ENERGY
 from trainers.ranks import Ranks
 
 SAMPLES = 128
