@@ -89,11 +89,11 @@ def _results_table(protocol: Protocol, rows: Sequence[ResultRow]) -> Markup:
     attacks[2:] = [f"+ {attack}" for attack in attacks[2:]]
     if protocol.attack == "autoattack":
         attacks[-1] = "AutoAttack"
-    header = ["Trial", "Method", *settings, "Training ε", *attacks, "n"]
+    header = ["Trial", "Method", *settings, "Training ε", *attacks, "Best − last", "n"]
     body = [
         [
             str(row.trial), row.method, *(_value(values[place]) for values in settings.values()), row.epsilon,
-            *(_accuracy(row, stage) for stage in stages), str(len(row.seeds)),
+            *(_accuracy(row, stage) for stage in stages), "" if row.gap is None else str(row.gap), str(len(row.seeds)),
         ]
         for place, row in enumerate(rows)
     ]  # fmt: skip
@@ -114,7 +114,8 @@ def _protocol_note(protocol: Protocol, *, ranked: bool) -> Markup:
         "p",
         f"Accuracy in percent on {protocol.samples} images of {protocol.data}/{protocol.split}, "
         f"{protocol.checkpoint} epoch, {attack_label(protocol.attack)} at ε = {protocol.epsilon}; mean ± sample "
-        f"standard deviation over n seeds.{cumulative}{marks} Protocol: ",
+        f"standard deviation over n seeds.{cumulative}{marks} Best − last: points of held-out PGD-10 accuracy between "
+        "the best and the last epoch, what robust overfitting costs. Protocol: ",
         element("code", protocol.key),
         class_="note",
     )

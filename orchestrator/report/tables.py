@@ -10,8 +10,17 @@ from statistics import fmean, stdev
 from typing import Any
 
 from orchestrator.journal import Run
-from orchestrator.report.reading import confirmations, epsilon_text, method_label, objectives, onset_text, trials
+from orchestrator.report.reading import (
+    confirmations,
+    curve,
+    epsilon_text,
+    method_label,
+    objectives,
+    onset_text,
+    trials,
+)
 from search_spaces.study import Study
+from trainers.diagnostics.overfitting import ROBUST_ACCURACY
 from trainers.evaluation.result import Protocol
 
 _ROUNDING = 1e-9
@@ -42,7 +51,8 @@ class ResultRow:
 
     `accuracies` go by stage of the evaluation and are cumulative; `best` names the stages in which this row is the
     best of its protocol, or within one standard deviation of the best. `beta` belongs to the outer loss, `der_beta`
-    and `gamma` to the regularizer.
+    and `gamma` to the regularizer. `gap` is best minus last epoch in held-out robust accuracy, what robust overfitting
+    costs; None for runs without records.
     """
 
     trial: int
@@ -55,6 +65,7 @@ class ResultRow:
     seeds: tuple[int, ...]
     accuracies: Mapping[str, Spread]
     best: frozenset[str] = frozenset()
+    gap: Spread | None = None
 
     @property
     def robust(self) -> Spread:
@@ -73,6 +84,8 @@ class ResultRow:
             "protocol": self.protocol.key,
             "seeds": " ".join(map(str, self.seeds)),
             "n": len(self.seeds),
+            "best_last_gap/mean": None if self.gap is None else self.gap.mean,
+            "best_last_gap/std": None if self.gap is None else self.gap.deviation,
         }
         for stage, spread in self.accuracies.items():
             cells |= {
@@ -186,7 +199,13 @@ def _result(group: Sequence[Run]) -> ResultRow:
         protocol=evaluations[0].protocol,
         seeds=tuple(sorted(run.experiment.seed for run in group)),
         accuracies={stage: Spread.of([found.accuracies[stage] for found in evaluations]) for stage in stages},
+        gap=_gap(group),
     )
+
+
+def _gap(group: Sequence[Run]) -> Spread | None:
+    curves = [curve(run, ROBUST_ACCURACY)[1] for run in group]
+    return Spread.of([max(values) - values[-1] for values in curves]) if all(curves) else None
 
 
 def _marked(row: ResultRow, comparable: Sequence[ResultRow]) -> ResultRow:

@@ -35,6 +35,7 @@ from search_spaces.study import parse_study
 from tests.orchestrator.made_up import EPOCHS, made_up_study, record, write_study
 from trainers import catalog
 from trainers.config import apply_values, parse
+from trainers.records import EpochRecord
 
 VOID = {"meta", "link", "br", "img"}
 
@@ -75,6 +76,19 @@ def test_results_average_seeds_and_mark_what_is_within_one_deviation_of_the_best
     assert [str(row.accuracies["clean"]) for row in rows] == ["82.00 ± 2.83", "90.50 ± 0.71"]
     assert rows[0].best == {"apgd-ce", "apgd-t", "fab-t", "square"}
     assert rows[1].best == {"clean", "apgd-ce", "apgd-t", "fab-t", "square"}
+
+
+def test_the_gap_is_what_is_lost_between_the_best_and_the_last_epoch(runs: list[Run]) -> None:
+    confirmed = [run for run in runs if run.kind == "confirmation" and run.trial == 1]
+    curves = ([0.2, 0.5, 0.4], [0.3, 0.3, 0.35])
+    changed = [
+        replace(run, records=tuple(EpochRecord(e, 0.0, {"val/pgd10_accuracy": v}) for e, v in enumerate(values)))
+        for run, values in zip(confirmed, curves, strict=True)
+    ]
+    (row,) = results(changed)
+    assert str(row.gap) == "5.00 ± 7.07"
+    assert row.flat()["best_last_gap/mean"] == pytest.approx(0.05)
+    assert next(row for row in results(runs) if row.trial == 1).gap is None
 
 
 def test_other_protocols_are_kept_apart_and_alone_nothing_is_best(runs: list[Run]) -> None:
