@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -37,7 +37,7 @@ from tests.integration.conftest import run
 from trainers.records import RECORDS_FILE
 
 _LONGEST_WAIT_SECONDS = 4.0
-Fault = Callable[["Shaking"], None]
+Fault = Callable[["Shaking"], bool]  # whether there was anything to break
 
 
 @dataclass
@@ -48,7 +48,6 @@ class Shaking:
     server: TrackingServer
     draw: random.Random
     own_disk: bool
-    injections: list[Injection] = field(default_factory=list)
 
     @property
     def newest_trial(self) -> int:
@@ -56,47 +55,61 @@ class Shaking:
         return max((run.trial for run in self.laboratory.journal.runs()), default=0)
 
 
-def kill_trial(shaking: Shaking) -> None:
+def kill_trial(shaking: Shaking) -> bool:
     """The process that Tune knows."""
-    kill(shaking.laboratory.process(TRIAL_ACTOR))
+    actors = shaking.laboratory.running(TRIAL_ACTOR)
+    for actor in actors:
+        kill(actor)
+    return bool(actors)
 
 
-def kill_worker(shaking: Shaking) -> None:
+def kill_worker(shaking: Shaking) -> bool:
     """One of a group, whichever."""
-    kill(shaking.draw.choice(shaking.laboratory.processes(TRAIN_WORKER)))
+    workers = shaking.laboratory.running(TRAIN_WORKER)
+    if workers:
+        kill(shaking.draw.choice(workers))
+    return bool(workers)
 
 
-def corrupt_checkpoint(shaking: Shaking) -> None:
+def corrupt_checkpoint(shaking: Shaking) -> bool:
     """While its owner is stopped, which then dies."""
     laboratory = shaking.laboratory
-    actor = laboratory.process(TRIAL_ACTOR)
-    os.kill(actor, signal.SIGSTOP)
-    if laboratory.checkpoints(shaking.newest_trial):
+    actors = laboratory.running(TRIAL_ACTOR)
+    for actor in actors:
+        os.kill(actor, signal.SIGSTOP)
+    if actors and laboratory.checkpoints(shaking.newest_trial):
         laboratory.corrupt_newest_checkpoint(shaking.newest_trial)
-    kill(actor)
+    for actor in actors:
+        kill(actor)
+    return bool(actors)
 
 
-def kill_driver(shaking: Shaking) -> None:
+def kill_driver(shaking: Shaking) -> bool:
     """And tear the files that it and its trial were writing."""
     laboratory = shaking.laboratory
+    if laboratory.driver.poll() is not None:
+        return False
     laboratory.kill_driver()
     for file in (laboratory.root / "journal.jsonl", laboratory.run_dir(shaking.newest_trial) / RECORDS_FILE):
         if file.exists():
             laboratory.tear(file)
     laboratory.start()
+    return True
 
 
-def fill_disk(shaking: Shaking) -> None:
+def fill_disk(shaking: Shaking) -> bool:
     """Until the driver ends."""
     with filled(shaking.laboratory.root.parent):
         shaking.laboratory.end()
     shaking.laboratory.start()
+    return True
 
 
-def restart_tracking(shaking: Shaking) -> None:
+def restart_tracking(shaking: Shaking) -> bool:
     """The server is away for as long as it takes to start."""
     shaking.server.kill()
     shaking.server.start()
+    return True
 
 
 FAULTS: dict[int, dict[str, Fault]] = {
@@ -133,10 +146,13 @@ def shake(folder: Path, workers: int, faults: int, draw: random.Random) -> list[
                 if laboratory.driver.poll() is not None:
                     break
                 name = draw.choice(choice)
-                print(f"  trial {shaking.newest_trial}: {name}", flush=True)
                 with laboratory.fault(name):
-                    FAULTS[workers][name](shaking)
+                    hit = FAULTS[workers][name](shaking)
                     laboratory.wait_for_a_new_epoch(or_the_end=True)
+                if hit:
+                    print(f"  trial {shaking.newest_trial}: {name}", flush=True)
+                else:
+                    laboratory.injections.pop()
             code, said = laboratory.end()
             assert code == 1, said
             server.wait()

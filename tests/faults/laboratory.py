@@ -92,14 +92,12 @@ class Laboratory:
 
     def processes(self, title: str) -> list[int]:
         """All of them, as soon as there is one."""
-        found: list[int] = []
+        wait_until(lambda: bool(self.running(title)), title, unless=self._ended_early)
+        return self.running(title)
 
-        def search() -> bool:
-            found[:] = [pid for pid, line in descendants(self.driver.pid).items() if line.startswith(title)]
-            return bool(found)
-
-        wait_until(search, title, unless=self._ended_early)
-        return found
+    def running(self, title: str) -> list[int]:
+        """All of them now."""
+        return [pid for pid, line in descendants(self.driver.pid).items() if line.startswith(title)]
 
     @property
     def driver(self) -> subprocess.Popen[bytes]:
