@@ -25,7 +25,7 @@ Storage = Annotated[Path, typer.Option(help="folder that holds the study folders
 Address = Annotated[str | None, typer.Option(help="Ray cluster to use; default: RAY_ADDRESS, else a private local Ray")]
 DataDir = Annotated[Path | None, typer.Option(help="folder of the data sets; default: ORCHESTRATOR_DATA")]
 Format = Annotated[str, typer.Option("--format", help="table, json or csv")]
-ATTACK_HELP = "pgd20, cw, autoattack, worst, … (a wrong name lists all), or several with commas, each on what the last left"
+ATTACK_HELP = "pgd20, cw, autoattack, worst, … (a wrong name lists all), or several, each on what the last one left"
 DEFAULT_STORAGE = Path("runs")
 
 
