@@ -35,6 +35,12 @@ def test_measurements_on_the_probe_agree_among_themselves(method, experiment, sp
         joint, marginal = (metrics[f"{split}/kl_{part}_part/mean"] for part in ("joint", "marginal"))
         assert marginal == pytest.approx(metrics[f"{split}/delta_energy/mean"], abs=1e-6)
         assert joint + marginal > 0
+        # CE = E(x, y) − E(x), so the rise of the loss is the difference of the two deltas.
+        natural, adversarial = (metrics[f"{split}/{side}_loss/mean"] for side in ("natural", "adversarial"))
+        energies = metrics[f"{split}/natural_joint_energy/mean"] - metrics[f"{split}/natural_energy/mean"]
+        assert natural == pytest.approx(energies, abs=1e-5)
+        deltas = metrics[f"{split}/delta_joint_energy/mean"] - metrics[f"{split}/delta_energy/mean"]
+        assert natural - adversarial == pytest.approx(deltas, abs=1e-5)
         assert metrics[f"{split}/abnormal_fraction"] == metrics[f"{split}/abnormal_count"] / 64
     assert metrics["probe/clean_accuracy"] == metrics["probe_reference/clean_accuracy"]
     assert metrics["probe/delta_energy/mean"] != metrics["probe_reference/delta_energy/mean"]

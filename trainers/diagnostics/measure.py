@@ -12,6 +12,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from trainers.attacks.attacker import Attacker, monitor_attack, training_attack
 from trainers.attacks.linf import batch_norm_mode
@@ -113,6 +114,8 @@ def _describe(split: str, responses: Responses, adversarial_name: str) -> dict[s
     described = {
         "clean_accuracy": float(responses.clean_accuracy),
         adversarial_name: float(responses.adversarial_accuracy),
+        "natural_loss/mean": float(F.cross_entropy(responses.natural, responses.labels)),
+        "adversarial_loss/mean": float(F.cross_entropy(responses.adversarial, responses.labels)),
         **abnormality_statistics(responses.natural, responses.start, responses.adversarial, responses.labels),
         **energy_statistics(responses.natural, responses.adversarial, responses.labels),
     }
