@@ -18,7 +18,7 @@ import yaml
 from orchestrator.journal import Journal
 from search_spaces.study import Study, parse_study
 from tests.faults.processes import descendants, kill, wait_for_the_end_of, wait_until
-from tests.integration.conftest import command, environment
+from tests.integration.conftest import command, unmeasured
 from trainers.records import RECORDS_FILE, EpochRecord, Follower
 
 TRIAL_ACTOR, TRAIN_WORKER = "ray::ResourceTrainable", "ray::RayTrainWorker"
@@ -57,7 +57,7 @@ class Laboratory:
         self._drivers += 1
         with open(self._log, "wb") as log:
             self._driver = subprocess.Popen(
-                command(*words), cwd=self.folder, env=environment(OMP_NUM_THREADS="1"), stdout=log, stderr=log
+                command(*words), cwd=self.folder, env=unmeasured(OMP_NUM_THREADS="1"), stdout=log, stderr=log
             )
 
     def end(self) -> tuple[int, str]:

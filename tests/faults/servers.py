@@ -9,7 +9,7 @@ import urllib.request
 from pathlib import Path
 
 from tests.faults.processes import descendants, kill, wait_for_the_end_of, wait_until
-from tests.integration.conftest import environment
+from tests.integration.conftest import unmeasured
 
 
 class TrackingServer:
@@ -30,7 +30,7 @@ class TrackingServer:
         with open(self._folder / "server.log", "ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", *words],
-                env=environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false", MLFLOW_DISABLE_TELEMETRY="true"),
+                env=unmeasured(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false", MLFLOW_DISABLE_TELEMETRY="true"),
                 stdout=log, stderr=log,
             )  # fmt: skip
 

@@ -20,7 +20,7 @@ from orchestrator.search import Outcome, StudySearcher
 from orchestrator.sweep import judge_run
 from orchestrator.tracking import RUN_TAG
 from search_spaces.study import Study
-from tests.integration.conftest import environment
+from tests.integration.conftest import unmeasured
 from trainers.config import Experiment
 from trainers.diagnostics.overfitting import REFERENCE_DELTA_ENERGY, ROBUST_ACCURACY
 from trainers.loop import fit
@@ -44,7 +44,7 @@ def train_on_two_ranks(experiment: Experiment, run_dir: Path) -> None:
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "trainers", str(file)]
     result = subprocess.run(
         [sys.executable, *words, "--run-dir", str(run_dir), "--threads", "1"],
-        env=environment(OMP_NUM_THREADS="1"), capture_output=True, text=True,
+        env=unmeasured(OMP_NUM_THREADS="1"), capture_output=True, text=True,
     )  # fmt: skip
     if "totals.Diverged: " in result.stderr:
         raise Diverged(result.stderr.rpartition("totals.Diverged: ")[2])

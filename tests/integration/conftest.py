@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from orchestrator.cli import main
+
 STUDY = {
     "name": "tiny",
     "experiment": {
@@ -48,14 +50,20 @@ def environment(**extra: str) -> dict[str, str]:
     return clean | {"COLUMNS": "200"} | extra
 
 
+def unmeasured(**extra: str) -> dict[str, str]:
+    """An environment in which coverage is not measured: it halves the speed of every process of a study."""
+    return {name: value for name, value in environment(**extra).items() if not name.startswith("COVERAGE_")}
+
+
 def command(*words: str) -> list[str]:
     return [sys.executable, "-m", "orchestrator.cli", *words]
 
 
-def run(*words: str, cwd: Path, timeout: float = 400, **extra: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*words), cwd=cwd, env=environment(**extra), capture_output=True, text=True, timeout=timeout
-    )
+def run(
+    *words: str, cwd: Path, timeout: float = 400, measured: bool = True, **extra: str
+) -> subprocess.CompletedProcess[str]:
+    env = environment(**extra) if measured else unmeasured(**extra)
+    return subprocess.run(command(*words), cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)
 
 
 @pytest.fixture
@@ -64,6 +72,21 @@ def orchestrator(tmp_path: Path) -> Command:
 
     def call(*words: str, **options: str) -> subprocess.CompletedProcess[str]:
         return run(*words, cwd=tmp_path, **options)
+
+    return call
+
+
+@pytest.fixture
+def answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """The same without a process of its own, for what must be answered before anything starts."""
+    monkeypatch.chdir(tmp_path)
+    for name in set(os.environ) - set(environment()):
+        monkeypatch.delenv(name)
+
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
+        code = main(list(words))
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(words, code, said.out, said.err)
 
     return call
 
