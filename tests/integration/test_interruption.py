@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from orchestrator.journal import Journal, Run
 from orchestrator.tracking import RUN_TAG
-from tests.integration.conftest import command, environment, run, write_study
+from tests.integration.conftest import command, run, unmeasured, write_study
 from trainers.loop import fit
 from trainers.ranks import Ranks
 from trainers.records import read_records
@@ -36,7 +36,7 @@ SECTIONS = {
 def start(folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command("sweep", "tiny.yaml"),
-        cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=folder, env=unmeasured(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
@@ -70,7 +70,7 @@ def survived(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess
     write_study(folder, **SECTIONS)
     first = start(folder)
     wait_until(lambda: (folder / "runs" / "tiny" / "journal.jsonl").exists(), first)
-    second_driver = run("sweep", "tiny.yaml", cwd=folder)
+    second_driver = run("sweep", "tiny.yaml", cwd=folder, measured=False)
     wait_until(lambda: epochs_of(folder, 0) >= 2, first)
     first.send_signal(signal.SIGINT)
     output, errors = first.communicate(timeout=120)
@@ -79,7 +79,7 @@ def survived(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess
     wait_until(lambda: epochs_of(folder, 1) >= 2, second)
     os.kill(second.pid, signal.SIGKILL)
     second.communicate()
-    last = run("resume", "runs/tiny", cwd=folder)
+    last = run("resume", "runs/tiny", cwd=folder, measured=False)
     assert last.returncode == 0, last.stdout + last.stderr
     return folder, second_driver, output + errors
 

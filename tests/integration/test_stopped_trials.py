@@ -17,7 +17,7 @@ from rich.console import Console
 from orchestrator.journal import Journal, Run
 from orchestrator.tracking import RUN_TAG
 from search_spaces.study import parse_study
-from tests.integration.conftest import command, environment, run, write_study
+from tests.integration.conftest import command, run, unmeasured, write_study
 from trainers.checkpoint import load
 from trainers.diagnostics.overfitting import catastrophic_onset
 
@@ -64,7 +64,7 @@ class Stopped:
         journal_file = folder / "runs" / "tiny" / "journal.jsonl"
         first = subprocess.Popen(
             command("sweep", "tiny.yaml"),
-            cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            cwd=folder, env=unmeasured(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         deadline = time.monotonic() + 240
         while not (journal_file.exists() and '"stopping"' in journal_file.read_text()):
@@ -73,7 +73,7 @@ class Stopped:
             time.sleep(0.002)
         os.kill(first.pid, signal.SIGKILL)
         first.communicate()
-        self.result = run("resume", "runs/tiny", cwd=folder)
+        self.result = run("resume", "runs/tiny", cwd=folder, measured=False)
         self.folder = folder
         self.journal = Journal.open(folder / "runs" / "tiny")
         self.trials = self.journal.runs()
