@@ -6,6 +6,7 @@ its last number); the others are bounded by what they took. The checks use nothi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -22,14 +23,16 @@ STRONGER = {"pgd20": ("pgd50-10", "apgd-ce", "autoattack"), "pgd50-10": ("autoat
 class ConsistencyRule:
     """Thresholds as shares of the images; whatever fewer than `fewest` images show is chance.
 
-    `gap` is between a cross-entropy attack and the worst case (usual: 3 to 5.5 points on CIFAR, up to 7.5 on SVHN),
-    `square` what Square takes from gradient attacks, `tolerance` by how much a weaker attack may find more.
+    `gap` is between a cross-entropy attack and the worst case (usual: 3 to 5.5 points on CIFAR, up to 7.5 on SVHN); it
+    varies from sample to sample and must exceed its threshold by `deviations` standard errors. `square` is what Square
+    takes from gradient attacks, `tolerance` by how much a weaker attack may find more.
     """
 
     gap: float = 0.08
     square: float = 0.002
     tolerance: float = 0.003
     fewest: int = 2
+    deviations: float = 1.0
 
 
 def inconsistencies(evaluations: Sequence[Evaluation], rule: ConsistencyRule | None = None) -> tuple[str, ...]:
@@ -60,7 +63,8 @@ def _gap(evaluations: Sequence[Evaluation], rule: ConsistencyRule) -> list[str]:
         default=("", 0.0),
     )
     gap = alone - worst.robust_accuracy
-    if not _exceeds(gap, rule.gap, worst, rule):
+    error = math.sqrt(max(gap * (1 - gap), 0.0) / (worst.flags.stop - worst.flags.start))
+    if not _exceeds(gap, rule.gap + rule.deviations * error, worst, rule):
         return []
     return [
         f"{stage} leaves {_points(gap)} more than the worst case of {worst.protocol.attack} (suspicious above "
