@@ -151,20 +151,21 @@ def _print_results(journal: Journal, console: Console) -> None:
 
     for protocol, rows in by_protocol(results(journal.runs())).items():
         stages = list(rows[0].accuracies)
-        if console.width < 120:
+        wide = console.width >= 120
+        if not wide:
             stages = [stages[0], stages[-1]]
         console.print(f"\naccuracy in %, mean ± sample std over seeds, best in bold; {protocol.key}", soft_wrap=True)
         table = Table(box=None, pad_edge=False)
         names = {stages[-1]: protocol.attack}
         accuracies = [names.get(stage, stage) for stage in stages]
-        for heading in ("trial", "method", "ε", "β", "γ", "seeds", *accuracies, "best−last"):
+        for heading in ("trial", "method", "ε", "β", "γ", "seeds", *accuracies, *(["best−last"] if wide else [])):
             table.add_column(heading, no_wrap=True)
         for row in rows:
             betas = "/".join(f"{beta:.3g}" for beta in (row.beta, row.der_beta) if beta is not None)
             gamma = "" if row.gamma is None else f"{row.gamma:.3g}"
             cells = [f"[bold]{row.accuracies[s]}[/bold]" if s in row.best else str(row.accuracies[s]) for s in stages]
-            gap = "" if row.gap is None else str(row.gap)
-            table.add_row(str(row.trial), row.method, row.epsilon, betas, gamma, str(len(row.seeds)), *cells, gap)
+            cells += ["" if row.gap is None else str(row.gap)] if wide else []
+            table.add_row(str(row.trial), row.method, row.epsilon, betas, gamma, str(len(row.seeds)), *cells)
         console.print(table)
 
 
