@@ -13,14 +13,14 @@ from trainers.records import read_records
 
 METHOD = """
 from torch.nn import functional as F
-from trainers.catalog import OUTER, PRESETS, WEIGHTING, Entry, Parameter, Preset
+from trainers.catalog import OUTER, PRESETS, Outer, Parameter, Preset
 
 def ce_both(natural_logits, adversarial_logits, labels, *, beta):
     from trainers.methods.outer import OuterLoss
     both = [F.cross_entropy(z, labels, reduction="none") for z in (natural_logits, adversarial_logits)]
     return OuterLoss(both[0], beta * both[1])
 
-OUTER["ce_both"] = Entry(
+OUTER["ce_both"] = Outer(
     "toy_method:ce_both", "CE(x) + β CE(x*)", "this test",
     parameters={"beta": Parameter(1.0, "strength of the adversarial half", low=0.0)},
     needs=frozenset({"natural_logits"}),

@@ -16,6 +16,11 @@ _FLIP_SVHN: dict[str, Any] = {"data": {"augment": True, "flip": True}}
 _NO_FLIP: dict[str, Any] = {"data": {"augment": True, "flip": False}}
 _TRIANGULAR: dict[str, Any] = {"learning_rate": 0.2, "momentum": 0.9, "momentum_at_peak": 0.8, "weight_decay": 5e-4}
 _WONG_NET = {"name": "preact_resnet18", "shortcut": "raw"}
+_WONG: dict[str, Any] = {
+    "model": _WONG_NET,
+    "optimizer": _TRIANGULAR,
+    "schedule": {"name": "triangular", "peak": 0.5},
+}
 _SVHN_SINGLE_STEP: dict[str, Any] = {
     "optimizer": {"learning_rate": 0.05},
     "schedule": {"name": "triangular", "peak": 0.4},
@@ -26,7 +31,12 @@ _RICE_SVHN: dict[str, Any] = {
     "optimizer": {"learning_rate": 0.01},
     "attack": {"step_size": "1/255"},
 }
-_TWO_DROPS: dict[str, Any] = {"name": "piecewise", "milestones": [0.5, 0.75], "factor": 0.1}
+_RICE_NET = {"name": "preact_resnet18", "shortcut": "activated"}
+_TWO_DROPS: dict[str, Any] = {
+    "epochs": 200,
+    "optimizer": {"learning_rate": 0.1, "momentum": 0.9, "weight_decay": 5e-4},
+    "schedule": {"name": "piecewise", "milestones": [0.5, 0.75], "factor": 0.1},
+}
 _MART: dict[str, Any] = {
     "epochs": 120,
     "model": {"name": "resnet18"},
@@ -53,10 +63,8 @@ RECIPES: dict[str, Recipe] = {
         "PreActResNet-18, 200 epochs at 0.1, divided by 10 at half and three quarters",
         {
             "method": {"name": "sat"},
-            "epochs": 200,
-            "model": {"name": "preact_resnet18", "shortcut": "activated"},
-            "optimizer": {"learning_rate": 0.1, "momentum": 0.9, "weight_decay": 5e-4},
-            "schedule": _TWO_DROPS,
+            "model": _RICE_NET,
+            **_TWO_DROPS,
         },
         {"cifar10": {"data": {"padding_mode": "reflect"}}, "svhn": _RICE_SVHN},
     ),
@@ -66,9 +74,7 @@ RECIPES: dict[str, Recipe] = {
         {
             "method": {"name": "fgsm_rs"},
             "epochs": 15,
-            "model": _WONG_NET,
-            "optimizer": _TRIANGULAR,
-            "schedule": {"name": "triangular", "peak": 0.5},
+            **_WONG,
         },
     ),
     "n_fgsm": Recipe(
@@ -77,9 +83,7 @@ RECIPES: dict[str, Recipe] = {
         {
             "method": {"name": "n_fgsm"},
             "epochs": 30,
-            "model": _WONG_NET,
-            "optimizer": _TRIANGULAR,
-            "schedule": {"name": "triangular", "peak": 0.5},
+            **_WONG,
         },
         {"svhn": _SVHN_SINGLE_STEP | _NO_FLIP},
     ),
@@ -89,9 +93,7 @@ RECIPES: dict[str, Recipe] = {
         {
             "method": {"name": "aaer"},
             "epochs": 30,
-            "model": _WONG_NET,
-            "optimizer": _TRIANGULAR,
-            "schedule": {"name": "triangular", "peak": 0.5},
+            **_WONG,
         },
         {
             "svhn": _SVHN_SINGLE_STEP | _FLIP_SVHN | {"epochs": 15},
@@ -146,10 +148,8 @@ RECIPES: dict[str, Recipe] = {
         "as rice, with adversarial weight perturbation",
         {
             "method": {"name": "sat_awp"},
-            "epochs": 200,
-            "model": {"name": "preact_resnet18", "shortcut": "activated"},
-            "optimizer": {"learning_rate": 0.1, "momentum": 0.9, "weight_decay": 5e-4},
-            "schedule": _TWO_DROPS,
+            "model": _RICE_NET,
+            **_TWO_DROPS,
         },
         {"cifar10": {"data": {"padding_mode": "reflect"}}, "svhn": _RICE_SVHN | _AWP_SVHN},
     ),
@@ -158,11 +158,9 @@ RECIPES: dict[str, Recipe] = {
         "WRN-34-10, 200 epochs at 0.1, divided by 10 at half and three quarters, no normalization",
         {
             "method": {"name": "trades_awp"},
-            "epochs": 200,
             "model": {"name": "wide_resnet34_10"},
             "data": {"normalization": "none"},
-            "optimizer": {"learning_rate": 0.1, "momentum": 0.9, "weight_decay": 5e-4},
-            "schedule": _TWO_DROPS,
+            **_TWO_DROPS,
         },
     ),
 }
