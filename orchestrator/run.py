@@ -45,8 +45,7 @@ def preflight(study: Study, root: Path, address: str | None) -> None:
         capacity = local_capacity()
         attempt(capacity.require, study.resources, "resources")
         if study.confirm.top and study.confirm.workers:
-            confirm_resources = study.resources.model_copy(update={"workers": study.confirm.workers})
-            attempt(capacity.require, confirm_resources, "confirm")
+            attempt(capacity.require, study.confirm_resources, "confirm")
     if problems:
         raise InvalidInput(problems)
 

@@ -27,6 +27,9 @@ class Search(Section):
     trials: int = Field(default=20, ge=1, description="a grid has no more than its points")
     startup_trials: int = Field(default=5, ge=1, description="random trials before TPE models anything")
     seed: int = Field(default=0, ge=0)
+    seeds: int = Field(
+        default=1, ge=1, description="runs of each trial, from experiment.seed on; its objectives are their means"
+    )
     objectives: tuple[Metric, ...] = Field(
         default=OBJECTIVES, min_length=1, max_length=2, description="one or two, maximized"
     )
@@ -38,6 +41,12 @@ class Search(Section):
         default_factory=dict, description="only trials that meet them are chosen"
     )
     start: tuple[dict[str, Any], ...] = Field(default=(), description="points (path: value) that are tried first")
+    share_prefix: bool = Field(
+        default=False, description="train the epochs once in which nothing differs yet, and branch there"
+    )
+    reuse: bool = Field(
+        default=False, description="take over runs that another study under the same storage has finished"
+    )
 
 
 class Confirm(Section):
@@ -91,6 +100,11 @@ class Study(Section):
     def experiment_for(self, values: Mapping[str, Any]) -> Experiment:
         """The complete Experiment at one point of the space."""
         return parse(apply_values(self.experiment, settings(self.space, values)))
+
+    @property
+    def confirm_resources(self) -> Resources:
+        """What a confirmation run gets: the study's resources with its own number of workers."""
+        return self.resources.model_copy(update={"workers": self.confirm.workers or self.resources.workers})
 
     @property
     def trials(self) -> int:

@@ -11,7 +11,8 @@ from orchestrator.journal import Run
 from orchestrator.report import figures
 from orchestrator.report.figure_data import Line, energy_curve_lines, importance_lines, outcome_lines
 from orchestrator.report.importance import MIN_TRIALS, parameter_importances
-from orchestrator.report.reading import evaluation_epsilon, outcomes, trials
+from orchestrator.report.reading import evaluation_epsilon, outcomes
+from orchestrator.seeds import trials
 from search_spaces.study import Study
 
 

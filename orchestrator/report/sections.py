@@ -146,14 +146,15 @@ def all_trials(study: Study, rows: Sequence[TrialRow]) -> Markup:
     body = [
         [
             str(row.trial), row.method, *(_value(row.values[path]) if path in row.values else "" for path in paths),
-            *(f"{100 * row.objectives[name]:.2f}" if name in row.objectives else "" for name in wanted),
+            *(str(row.objectives[name]) if name in row.objectives else "" for name in wanted),
             row.overfitting, f"{row.epochs}/{row.planned_epochs}", _state(row),
         ]
         for row in rows
     ]  # fmt: skip
     words = frozenset({1, len(header) - 3, len(header) - 1})
+    over = f", mean ± sample standard deviation over {study.search.seeds} seeds" if study.search.seeds > 1 else ""
     note = element(
-        "p", f"Objectives are held-out accuracies at the {study.search.checkpoint} epoch; epochs count from 1. ",
+        "p", f"Objectives are held-out accuracies at the {study.search.checkpoint} epoch{over}; epochs count from 1. ",
         _link("trials.csv", "CSV"), class_="note",
     )  # fmt: skip
     summary = element("summary", f"{len(rows)} trials")
