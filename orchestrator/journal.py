@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from orchestrator.storage import storage_url
 from search_spaces.loader import read_yaml
 from search_spaces.study import Study, parse_study
 from trainers.config import Experiment, parse
@@ -121,7 +122,7 @@ class Journal:
     @property
     def storage_url(self) -> str:
         """Optuna's storage."""
-        return f"sqlite:///{self.folder / 'optuna.db'}"
+        return storage_url(self.study(), self.folder)
 
     def append(self, event: str, **content: Any) -> None:
         """Write one event, durably."""

@@ -18,6 +18,7 @@ from orchestrator.interrupt import Interrupt, Interrupted, listening
 from orchestrator.journal import STUDY_FILE, Journal
 from orchestrator.progress import StudyView
 from orchestrator.savings import savings
+from orchestrator.storage import check_opens
 from search_spaces.study import Study
 from trainers.data.availability import check_available
 from trainers.problems import InvalidInput, Problem
@@ -40,6 +41,7 @@ def preflight(study: Study, root: Path, address: str | None) -> None:
     attempt(check_available, study.experiment_for(_first_point(study)).data)
     if not (root / study.name / STUDY_FILE).exists():
         attempt(tracking.check_reachable, tracking.tracking_uri(study))
+    attempt(check_opens, study)
     check_answers(address)
     if address_in_use(address) is None:
         capacity = local_capacity()

@@ -20,6 +20,7 @@ from ray.tune.search import Searcher
 
 from search_spaces.space import suggest
 from search_spaces.study import Search, Study
+from trainers.problems import InvalidInput
 
 MAX_ATTEMPTS = 3
 
@@ -69,8 +70,11 @@ class Runs(Protocol):
 _STATES = {"complete": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
-def open_storage(url: str, study: Study) -> optuna.Study:
-    """Open or create the Optuna study. Raises ValueError if it was made with other objectives."""
+def open_storage(url: str, study: Study, identity: str) -> optuna.Study:
+    """Open or create the Optuna study of the study folder with this identity.
+
+    Raises InvalidInput if it is another folder's, or was made with other objectives.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     directions = ["maximize"] * len(study.search.objectives)
     opened = optuna.create_study(
@@ -82,11 +86,14 @@ def open_storage(url: str, study: Study) -> optuna.Study:
     wanted = list(study.search.objectives)
     held = opened.user_attrs.get("objectives")
     if held is None:
+        opened.set_user_attr("identity", identity)
         opened.set_user_attr("objectives", wanted)
         for point in study.search.start:
             opened.enqueue_trial(point, skip_if_exists=True)
     elif held != wanted:
-        raise ValueError(f"the stored study has the objectives {held}, not {wanted}")
+        raise InvalidInput.single("search.objectives", f"the stored study has the objectives {held}, not {wanted}")
+    if opened.user_attrs.get("identity", identity) != identity:
+        raise InvalidInput.single("search.storage", f"holds a study {study.name!r} of another folder; rename one")
     return opened
 
 
@@ -109,8 +116,8 @@ def make_sampler(search: Search, number: int) -> optuna.samplers.BaseSampler:
         if search.sampler == "cmaes":
             startup = search.startup_trials
             return optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False)
-    # A low-discrepancy sequence is one sequence: it keeps the study's seed.
-    return optuna.samplers.QMCSampler(seed=search.seed, scramble=True)
+        # A low-discrepancy sequence is one sequence: it keeps the study's seed.
+        return optuna.samplers.QMCSampler(seed=search.seed, scramble=True)
 
 
 class _Grid(optuna.samplers.BruteForceSampler):
@@ -137,12 +144,12 @@ class StudySearcher(DriverOnly, Searcher):
     must be one driver.
     """
 
-    def __init__(self, study: Study, storage_url: str, runs: Runs) -> None:
+    def __init__(self, study: Study, storage_url: str, identity: str, runs: Runs) -> None:
         objectives = list(study.search.objectives)
         super().__init__(metric=objectives, mode=["max"] * len(objectives))
         self._study = study
         self._runs = runs
-        self._optuna = open_storage(storage_url, study)
+        self._optuna = open_storage(storage_url, study, identity)
         self._waiting: list[tuple[int, int]] = []
         self._running: dict[str, tuple[int, int]] = {}
         self._outcomes: dict[int, dict[int, Outcome]] = {}

@@ -50,7 +50,7 @@ def tracking_uri(study: Study) -> str:
     Raises InvalidInput for an address with a password in it.
     """
     uri = study.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    refuse_password(uri)
+    refuse_password(uri, "tracking.uri")
     prefix = "sqlite:///"
     if uri.startswith(prefix):
         return prefix + str(Path(uri.removeprefix(prefix)).absolute())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import yaml
@@ -41,12 +42,25 @@ class Search(Section):
         default_factory=dict, description="only trials that meet them are chosen"
     )
     start: tuple[dict[str, Any], ...] = Field(default=(), description="points (path: value) that are tried first")
+    storage: str | None = Field(
+        default=None,
+        description="Optuna's: a database URL without password; default: optuna.db in the study's folder",
+    )
     share_prefix: bool = Field(
         default=False, description="train the epochs once in which nothing differs yet, and branch there"
     )
     reuse: bool = Field(
         default=False, description="take over runs that another study under the same storage has finished"
     )
+
+    @field_validator("storage")
+    @classmethod
+    def _absolute(cls, storage: str | None) -> str | None:
+        """A file is the same one from wherever the study is resumed."""
+        prefix = "sqlite:///"
+        if storage is None or not storage.startswith(prefix):
+            return storage
+        return prefix + str(Path(storage.removeprefix(prefix)).absolute())
 
 
 class Confirm(Section):

@@ -54,7 +54,7 @@ def train_on_two_ranks(experiment: Experiment, run_dir: Path) -> None:
 def undisturbed(study: Study, folder: Path, train: Train) -> Journal:
     """The whole search of a study, from its first trial to its last."""
     runs = Runs(study, Journal.create(folder, study))
-    searcher = StudySearcher(study, runs.journal.storage_url, runs)
+    searcher = StudySearcher(study, runs.journal.storage_url, runs.journal.identity, runs)
     while isinstance(job := searcher.suggest("only"), dict):
         report = {}
         try:

@@ -9,9 +9,10 @@ from statistics import fmean
 import optuna
 import pytest
 
-from orchestrator.search import MAX_ATTEMPTS, Outcome, StudySearcher
+from orchestrator.search import MAX_ATTEMPTS, Outcome, StudySearcher, make_sampler, open_storage
 from search_spaces.space import suggest
 from search_spaces.study import Study, parse_study
+from trainers.problems import InvalidInput
 
 
 def made_up_study(**search: object) -> Study:
@@ -41,7 +42,7 @@ class Driver:
         self.problems: list[Exception] = []
         self.violations: Callable[[int], dict[str, float]] = lambda number: {}
         self.issued: list[tuple[int, int]] = []
-        self.searcher = StudySearcher(study, url, self)
+        self.searcher = StudySearcher(study, url, "its folder", self)
 
     # What the searcher asks
 
@@ -319,6 +320,20 @@ def test_other_objectives_are_refused(tmp_path: Path) -> None:
     Driver(url(tmp_path, "s"), made_up_study())
     with pytest.raises(ValueError, match="has the objectives"):
         Driver(url(tmp_path, "s"), made_up_study(objectives=["val/pgd10_accuracy", "val/clean_accuracy"]))
+
+
+def test_two_studies_of_one_name_do_not_meet_in_one_database(tmp_path: Path) -> None:
+    study = made_up_study()
+    open_storage(url(tmp_path, "s"), study, "one folder")
+    open_storage(url(tmp_path, "s"), study, "one folder")
+    with pytest.raises(InvalidInput, match=r"search\.storage: holds a study 's' of another folder"):
+        open_storage(url(tmp_path, "s"), study, "another folder")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("sampler", ["qmc", "grid"])
+def test_a_sampler_that_optuna_calls_experimental_is_made_without_a_word(sampler: str) -> None:
+    make_sampler(made_up_study().search.model_copy(update={"sampler": sampler}), 0)
 
 
 def test_cmaes_searches_numbers_for_one_objective(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def run_here(of: Study, root: Path, *, kill_after: int | None = None) -> Journal
     journal = Journal.create(root / of.name, of)
     stopping = EarlyStopping(of.search.stop, journal)
     session = Session(of, journal, None, StudyView(Console(quiet=True)), Interrupt(print))  # type: ignore[arg-type]
-    searcher = StudySearcher(of, journal.storage_url, TrialRuns(session, stopping))
+    searcher = StudySearcher(of, journal.storage_url, journal.identity, TrialRuns(session, stopping))
     epochs = 0
     while isinstance(job := searcher.suggest("only"), dict):
         for _ in run_job(job):
