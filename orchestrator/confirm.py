@@ -10,9 +10,10 @@ from ray.tune.search import Searcher
 
 from orchestrator.beginnings import Beginnings
 from orchestrator.constraints import feasible
-from orchestrator.journal import Run, confirmation_key
+from orchestrator.journal import EVALUATION_FILE, Run, confirmation_key
+from orchestrator.ladder import climb
 from orchestrator.search import DriverOnly, Outcome
-from orchestrator.shards import evaluate_on_ray
+from orchestrator.shards import evaluate_on_ray, protocol_for
 from orchestrator.sweep import Session, configuration, judge_run, run_on_slots, with_seed
 from trainers.config import parse
 
@@ -45,8 +46,9 @@ def _dominates(a: Sequence[float], b: Sequence[float]) -> bool:
 def confirm(session: Session) -> None:
     """Train the chosen configurations with fresh seeds and evaluate each run; finished parts are not done again."""
     study, journal, view = session.study, session.journal, session.view
-    candidates = feasible(study, journal.runs())
-    chosen = choose(candidates, study.confirm.top)
+    candidates = [run for run in feasible(study, journal.runs()) if run.origin is None or run.origin.kind != "twin"]
+    ranked = choose(candidates, len(candidates))
+    chosen = climb(session, ranked)[: study.confirm.top]
     if not chosen and study.search.constraints:
         view.say("no trial meets search.constraints: nothing is confirmed")
     # The seeds of the trials are not fresh.
@@ -69,7 +71,10 @@ def confirm(session: Session) -> None:
     waiting = [run for run in runs if run.evaluation is None]
     if waiting:
         view.phase(f"{study.confirm.attack} on {study.confirm.samples} test images for {len(waiting)} runs")
-        evaluate_on_ray(session, waiting)
+        rule = study.search.checkpoint
+        protocols = [(run, protocol_for(run.experiment, study.confirm, rule)) for run in waiting]
+        for run, evaluation in evaluate_on_ray(session, protocols):
+            evaluation.save(run.folder / EVALUATION_FILE)
 
 
 def _job(session: Session, beginnings: Beginnings, run: Run, seed: int) -> dict[str, Any]:

@@ -95,6 +95,8 @@ def print_plan(study: Study, storage: Path, address: str | None) -> None:
         experiment = study.experiment_for((corners(study.space) or [{}])[0] if study.space else {})
         gigaflop, _ = model_size(experiment)
         evaluation = confirmations * study.confirm.samples * evaluation_passes(study.confirm.attack) * gigaflop / 1000
+        for rung in study.confirm.ladder:
+            print(f"{rung.attack} on {rung.samples} held-out images leaves {rung.keep} trials")
         print(f"{study.confirm.top} configurations x {study.confirm.seeds} seeds confirmed with {workers} workers each")
         print(
             f"  then {study.confirm.attack} on {study.confirm.samples} test images, "

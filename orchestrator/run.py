@@ -57,7 +57,8 @@ def run_study(
 ) -> int:
     """Run or continue a study in `root/NAME`; returns the exit code. The report is written whatever happens."""
     preflight(study, root, address)
-    journal = Journal.create(root / study.name, study)
+    # A confirmation may differ from the one that the study was started with.
+    journal = Journal.create(root / study.name, study) if search else Journal.open(root / study.name)
     for notice in study.notices:
         console.print(f"note: {notice}", style="yellow")
     began = time.monotonic()

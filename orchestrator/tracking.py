@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.credentials import refuse_password
-from orchestrator.journal import EVALUATION_FILE, STUDY_FILE, Journal, Run
+from orchestrator.journal import EVALUATION_FILE, STUDY_FILE, Journal, Run, trial_key
+from orchestrator.ladder import RUNG
 from orchestrator.savings import epochs_saved, seconds_saved
 from orchestrator.seeds import spreads, trials
 from search_spaces.study import Study
@@ -140,6 +141,7 @@ class Mirror:
         self._closed: dict[str, int] = {}
         self._evaluated: set[str] = set()
         self._concluded: set[int] = set()
+        self._rungs = 0
 
     def update(self, *, ended: bool) -> None:
         """Send every record, state and result that this process has not sent yet."""
@@ -160,6 +162,10 @@ class Mirror:
             if trial.over_seeds and trial.state != "running" and trial.trial not in self._concluded:
                 self._send_spreads(trial)
                 self._concluded.add(trial.trial)
+        rungs = [event for event in self._journal.events() if event["event"] == RUNG]
+        for event in rungs[self._rungs :]:
+            self._send_rung(event)
+            self._rungs += 1
         if ended:
             self._send_report()
             interrupted = unfinished or self._journal.events()[-1]["event"] == "interrupted"
@@ -269,6 +275,15 @@ class Mirror:
             values |= {f"over_seeds/{name}/mean": spread.mean, f"over_seeds/{name}/std": spread.deviation}
         metrics = [Metric(name, value, time, 0) for name, value in values.items() if value is not None]
         self._client.log_batch(self._run_ids[trial.key], metrics=metrics)
+
+    def _send_rung(self, event: Mapping[str, Any]) -> None:
+        """What a rung of the ladder found, with each trial that got there."""
+        from mlflow.entities import Metric
+
+        name = f"held_out/{event['attack'].replace(',', '_')}_accuracy"
+        for trial, accuracy in event["accuracies"]:
+            metric = Metric(name, accuracy, int(event["time"] * 1000), 0)
+            self._client.log_batch(self._run_ids[trial_key(trial)], metrics=[metric])
 
     def _log_energy_figure(self, run: Run, run_id: str) -> None:
         from orchestrator.report.figures import run_energies

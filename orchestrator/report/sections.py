@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.journal import STUDY_FILE, Run
+from orchestrator.ladder import RungResult
 from orchestrator.report.markup import Markup, element, inline_svg, join, table
 from orchestrator.report.plates import Plate
 from orchestrator.report.reading import short_names
@@ -103,6 +104,26 @@ def _results_table(protocol: Protocol, rows: Sequence[ResultRow]) -> Markup:
 def _accuracy(row: ResultRow, stage: str) -> str:
     text = str(row.accuracies[stage])
     return element("strong", text) if stage in row.best else text
+
+
+def ladder(climbed: Sequence[RungResult], rows: Sequence[TrialRow]) -> Markup:
+    """What each rung found on held-out images and whom it kept, the trials that got highest first."""
+    methods = {row.trial: row.method for row in rows}
+    order = dict.fromkeys(trial for rung in reversed(climbed) for trial in rung.accuracies)
+    header = ["Trial", "Method", *(f"{attack_label(rung.attack)}, n = {rung.samples} [%]" for rung in climbed)]
+
+    def cell(rung: RungResult, trial: int) -> str:
+        text = f"{100 * rung.accuracies[trial]:.2f}" if trial in rung.accuracies else ""
+        return element("strong", text) if trial in rung.kept else text
+
+    body = [[str(trial), methods.get(trial, ""), *(cell(rung, trial) for rung in climbed)] for trial in order]
+    note = "Robust accuracy on held-out images, means over seeds. Bold: kept for the next column, or for confirmation."
+    return element(
+        "section",
+        element("h2", "Attacks on the finalists"),
+        table(header, body, left=frozenset({1})),
+        element("p", note, class_="note"),
+    )
 
 
 def _protocol_note(protocol: Protocol, *, ranked: bool) -> Markup:
