@@ -8,9 +8,10 @@ from pathlib import Path
 from orchestrator.journal import IDENTITY_FILE, Journal
 from search_spaces.space import corners
 from search_spaces.study import Resources, Study
+from trainers import checkpoint
 from trainers.branching import branching_epochs
 from trainers.config import Experiment
-from trainers.origin import Origin, read_origin
+from trainers.origin import Origin, drop_origin, read_origin
 from trainers.prefix import Sharing, begin, take_over
 from trainers.problems import InvalidInput
 
@@ -28,15 +29,21 @@ class Beginnings:
         self._hardware_of: dict[Path, str | None] = {}
 
     def begin(self, experiment: Experiment, run_dir: Path) -> Origin | None:
-        """Prepare the folder of a run that is about to be issued; returns where it begins, if not at nothing."""
-        if self._study.search.reuse and read_origin(run_dir) is None:
+        """Prepare the folder of a run that is about to be issued; returns where it began, if not at nothing.
+
+        A run that has a whole checkpoint goes on from there.
+        """
+        if checkpoint.latest(run_dir) is not None:
+            return read_origin(run_dir)
+        drop_origin(run_dir)  # of a beginning that a kill cut short
+        if self._study.search.reuse:
             for found in self._finished_elsewhere(experiment.digest()):
                 origin = Origin("study", str(found.relative_to(self._folder.parent)), experiment.epochs)
                 if take_over(found, run_dir, experiment, origin):
                     return origin
         if self._study.search.share_prefix:
             return begin(experiment, run_dir, self._store)
-        return read_origin(run_dir)
+        return None
 
     def sharing(self, experiment: Experiment) -> Sharing | None:
         """Which prefixes a run leaves for others: up to where it, or any corner of the space, begins to differ."""

@@ -121,7 +121,9 @@ class TrialRuns:
     def conclude(self, number: int, outcomes: Sequence[Outcome]) -> Outcome:
         """The trial as every reader of the journal sees it, and whether it meets the constraints."""
         runs = self._journal.runs()
-        (trial,) = (trial for trial in trials(runs) if trial.trial == number)
+        trial = next((trial for trial in trials(runs) if trial.trial == number), None)
+        if trial is None:
+            return outcomes[0]  # given up before it was ever recorded
         found = violations(self._study, trial, runs) if trial.state == "complete" else {}
         curves = [outcome.curve for outcome in outcomes]
         curve = tuple(fmean(values) for values in zip(*curves, strict=False)) if trial.state == "stopped" else ()

@@ -145,8 +145,8 @@ class Mirror:
 
     def update(self, *, ended: bool) -> None:
         """Send every record, state and result that this process has not sent yet."""
-        unfinished = False
-        for run in self._journal.runs():
+        unfinished, runs = False, self._journal.runs()
+        for run in runs:
             run_id = self._run_id(run)
             self._send_records(run, run_id)
             if run.evaluation is not None and run.key not in self._evaluated:
@@ -158,7 +158,7 @@ class Mirror:
                 # Workers may end an epoch that they had begun when their trial was stopped.
                 self._close(run, run_id)
                 self._closed[run.key] = len(run.records)
-        for trial in trials(self._journal.runs()):
+        for trial in trials(runs):
             if trial.over_seeds and trial.state != "running" and trial.trial not in self._concluded:
                 self._send_spreads(trial)
                 self._concluded.add(trial.trial)

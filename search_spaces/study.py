@@ -47,7 +47,8 @@ class Search(Section):
         description="Optuna's: a database URL without password; default: optuna.db in the study's folder",
     )
     share_prefix: bool = Field(
-        default=False, description="train the epochs once in which nothing differs yet, and branch there"
+        default=False,
+        description="runs that begin alike go on from the epochs that one of them has trained, in confirmations too",
     )
     reuse: bool = Field(
         default=False, description="take over runs that another study under the same storage has finished"

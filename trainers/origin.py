@@ -30,6 +30,11 @@ def write_origin(run_dir: Path, origin: Origin) -> None:
     staging.replace(run_dir / _ORIGIN_FILE)
 
 
+def drop_origin(run_dir: Path) -> None:
+    """The run computes everything itself after all."""
+    (run_dir / _ORIGIN_FILE).unlink(missing_ok=True)
+
+
 def read_origin(run_dir: Path) -> Origin | None:
     """Where a run began; None for one that computed everything itself."""
     file = run_dir / _ORIGIN_FILE

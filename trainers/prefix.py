@@ -51,12 +51,10 @@ def take_over(source: Path, run_dir: Path, experiment: Experiment, origin: Origi
 
 
 def begin(experiment: Experiment, run_dir: Path, store: Path) -> Origin | None:
-    """Give a run that has no whole checkpoint the longest prefix that fits it; returns where it began.
+    """Give a run that has no whole checkpoint yet the longest prefix that fits it; returns where that was trained.
 
     A prefix whose files are not whole is removed: the next run that gets there leaves it again.
     """
-    if checkpoint.latest(run_dir) is not None:
-        return read_origin(run_dir)
     for prefix in sorted(store.glob("[0-9]*"), reverse=True):
         epochs, _, digest = prefix.name.partition("-")
         if digest == prefix_digest(experiment, int(epochs)):

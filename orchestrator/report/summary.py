@@ -104,10 +104,11 @@ def _held_out(study: Study, runs: Sequence[Run]) -> list[str]:
     if not points:
         return ["No trial is complete yet."]
     best = max(points, key=lambda point: point.robust)
+    seeds = f", mean of {study.search.seeds} seeds" if study.search.seeds > 1 else ""
     return [
         f"Most robust on held-out images: trial {best.trial} ({best.method}, training ε = {best.epsilon}) with "
         f"{100 * best.robust:.2f}\u00a0% under PGD-10 at ε = {evaluation_epsilon(runs)} and "
-        f"{100 * best.clean:.2f}\u00a0% clean ({study.search.checkpoint} epoch)."
+        f"{100 * best.clean:.2f}\u00a0% clean ({study.search.checkpoint} epoch{seeds})."
     ]
 
 
