@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ray.tune.search import Searcher
 
+from orchestrator.beginnings import Beginnings
 from orchestrator.constraints import feasible
-from orchestrator.journal import Run, confirmation_key
+from orchestrator.journal import EVALUATION_FILE, Run, confirmation_key
+from orchestrator.ladder import climb
 from orchestrator.search import DriverOnly, Outcome
-from orchestrator.shards import evaluate_on_ray
-from orchestrator.sweep import Session, configuration, judge_run, run_on_slots
-from search_spaces.study import Resources, Study
-from trainers.config import Experiment, parse
+from orchestrator.shards import evaluate_on_ray, protocol_for
+from orchestrator.sweep import Session, configuration, judge_run, run_on_slots, with_seed
+from trainers.config import parse
 
 
 def choose(trials: Sequence[Run], top: int) -> list[Run]:
@@ -42,70 +43,65 @@ def _dominates(a: Sequence[float], b: Sequence[float]) -> bool:
     return all(x >= y for x, y in pairs) and any(x > y for x, y in pairs)
 
 
-def resources_for(study: Study) -> Resources:
-    """What a confirmation run gets: the study's resources with its own number of workers."""
-    workers = study.confirm.workers or study.resources.workers
-    return study.resources.model_copy(update={"workers": workers})
-
-
 def confirm(session: Session) -> None:
     """Train the chosen configurations with fresh seeds and evaluate each run; finished parts are not done again."""
     study, journal, view = session.study, session.journal, session.view
-    candidates = feasible(study, journal.runs())
-    chosen = choose(candidates, study.confirm.top)
+    candidates = [run for run in feasible(study, journal.runs()) if run.origin is None or run.origin.kind != "twin"]
+    ranked = choose(candidates, len(candidates))
+    chosen = climb(session, ranked)[: study.confirm.top]
     if not chosen and study.search.constraints:
         view.say("no trial meets search.constraints: nothing is confirmed")
-    jobs = [_job(session, run, seed) for run in chosen for seed in range(1, study.confirm.seeds + 1)]
+    # The seeds of the trials are not fresh.
+    offsets = range(study.search.seeds, study.search.seeds + study.confirm.seeds)
     finished = {run.key for run in journal.runs() if run.kind == "confirmation" and run.state == "complete"}
-    open_jobs = [job for job in jobs if job["key"] not in finished]
-    if open_jobs:
-        epochs = sum(int(job["experiment"]["epochs"]) for job in open_jobs)
+    left = [(run, seed) for run in chosen for seed in offsets if confirmation_key(run.trial, seed) not in finished]
+    if left:
         trials = ", ".join(str(run.trial) for run in chosen)
-        resources = resources_for(study)
+        resources = study.confirm_resources
         view.phase(
             f"confirming trials {trials} with {study.confirm.seeds} seeds, {resources.workers} workers each",
-            runs=len(open_jobs),
-            epochs=epochs,
+            runs=len(left),
+            epochs=sum(run.experiment.epochs for run, _ in left),
         )
-        run_on_slots(session, _Jobs(open_jobs, session), resources, "confirm")
+        beginnings = Beginnings(study, journal, resources)
+        jobs = (_job(session, beginnings, run, seed) for run, seed in left)
+        run_on_slots(session, _Jobs(jobs, session), resources, "confirm")
     session.interrupt.check()
     runs = [run for run in journal.runs() if run.kind == "confirmation" and run.state == "complete"]
     waiting = [run for run in runs if run.evaluation is None]
     if waiting:
         view.phase(f"{study.confirm.attack} on {study.confirm.samples} test images for {len(waiting)} runs")
-        evaluate_on_ray(session, waiting)
+        rule = study.search.checkpoint
+        protocols = [(run, protocol_for(run.experiment, study.confirm, rule)) for run in waiting]
+        for run, evaluation in evaluate_on_ray(session, protocols):
+            evaluation.save(run.folder / EVALUATION_FILE)
 
 
-def _job(session: Session, run: Run, seed: int) -> dict[str, Any]:
-    """A trial again with another seed; recorded once."""
-    key = confirmation_key(run.trial, seed)
-    experiment = with_seed(run.experiment, seed)
-    known = {event["key"] for event in session.journal.events() if event["event"] == "confirming"}
-    folder = session.journal.folder / "confirm" / key
-    if key not in known:
-        folder = session.journal.confirm(run.trial, seed, run.values, experiment)
-    return configuration(key, experiment, folder, resources_for(session.study))
-
-
-def with_seed(experiment: Experiment, offset: int) -> Experiment:
-    """The same experiment with another seed."""
-    return experiment.model_copy(update={"seed": experiment.seed + offset})
+def _job(session: Session, beginnings: Beginnings, run: Run, seed: int) -> dict[str, Any]:
+    """A trial again with another seed, prepared and recorded when it is about to be issued."""
+    key, experiment, journal = confirmation_key(run.trial, seed), with_seed(run.experiment, seed), session.journal
+    folder = journal.confirmation_folder(run.trial, seed)
+    origin = beginnings.begin(experiment, folder)
+    journal.confirm(run.trial, seed, run.values, experiment, origin)
+    resources = session.study.confirm_resources
+    return configuration(key, experiment, folder, resources, beginnings.sharing(experiment))
 
 
 class _Jobs(DriverOnly, Searcher):
-    """Gives Tune a fixed list of runs and records how they end."""
+    """Gives Tune one run after the other, made when its turn comes, and records how they end."""
 
-    def __init__(self, jobs: Sequence[Mapping[str, Any]], session: Session) -> None:
+    def __init__(self, jobs: Iterable[Mapping[str, Any]], session: Session) -> None:
         super().__init__(metric="epoch", mode="max")
-        self._left = list(jobs)
+        self._left = iter(jobs)
         self._running: dict[str, Mapping[str, Any]] = {}
         self._session = session
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        if not self._left:
+        job = next(self._left, None)
+        if job is None:
             return str(Searcher.FINISHED)
-        self._running[trial_id] = self._left.pop(0)
-        return dict(self._running[trial_id])
+        self._running[trial_id] = job
+        return dict(job)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         try:

@@ -54,6 +54,12 @@ class EarlyStopping:
         self._judged[key] = len(records)
         return None
 
+    def inherit(self, key: str, twin: str) -> None:
+        """A trial is the same run as one that was stopped: so it is, in the same epoch for the same reason."""
+        if key not in self._stops:
+            self._journal.append("stopping", key=key, **asdict(self._stops[twin]))
+            self._stops[key] = self._stops[twin]
+
     def _compare(self, key: str, experiment: Experiment, records: Sequence[EpochRecord]) -> Stop | None:
         pruning, trial = self._rules.prune, trial_number(key)
         if pruning is None or len(records) not in pruning.comparisons(trial, experiment.epochs):

@@ -6,6 +6,8 @@ runs/NAME/
   journal.jsonl         one event a line: proposed, compared, stopping, ended, confirming, interrupted, …
   optuna.db             what the sampler knows
   trials/0003/          a run folder of `trainers.fit`: experiment.yaml, records.jsonl, checkpoints/
+  trials/0003-seed1/    the same trial with the next seed, in a study of several
+  prefixes/             what trials have in common, trained once
   confirm/0003-seed1/   likewise, with evaluation.json and the shards behind it
   figures/, report.html
 """
@@ -17,28 +19,33 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from orchestrator.storage import storage_url
 from search_spaces.loader import read_yaml
 from search_spaces.study import Study, parse_study
 from trainers.config import Experiment, parse
 from trainers.evaluation.result import Evaluation
+from trainers.origin import Origin
 from trainers.problems import InvalidInput
 from trainers.records import EpochRecord, Follower, RecordsFollower, append_line
 
 STUDY_FILE, IDENTITY_FILE, JOURNAL_FILE = "study.yaml", "study.json", "journal.jsonl"
 EVALUATION_FILE = "evaluation.json"
+_KINDS = ("trial", "repeat", "confirmation")
 _Version = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run of a study: a trial, or a confirmation of one with another seed.
+    """One training run of a study. `kind` is trial, repeat (of a trial of several seeds, with another) or confirmation.
 
     `state` is running, complete, stopped (by the rule `stopped_by`) or failed; `values` is its point of the space, by
-    path. Objectives are those of a complete run, or of a stopped one whose best epoch counts.
+    path. Objectives are those of a complete run, or of a stopped one whose best epoch counts. `origin` says which of
+    its epochs another run computed; `seeds` is how many runs its trial has. `over_seeds` are those runs, where this
+    one speaks for its trial (`seeds.trials`).
     """
 
     key: str
@@ -51,8 +58,16 @@ class Run:
     reason: str = ""
     objectives: tuple[float, ...] = ()
     stopped_by: str = ""
+    origin: Origin | None = None
+    seeds: int = 1
+    over_seeds: tuple[Run, ...] = field(default=(), repr=False)
     records: tuple[EpochRecord, ...] = field(default=(), repr=False)
     evaluation: Evaluation | None = field(default=None, repr=False)
+
+    @property
+    def own_records(self) -> tuple[EpochRecord, ...]:
+        """The records of the epochs that it computed itself."""
+        return self.records if self.origin is None else self.records[self.origin.epochs :]
 
 
 class Journal:
@@ -107,7 +122,7 @@ class Journal:
     @property
     def storage_url(self) -> str:
         """Optuna's storage."""
-        return f"sqlite:///{self.folder / 'optuna.db'}"
+        return storage_url(self.study(), self.folder)
 
     def append(self, event: str, **content: Any) -> None:
         """Write one event, durably."""
@@ -119,36 +134,73 @@ class Journal:
             self._catch_up()
             return list(self._events)
 
-    def trial_folder(self, number: int) -> Path:
-        """Where a trial lives, by its Optuna number."""
-        return self.folder / "trials" / f"{number:04d}"
+    def trial_folder(self, number: int, seed: int = 0) -> Path:
+        """Where a run of a trial lives, by its Optuna number and the place of its seed."""
+        return self.folder / "trials" / _of_seed(f"{number:04d}", seed)
 
-    def propose(self, number: int, values: Mapping[str, Any], experiment: Experiment) -> Path:
-        """Record that a trial was issued; returns its folder. A run that is complete already is not trained again."""
-        twins = [
-            run
-            for run in self.runs()
-            if run.state == "complete" and run.experiment.digest() == experiment.digest() and run.trial < number
-        ]
-        folder = twins[0].folder if twins else self.trial_folder(number)
-        where = str(folder.relative_to(self.folder))
-        self.append("proposed", trial=number, values=dict(values), experiment=experiment.to_dict(), folder=where)
+    def confirmation_folder(self, trial: int, seed: int) -> Path:
+        """Where a trial is trained again with another seed."""
+        return self.folder / "confirm" / confirmation_key(trial, seed)
+
+    def twin(self, key: str, experiment: Experiment) -> Run | None:
+        """An earlier run of a trial that is this run and has ended: complete, or stopped under the same thresholds."""
+        for run in self.runs():
+            same = run.experiment.digest() == experiment.digest()
+            ended = run.state == "complete" or (
+                run.state == "stopped" and run.experiment.evaluation == experiment.evaluation
+            )
+            if run.kind != "confirmation" and run.key < key and same and ended:
+                return run
+        return None
+
+    def propose(
+        self,
+        number: int,
+        values: Mapping[str, Any],
+        experiment: Experiment,
+        *,
+        seed: int = 0,
+        seeds: int = 1,
+        folder: Path | None = None,
+        origin: Origin | None = None,
+    ) -> Path:
+        """Record that a run of a trial was issued; returns its folder, which is another's if that one is its twin."""
+        folder = folder or self.trial_folder(number, seed)
+        self.append(
+            "proposed",
+            key=trial_key(number, seed),
+            kind="repeat" if seed else "trial",
+            trial=number,
+            seeds=seeds,
+            values=dict(values),
+            experiment=experiment.to_dict(),
+            folder=str(folder.relative_to(self.folder)),
+            origin=None if origin is None else asdict(origin),
+        )
         return folder
 
-    def confirm(self, trial: int, seed: int, values: Mapping[str, Any], experiment: Experiment) -> Path:
+    def confirm(
+        self, trial: int, seed: int, values: Mapping[str, Any], experiment: Experiment, origin: Origin | None = None
+    ) -> Path:
         """Record that a trial is trained again with another seed; returns the folder."""
         key = confirmation_key(trial, seed)
-        where = f"confirm/{key}"
-        content = experiment.to_dict()
-        self.append("confirming", key=key, trial=trial, values=dict(values), experiment=content, folder=where)
-        return self.folder / where
+        self.append(
+            "confirming",
+            key=key,
+            trial=trial,
+            values=dict(values),
+            experiment=experiment.to_dict(),
+            folder=str(self.confirmation_folder(trial, seed).relative_to(self.folder)),
+            origin=None if origin is None else asdict(origin),
+        )
+        return self.confirmation_folder(trial, seed)
 
     def ended(self, key: str, state: str, reason: str, objectives: list[float] | None = None) -> None:
         """Record how a run ended."""
         self.append("ended", key=key, state=state, reason=reason, objectives=objectives or [])
 
     def runs(self) -> list[Run]:
-        """Every run with its records and its evaluation: trials by number, then confirmations."""
+        """Every run with its records and its evaluation: trials by number, their repeats, then confirmations."""
         with self._reading:
             self._catch_up()
             for key, run in self._runs.items():
@@ -156,7 +208,7 @@ class Journal:
                 evaluation = self._evaluation(run.folder)
                 if records is not run.records or evaluation is not run.evaluation:
                     self._runs[key] = replace(run, records=records, evaluation=evaluation)
-            return sorted(self._runs.values(), key=lambda run: (run.kind != "trial", run.key))
+            return sorted(self._runs.values(), key=lambda run: (_KINDS.index(run.kind), run.key))
 
     def _catch_up(self) -> None:
         lines, anew = self._follower.read()
@@ -169,11 +221,19 @@ class Journal:
 
     def _apply(self, event: Mapping[str, Any]) -> None:
         if event["event"] in ("proposed", "confirming"):
-            is_trial = event["event"] == "proposed"
-            key = trial_key(event["trial"]) if is_trial else event["key"]
-            kind = "trial" if is_trial else "confirmation"
-            experiment = parse(event["experiment"])
-            self._runs[key] = Run(key, kind, event["trial"], event["values"], experiment, self.folder / event["folder"])
+            began = event.get("origin")
+            # Journals of earlier versions name the trial alone.
+            key = event.get("key") or trial_key(event["trial"])
+            self._runs[key] = Run(
+                key,
+                event.get("kind", "trial") if event["event"] == "proposed" else "confirmation",
+                event["trial"],
+                event["values"],
+                parse(event["experiment"]),
+                self.folder / event["folder"],
+                origin=None if began is None else Origin(**began),
+                seeds=event.get("seeds", 1),
+            )
         elif event.get("key") not in self._runs:
             return
         elif event["event"] == "stopping":
@@ -198,14 +258,18 @@ class Journal:
         return self._evaluations[folder][1]
 
 
-def trial_key(number: int) -> str:
-    """`trial-0003`."""
-    return f"trial-{number:04d}"
+def trial_key(number: int, seed: int = 0) -> str:
+    """`trial-0003`; `trial-0003-seed1` is its run with the next seed."""
+    return _of_seed(f"trial-{number:04d}", seed)
 
 
 def trial_number(key: str) -> int:
-    """Inverse of `trial_key`."""
-    return int(key.removeprefix("trial-"))
+    """The trial that a run with this key belongs to."""
+    return int(key.split("-")[1])
+
+
+def _of_seed(name: str, seed: int) -> str:
+    return f"{name}-seed{seed}" if seed else name
 
 
 def confirmation_key(trial: int, seed: int) -> str:

@@ -11,6 +11,7 @@ from orchestrator.tracking import tracking_uri
 from search_spaces.space import corners
 from search_spaces.study import Resources, Study
 from trainers import catalog
+from trainers.branching import branching_epochs
 from trainers.catalog.attacks import evaluation_passes
 from trainers.config import Experiment
 
@@ -71,7 +72,8 @@ def print_plan(study: Study, storage: Path, address: str | None) -> None:
     rows = list(method_rows(study))
     mean = sum(cost.tflop for _, cost in rows) / len(rows)
     resources = study.resources
-    workers = study.confirm.workers or resources.workers
+    workers = study.confirm_resources.workers
+    runs = study.trials * study.search.seeds
     confirmations = study.confirm.top * study.confirm.seeds
     print(f"study {study.name} in {storage / study.name}, tracked at {tracking_uri(study)}\n")
     print("space:")
@@ -84,19 +86,24 @@ def print_plan(study: Study, storage: Path, address: str | None) -> None:
         print(f"  {name:<14} {cost.passes:>3} passes per image  {_hours(cost.tflop, resources):>12} a run")
     objectives = " and ".join(study.search.objectives)
     print(f"\n{study.trials} trials ({study.search.sampler}, seed {study.search.seed}), maximizing {objectives}")
-    print(f"  of the {study.search.checkpoint} epoch; about {_hours(mean * study.trials, resources)}")
+    seeds = f", mean of {study.search.seeds} seeds" if study.search.seeds > 1 else ""
+    print(f"  of the {study.search.checkpoint} epoch{seeds}; at most about {_hours(mean * runs, resources)}")
+    for line in shortcuts(study):
+        print(f"  {line}")
     evaluation = 0.0
     if confirmations:
         experiment = study.experiment_for((corners(study.space) or [{}])[0] if study.space else {})
         gigaflop, _ = model_size(experiment)
         evaluation = confirmations * study.confirm.samples * evaluation_passes(study.confirm.attack) * gigaflop / 1000
+        for rung in study.confirm.ladder:
+            print(f"{rung.attack} on {rung.samples} held-out images leaves {rung.keep} trials")
         print(f"{study.confirm.top} configurations x {study.confirm.seeds} seeds confirmed with {workers} workers each")
         print(
             f"  then {study.confirm.attack} on {study.confirm.samples} test images, "
             f"about {_hours(evaluation, resources)}"
         )
-    total = mean * (study.trials + confirmations) + evaluation
-    disk = max(cost.disk for _, cost in rows) * (study.trials + confirmations)
+    total = mean * (runs + confirmations) + evaluation
+    disk = max(cost.disk for _, cost in rows) * (runs + confirmations)
     print(f"in all about {_hours(total, resources)}, up to {disk / 1e9:.2g} GB of checkpoints")
     rate = (
         f"{GPU_GFLOPS / 1000:g} TFLOP/s a GPU" if resources.gpus_per_worker else f"{CPU_CORE_GFLOPS:g} GFLOP/s a core"
@@ -108,6 +115,26 @@ def print_plan(study: Study, storage: Path, address: str | None) -> None:
         count, limit = local_capacity().concurrent_trials(resources)
         print(f"on a private local Ray: {count} trials at once, limited by {limit}")
         local_capacity().require(resources, "resources")
+
+
+def shortcuts(study: Study) -> list[str]:
+    """What may make a study cheaper than its plan, in words."""
+    search, stop = study.search, study.search.stop
+    found = []
+    if stop.catastrophic:
+        found.append("a run stops in the epoch in which it collapses")
+    if stop.robust is not None:
+        found.append(f"a run stops {stop.robust.patience} epochs after its best once robust overfitting has set in")
+    if stop.prune is not None:
+        after = f"after {stop.prune.grace_epochs} epochs"
+        found.append(f"a run stops that falls behind others of its method ({stop.prune.rule}, {after})")
+    if search.share_prefix:
+        epochs = branching_epochs(study.experiment_for(point) for point in corners(study.space) or [{}])
+        branches = f"branching after epoch {', '.join(map(str, epochs))}" if epochs else "but nothing starts late"
+        found.append(f"runs share their beginning, {branches}")
+    if search.reuse:
+        found.append("runs that another study under the same storage has finished are taken over")
+    return found
 
 
 def _hours(tflop: float, resources: Resources) -> str:

@@ -76,9 +76,13 @@ class StudyView:
 
     def started(self, key: str, experiment: Experiment, records: Sequence[EpochRecord] = ()) -> None:
         """A run begins, or goes on after an interruption with the records that it has."""
+        known = self._rows.get(key)
+        # What it has without having run it here takes no time.
+        self._work_total -= len(records) - (len(known.records) if known else 0)
         self._rows[key] = Row(key, experiment, list(records))
         if self._live is None:
-            self.say(f"{key}  started   {_point(experiment)}")
+            done = f"  from epoch {records[-1].epoch + 1}" if records else ""
+            self.say(f"{key}  started   {_point(experiment)}{done}")
 
     def restore(self, key: str, experiment: Experiment, records: Sequence[EpochRecord], state: str) -> None:
         """A run as its files have it, without a word."""

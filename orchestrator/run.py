@@ -18,6 +18,7 @@ from orchestrator.interrupt import Interrupt, Interrupted, listening
 from orchestrator.journal import STUDY_FILE, Journal
 from orchestrator.progress import StudyView
 from orchestrator.savings import savings
+from orchestrator.storage import check_opens
 from search_spaces.study import Study
 from trainers.data.availability import check_available
 from trainers.problems import InvalidInput, Problem
@@ -40,13 +41,13 @@ def preflight(study: Study, root: Path, address: str | None) -> None:
     attempt(check_available, study.experiment_for(_first_point(study)).data)
     if not (root / study.name / STUDY_FILE).exists():
         attempt(tracking.check_reachable, tracking.tracking_uri(study))
+    attempt(check_opens, study)
     check_answers(address)
     if address_in_use(address) is None:
         capacity = local_capacity()
         attempt(capacity.require, study.resources, "resources")
         if study.confirm.top and study.confirm.workers:
-            confirm_resources = study.resources.model_copy(update={"workers": study.confirm.workers})
-            attempt(capacity.require, confirm_resources, "confirm")
+            attempt(capacity.require, study.confirm_resources, "confirm")
     if problems:
         raise InvalidInput(problems)
 
@@ -56,7 +57,8 @@ def run_study(
 ) -> int:
     """Run or continue a study in `root/NAME`; returns the exit code. The report is written whatever happens."""
     preflight(study, root, address)
-    journal = Journal.create(root / study.name, study)
+    # A confirmation may differ from the one that the study was started with.
+    journal = Journal.create(root / study.name, study) if search else Journal.open(root / study.name)
     for notice in study.notices:
         console.print(f"note: {notice}", style="yellow")
     began = time.monotonic()

@@ -1,30 +1,36 @@
-"""What early stopping saved: the epochs that were not run, at what an epoch of the same trial cost."""
+"""What was not computed: epochs after a stop, at what an epoch of the same run cost, and what another run had."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from statistics import median
 
 from orchestrator.journal import Run
 from search_spaces.study import Resources
 
+_ORIGINS = {
+    "prefix": "Begun from a shared prefix",
+    "twin": "Not trained twice",
+    "study": "Taken over from other studies",
+}
+
 
 @dataclass(frozen=True)
 class Saving:
-    """What one rule saved. `seconds` are those of GPUs or CPUs, `of_epochs` what all trials would have run."""
+    """What was saved in one way. `seconds` are those of GPUs or CPUs, `of_epochs` what all such runs have in all."""
 
-    rule: str
-    trials: int
+    how: str
+    runs: int
     epochs: int
     of_epochs: int
     seconds: float
     processor: str
 
     def __str__(self) -> str:
-        trials = "1 trial" if self.trials == 1 else f"{self.trials} trials"
+        runs = "1 run" if self.runs == 1 else f"{self.runs} runs"
         return (
-            f"Stopped early by {self.rule}: {trials}; {self.epochs} of {self.of_epochs} epochs and "
+            f"{self.how}: {runs}; {self.epochs} of {self.of_epochs} epochs and "
             f"{self.seconds:.0f} {self.processor}-seconds saved"
         )
 
@@ -36,24 +42,56 @@ def epochs_saved(run: Run) -> int:
 
 def seconds_saved(run: Run, resources: Resources) -> float:
     """The same in GPU-seconds, or in CPU-seconds where there is no GPU, by the median of the run's own epochs."""
-    per_worker = resources.gpus_per_worker or resources.cpus_per_worker
     seconds = [record.metrics["epoch/seconds"] for record in run.records]
-    return epochs_saved(run) * median(seconds) * resources.workers * per_worker if seconds else 0.0
+    return epochs_saved(run) * median(seconds) * _processors(resources) if seconds else 0.0
 
 
 def savings(runs: Iterable[Run], resources: Resources) -> list[Saving]:
-    """One a rule that stopped any trial."""
-    trials = [run for run in runs if run.kind == "trial"]
-    rules = sorted({run.stopped_by for run in trials if run.state == "stopped"})
-    groups = {rule: [run for run in trials if run.state == "stopped" and run.stopped_by == rule] for rule in rules}
-    return [
-        Saving(
-            rule,
+    """One a rule that stopped any run of a trial, and one a kind of origin that any run has."""
+    everything = list(runs)
+    tried = [run for run in everything if run.kind != "confirmation"]
+    stopped = [run for run in tried if run.state == "stopped" and (run.origin is None or run.origin.kind != "twin")]
+
+    def saving(how: str, group: list[Run], among: list[Run], epochs: Epochs, seconds: Seconds) -> Saving:
+        return Saving(
+            how,
             len(group),
-            sum(map(epochs_saved, group)),
-            sum(run.experiment.epochs for run in trials),
-            sum(seconds_saved(run, resources) for run in group),
+            sum(map(epochs, group)),
+            sum(run.experiment.epochs for run in among),
+            sum(seconds(run, resources) for run in group),
             "GPU" if resources.gpus_per_worker else "CPU",
         )
-        for rule, group in groups.items()
+
+    by_rule = [
+        saving(
+            f"Stopped early by {rule}",
+            [run for run in stopped if run.stopped_by == rule],
+            tried,
+            epochs_saved,
+            seconds_saved,
+        )
+        for rule in sorted({run.stopped_by for run in stopped})
     ]
+    by_origin = [
+        saving(how, group, everything, _epochs_taken_over, _seconds_taken_over)
+        for kind, how in _ORIGINS.items()
+        if (group := [run for run in everything if run.origin is not None and run.origin.kind == kind])
+    ]
+    return by_rule + by_origin
+
+
+Epochs = Callable[[Run], int]
+Seconds = Callable[[Run, Resources], float]
+
+
+def _epochs_taken_over(run: Run) -> int:
+    return len(run.records) - len(run.own_records)
+
+
+def _seconds_taken_over(run: Run, resources: Resources) -> float:
+    taken = run.records[: _epochs_taken_over(run)]
+    return sum(record.metrics["epoch/seconds"] for record in taken) * _processors(resources)
+
+
+def _processors(resources: Resources) -> float:
+    return resources.workers * (resources.gpus_per_worker or resources.cpus_per_worker)

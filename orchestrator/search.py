@@ -8,18 +8,19 @@ a killed and resumed study proposes what an uninterrupted one would have.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.trial import FixedTrial, TrialState
+from optuna.trial import FixedTrial, FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from search_spaces.space import suggest
 from search_spaces.study import Search, Study
+from trainers.problems import InvalidInput
 
 MAX_ATTEMPTS = 3
 
@@ -41,17 +42,39 @@ class Outcome:
     violations: Mapping[str, float] = field(default_factory=dict)
 
 
-Propose = Callable[[int, Mapping[str, Any]], dict[str, Any]]
-Judge = Callable[[int, Mapping[str, Any]], Outcome | None]
-Ended = Callable[[int, Outcome], None]
-Decided = Callable[[int], Outcome | None]
-Epochs = Callable[[int], int]
-GiveUp = Callable[[Exception], None]
+class Runs(Protocol):
+    """The runs of the trials, as the searcher needs them. A trial has one run a seed, counted from 0."""
+
+    def propose(self, number: int, seed: int, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Tune's configuration of a run at a point of the space."""
+
+    def decided(self, number: int, seed: int) -> Outcome | None:
+        """How a run ended of which Optuna has not heard, or None if it is to run."""
+
+    def epochs(self, number: int, seed: int) -> int:
+        """How many epochs of a run are recorded."""
+
+    def judge(self, number: int, seed: int, report: Mapping[str, Any]) -> Outcome | None:
+        """How a run ended, from its last report; None if it goes on later."""
+
+    def ended(self, number: int, seed: int, outcome: Outcome) -> None:
+        """A run has ended."""
+
+    def conclude(self, number: int, outcomes: Sequence[Outcome]) -> Outcome:
+        """How a trial ended whose runs have all been told as ended: what Optuna is told."""
+
+    def give_up(self, error: Exception) -> None:
+        """Something went wrong that Tune would take for the trial's."""
+
+
 _STATES = {"complete": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
-def open_storage(url: str, study: Study) -> optuna.Study:
-    """Open or create the Optuna study. Raises ValueError if it was made with other objectives."""
+def open_storage(url: str, study: Study, identity: str) -> optuna.Study:
+    """Open or create the Optuna study of the study folder with this identity.
+
+    Raises InvalidInput if it is another folder's, or was made with other objectives.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     directions = ["maximize"] * len(study.search.objectives)
     opened = optuna.create_study(
@@ -63,11 +86,14 @@ def open_storage(url: str, study: Study) -> optuna.Study:
     wanted = list(study.search.objectives)
     held = opened.user_attrs.get("objectives")
     if held is None:
+        opened.set_user_attr("identity", identity)
         opened.set_user_attr("objectives", wanted)
         for point in study.search.start:
             opened.enqueue_trial(point, skip_if_exists=True)
     elif held != wanted:
-        raise ValueError(f"the stored study has the objectives {held}, not {wanted}")
+        raise InvalidInput.single("search.objectives", f"the stored study has the objectives {held}, not {wanted}")
+    if opened.user_attrs.get("identity", identity) != identity:
+        raise InvalidInput.single("search.storage", f"holds a study {study.name!r} of another folder; rename one")
     return opened
 
 
@@ -90,8 +116,8 @@ def make_sampler(search: Search, number: int) -> optuna.samplers.BaseSampler:
         if search.sampler == "cmaes":
             startup = search.startup_trials
             return optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False)
-    # A low-discrepancy sequence is one sequence: it keeps the study's seed.
-    return optuna.samplers.QMCSampler(seed=search.seed, scramble=True)
+        # A low-discrepancy sequence is one sequence: it keeps the study's seed.
+        return optuna.samplers.QMCSampler(seed=search.seed, scramble=True)
 
 
 class _Grid(optuna.samplers.BruteForceSampler):
@@ -111,80 +137,68 @@ class DriverOnly:
 class StudySearcher(DriverOnly, Searcher):
     """Proposes trials to Tune until the study's total is reached, and tells Optuna how they ended.
 
-    `propose(number, values)` turns a point of the space into Tune's trial configuration, `judge(number, last report)`
-    says how it ended, `ended(number, outcome)` is told before Optuna is. Trials found RUNNING when the search starts
-    were left by a dead driver: they are issued again under their own number, unless `decided(number)` knows that they
-    had ended or were stopped; so are those whose processes died. One is given up after MAX_ATTEMPTS in a row without a
-    new epoch (`epochs(number)` counts them). An error that Tune would take for a trial's goes to `give_up`. There must
-    be one driver.
+    Each of a trial's runs, one a seed, is a trial of Tune's; Optuna is told when the last of them has ended. A run that
+    ends without objectives ends its trial: those that were not issued yet never are. Trials found RUNNING when the
+    search starts were left by a dead driver: their runs are issued again under their own number, unless they are
+    decided; so are those whose processes died. One is given up after MAX_ATTEMPTS in a row without a new epoch. There
+    must be one driver.
     """
 
-    def __init__(
-        self,
-        study: Study,
-        storage_url: str,
-        propose: Propose,
-        judge: Judge,
-        ended: Ended,
-        decided: Decided,
-        epochs: Epochs,
-        give_up: GiveUp,
-    ) -> None:
+    def __init__(self, study: Study, storage_url: str, identity: str, runs: Runs) -> None:
         objectives = list(study.search.objectives)
         super().__init__(metric=objectives, mode=["max"] * len(objectives))
         self._study = study
-        self._propose = propose
-        self._judge = judge
-        self._ended = ended
-        self._epochs = epochs
-        self._give_up = give_up
-        self._optuna = open_storage(storage_url, study)
-        self._running: dict[str, int] = {}
-        self._orphans: list[int] = []
+        self._runs = runs
+        self._optuna = open_storage(storage_url, study, identity)
+        self._waiting: list[tuple[int, int]] = []
+        self._running: dict[str, tuple[int, int]] = {}
+        self._outcomes: dict[int, dict[int, Outcome]] = {}
         for trial in self._optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            outcome = decided(trial.number)
-            if outcome is None:
-                self._orphans.append(trial.number)
-            else:
-                self._tell(trial.number, outcome)
+            outcomes = {seed: runs.decided(trial.number, seed) for seed in range(study.search.seeds)}
+            self._waiting += [(trial.number, seed) for seed, outcome in outcomes.items() if outcome is None]
+            for seed, outcome in outcomes.items():
+                if outcome is not None:
+                    self._record(trial.number, seed, outcome)
+            self._settle(trial.number)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Tune's question: the next configuration, or FINISHED."""
-        while self._orphans:
-            number = self._orphans.pop(0)
-            if self._fruitless(number) >= MAX_ATTEMPTS:
-                reason = f"given up after {MAX_ATTEMPTS} attempts without a new epoch"
-                self._tell(number, Outcome("failed", reason))
-                continue
-            return self._issue(trial_id, number, self._values_again(number))
-        trials = self._optuna.get_trials(deepcopy=False)
-        waiting = [trial.number for trial in trials if trial.state == TrialState.WAITING]
-        if len(trials) - len(waiting) >= self._study.trials:
-            # A trial that runs may have to be issued again.
-            return None if self._running else str(Searcher.FINISHED)
-        self._optuna.sampler = make_sampler(self._study.search, waiting[0] if waiting else len(trials))
-        trial = self._optuna.ask()
-        return self._issue(trial_id, trial.number, suggest(self._study.space, trial))
+        while True:
+            while self._waiting:
+                number, seed = self._waiting.pop(0)
+                configuration = self._issue(number, seed)
+                if configuration is not None:
+                    self._running[trial_id] = (number, seed)
+                    return configuration
+            trials = self._optuna.get_trials(deepcopy=False)
+            enqueued = [trial.number for trial in trials if trial.state == TrialState.WAITING]
+            if len(trials) - len(enqueued) >= self._study.trials:
+                # A run that is on its way may have to be issued again.
+                return None if self._running else str(Searcher.FINISHED)
+            self._optuna.sampler = make_sampler(self._study.search, enqueued[0] if enqueued else len(trials))
+            trial = self._optuna.ask()
+            suggest(self._study.space, trial)
+            self._waiting += [(trial.number, seed) for seed in range(self._study.search.seeds)]
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing: intermediate values go to the records, not to Optuna."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell Optuna how the trial ended; one that was only interrupted stays RUNNING and is issued again."""
-        number = self._running.pop(trial_id, None)
-        if number is None:
+        """Hear how a run ended; one that was only interrupted leaves its trial RUNNING and is issued again."""
+        run = self._running.pop(trial_id, None)
+        if run is None:
             return
         try:
             # Tune stops a trial that has not started yet without a result.
-            outcome = self._judge(number, {"crashed": True} if error else result or {})
+            outcome = self._runs.judge(*run, {"crashed": True} if error else result or {})
             if outcome is not None:
-                self._tell(number, outcome)
+                self._end(*run, outcome)
             elif error:
-                self._orphans.append(number)
+                self._waiting.append(run)
             else:
-                self._note(number, "fruitless", 0)
+                self._note(*run, "fruitless", 0)
         except Exception as problem:
-            self._give_up(problem)
+            self._runs.give_up(problem)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the storage is the state."""
@@ -192,33 +206,56 @@ class StudySearcher(DriverOnly, Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Nothing to restore: a fresh searcher on the same storage is the restored one."""
 
-    def _issue(self, trial_id: str, number: int, values: dict[str, Any]) -> dict[str, Any]:
-        notes = self._stored(number).user_attrs
-        self._note(number, "attempts", notes.get("attempts", 0) + 1)
-        self._note(number, "fruitless", self._fruitless(number) + 1)
-        self._note(number, "epochs", self._epochs(number))
-        self._running[trial_id] = number
-        return self._propose(number, values)
+    def _issue(self, number: int, seed: int) -> dict[str, Any] | None:
+        """Tune's configuration of a run; None where it has ended: given up, or the same as one that was stopped."""
+        stored, epochs = self._stored(number), self._runs.epochs(number, seed)
+        attempts, fruitless, seen = (_noted(stored, seed, key) for key in ("attempts", "fruitless", "epochs"))
+        # How often in a row it was issued without recording a new epoch.
+        fruitless = fruitless if epochs <= seen else 0
+        if fruitless >= MAX_ATTEMPTS:
+            reason = f"given up after {MAX_ATTEMPTS} attempts without a new epoch"
+            self._end(number, seed, Outcome("failed", reason))
+            return None
+        for key, value in (("attempts", attempts + 1), ("fruitless", fruitless + 1), ("epochs", epochs)):
+            self._note(number, seed, key, value)
+        # As they are stored, the first time as every other: a whole number that was enqueued comes back as a float.
+        configuration = self._runs.propose(number, seed, self._values(stored))
+        outcome = self._runs.decided(number, seed)
+        if outcome is not None:
+            self._end(number, seed, outcome)
+            return None
+        return configuration
 
-    def _fruitless(self, number: int) -> int:
-        """How often in a row a trial was issued without recording a new epoch."""
-        notes = self._stored(number).user_attrs
-        return int(notes.get("fruitless", 0)) if self._epochs(number) <= notes.get("epochs", 0) else 0
+    def _end(self, number: int, seed: int, outcome: Outcome) -> None:
+        self._record(number, seed, outcome)
+        self._settle(number)
 
-    def _values_again(self, number: int) -> dict[str, Any]:
+    def _record(self, number: int, seed: int, outcome: Outcome) -> None:
+        self._runs.ended(number, seed, outcome)
+        self._outcomes.setdefault(number, {})[seed] = outcome
+        if not outcome.objectives:
+            stored = self._stored(number)
+            self._waiting = [run for run in self._waiting if run[0] != number or _noted(stored, run[1], "attempts")]
+
+    def _settle(self, number: int) -> None:
+        """Tell Optuna of a trial once none of its runs is on its way."""
+        if all(run[0] != number for run in (*self._waiting, *self._running.values())):
+            outcomes = self._outcomes.pop(number)
+            self._tell(number, self._runs.conclude(number, [outcomes[seed] for seed in sorted(outcomes)]))
+
+    def _values(self, stored: FrozenTrial) -> dict[str, Any]:
         """The values of a trial; what a driver that died had not drawn yet is drawn as it would have been."""
         try:
-            return suggest(self._study.space, FixedTrial(self._stored(number).params, number))
+            return suggest(self._study.space, FixedTrial(stored.params, stored.number))
         except ValueError:
-            self._optuna.sampler = make_sampler(self._study.search, number)
-            return suggest(self._study.space, _Redrawn(self._optuna, self._stored(number)._trial_id))
+            self._optuna.sampler = make_sampler(self._study.search, stored.number)
+            return suggest(self._study.space, _Redrawn(self._optuna, stored._trial_id))
 
-    def _stored(self, number: int) -> optuna.trial.FrozenTrial:
+    def _stored(self, number: int) -> FrozenTrial:
         return self._optuna.get_trials(deepcopy=False)[number]
 
     def _tell(self, number: int, outcome: Outcome) -> None:
-        self._ended(number, outcome)
-        self._note(number, "reason", outcome.reason)
+        self._annotate(number, "reason", outcome.reason)
         for epoch, value in enumerate(outcome.curve):
             self._optuna._storage.set_trial_intermediate_value(self._storage_id(number), epoch, value)
         if outcome.violations:
@@ -228,12 +265,23 @@ class StudySearcher(DriverOnly, Searcher):
         values = list(outcome.objectives) if outcome.state == "complete" else None
         self._optuna.tell(number, values, state=_STATES[outcome.state], skip_if_finished=True)
 
-    def _note(self, number: int, key: str, value: Any) -> None:
+    def _note(self, number: int, seed: int, key: str, value: int) -> None:
+        self._annotate(number, _of_seed(key, seed), value)
+
+    def _annotate(self, number: int, key: str, value: Any) -> None:
         self._optuna._storage.set_trial_user_attr(self._storage_id(number), key, value)
 
     def _storage_id(self, number: int) -> int:
         # Optuna offers no public way to annotate a trial by its number.
         return int(self._optuna._storage.get_trial_id_from_study_id_trial_number(self._optuna._study_id, number))
+
+
+def _noted(stored: FrozenTrial, seed: int, key: str) -> int:
+    return int(stored.user_attrs.get(_of_seed(key, seed), 0))
+
+
+def _of_seed(key: str, seed: int) -> str:
+    return f"{key}/seed{seed}" if seed else key
 
 
 class _Redrawn(optuna.trial.Trial):

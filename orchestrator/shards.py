@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.journal import EVALUATION_FILE, Run
+from orchestrator.journal import Run
 from search_spaces.study import Confirm
 from trainers import catalog
 from trainers.config import Experiment
@@ -20,13 +20,14 @@ if TYPE_CHECKING:
     from orchestrator.sweep import Session
 
 
-def protocol_for(experiment: Experiment, settings: Confirm, checkpoint: str) -> Protocol:
-    """The protocol of a study's confirmations."""
-    available = catalog.DATASETS[experiment.data.name].num_test
+def protocol_for(experiment: Experiment, settings: Confirm, checkpoint: str, split: str = "test") -> Protocol:
+    """The protocol of a study's confirmations; of its ladder on the `held-out` slice of the training images."""
+    held_out = split == "held-out"
+    available = experiment.data.holdout if held_out else catalog.DATASETS[experiment.data.name].num_test
     size = f"{experiment.data.size}x{experiment.data.size}" if experiment.data.name == "digits" else ""
     return Protocol(
         data=experiment.data.name + (f" {size}" if size else ""),
-        split="test",
+        split=split,
         samples=min(settings.samples, available),
         epsilon=str(experiment.evaluation.epsilon.plain()),
         attack=settings.attack,
@@ -55,27 +56,25 @@ def checkpoint_folder(run_dir: Path, rule: str) -> Path:
     return folder / "best" if rule == "best" else max(folder.glob("epoch_*"), default=folder / "last")
 
 
-def evaluate_on_ray(session: Session, runs: Sequence[Run]) -> None:
-    """Evaluate runs, each shard a Ray task. Shards that are done are read back, so this resumes."""
+def evaluate_on_ray(session: Session, wanted: Sequence[tuple[Run, Protocol]]) -> Iterator[tuple[Run, Evaluation]]:
+    """Evaluate runs, each shard a Ray task; yields each run when its last one has ended.
+
+    Shards that are done are read back, so this resumes. Raises Interrupted.
+    """
     import ray
 
-    study, view = session.study, session.view
-    resources = study.resources
+    resources = session.study.resources
     task = ray.remote(evaluate_shard).options(
         num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_retries=2
     )
-    pending: dict[Any, Run] = {}
+    pending: dict[Any, tuple[Run, Protocol]] = {}
     left: dict[str, int] = {}
-    for run in runs:
-        protocol = protocol_for(run.experiment, study.confirm, study.search.checkpoint)
-        ranges = protocol.ranges()
-        left[run.key] = len(ranges)
-        for start, stop in ranges:
-            folder = checkpoint_folder(run.folder, study.search.checkpoint)
-            reference = task.remote(
-                str(folder), asdict(protocol), start, stop, str(run.folder), resources.cpus_per_worker
-            )
-            pending[reference] = run
+    for run, protocol in wanted:
+        left[run.key] = len(protocol.ranges())
+        folder = str(checkpoint_folder(run.folder, protocol.checkpoint))
+        for start, stop in protocol.ranges():
+            reference = task.remote(folder, asdict(protocol), start, stop, str(run.folder), resources.cpus_per_worker)
+            pending[reference] = run, protocol
     while pending:
         done, _ = ray.wait(list(pending), timeout=1.0)
         if session.interrupt.requested:
@@ -83,21 +82,21 @@ def evaluate_on_ray(session: Session, runs: Sequence[Run]) -> None:
                 ray.cancel(reference, force=True)
             session.interrupt.check()
         for reference in done:
-            run = pending.pop(reference)
+            run, protocol = pending.pop(reference)
             ray.get(reference)
             left[run.key] -= 1
             if not left[run.key]:
-                protocol = protocol_for(run.experiment, study.confirm, study.search.checkpoint)
-                evaluation = collect(run.folder, checkpoint_folder(run.folder, study.search.checkpoint), protocol)
-                view.say(f"{run.key}  {summary(evaluation)}")
+                evaluation = collect(run.folder, checkpoint_folder(run.folder, protocol.checkpoint), protocol)
+                session.view.say(f"{run.key}  {summary(evaluation)}")
                 for warning in evaluation.warnings:
-                    view.say(f"{run.key}  warning: {warning}")
+                    session.view.say(f"{run.key}  warning: {warning}")
+                yield run, evaluation
 
 
 def evaluate_shard(
     checkpoint: str, protocol: dict[str, Any], start: int, stop: int, run_dir: str, threads: int
 ) -> None:
-    """Attack one range of the test set and keep its flags; attacks whose flags were kept are not run again."""
+    """Attack one range of a split and keep its flags; attacks whose flags were kept are not run again."""
     from trainers.checkpoint import load
     from trainers.data.images import load_splits
     from trainers.evaluation.ranges import evaluate_range, fixed_subset
@@ -112,7 +111,9 @@ def evaluate_shard(
     torch.set_num_threads(threads)
     device = Ranks.current().device
     opened = load(Path(checkpoint))
-    images = fixed_subset(load_splits(opened.experiment.data).test, wanted.samples).to(device)
+    splits = load_splits(opened.experiment.data)
+    split = splits.validation if wanted.split == "held-out" else splits.test
+    images = fixed_subset(split, wanted.samples).to(device)
     unfinished = file.with_suffix(".partial")
     known = _read_flags(unfinished) if unfinished.exists() else None
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -124,15 +125,13 @@ def evaluate_shard(
 
 
 def collect(run_dir: Path, checkpoint: Path, protocol: Protocol) -> Evaluation:
-    """Merge the shards of a run and write its evaluation."""
+    """Merge the shards of a run to its evaluation."""
     from trainers.checkpoint import load
 
     parts = [_read_flags(_shard_file(run_dir, protocol, *bounds)) for bounds in protocol.ranges()]
     opened = load(checkpoint)
     flags = reduce(Flags.merged, parts)
-    evaluation = with_warnings(Evaluation(protocol, opened.experiment.digest(), opened.record.epoch, flags))
-    evaluation.save(run_dir / EVALUATION_FILE)
-    return evaluation
+    return with_warnings(Evaluation(protocol, opened.experiment.digest(), opened.record.epoch, flags))
 
 
 def summary(evaluation: Evaluation) -> str:

@@ -5,9 +5,9 @@ outlives the trial: starting such a group costs a minute, handing it the next jo
 group talk through a mailbox; a trial is stopped by the answer to its report, never by a kill. The group itself knows
 nothing between two jobs: `fit` resumes from its own checkpoint.
 
-A trial's configuration is `{"key": str, "experiment": dict, "run_dir": str, "threads": int}`; a report is one epoch's
-metrics, or `{"failure": text}`: a Python error fails its run at once, it does not look like a crash to be retried;
-`{"disk_full": folder}` is no fault of the run.
+A trial's configuration is `{"key": str, "experiment": dict, "run_dir": str, "threads": int, "sharing": Sharing}`, the
+last None where it leaves no prefix for others. A report is one epoch's metrics, or `{"failure": text}`: a Python error
+fails its run at once, it does not look like a crash to be retried; `{"disk_full": folder}` is no fault of the run.
 """
 
 from __future__ import annotations
@@ -264,11 +264,17 @@ def run_job(job: dict[str, Any], device: Any = None) -> Generator[EpochRecord]:
     import torch
 
     from trainers.loop import fit
+    from trainers.prefix import fit_and_leave
     from trainers.ranks import Ranks
 
     torch.set_num_threads(int(job["threads"]))
     torch.manual_seed(0)
-    yield from fit(parse(job["experiment"]), Path(job["run_dir"]), ranks=Ranks.current(device))
+    experiment, run_dir, ranks = parse(job["experiment"]), Path(job["run_dir"]), Ranks.current(device)
+    sharing = job["sharing"]
+    if sharing is None:
+        yield from fit(experiment, run_dir, ranks=ranks)
+    else:
+        yield from fit_and_leave(experiment, run_dir, sharing, job["key"], ranks=ranks)
 
 
 def failure_of(run_dir: Path, error: Exception) -> Report:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from orchestrator.journal import Journal
 from orchestrator.progress import StudyView
+from orchestrator.seeds import trials
 
 _REFRESH_SECONDS = 2.0
 
@@ -25,12 +26,12 @@ def show_status(folder: Path, console: Console, *, follow: bool) -> None:
         runs = journal.runs()
         for run in runs:
             view.restore(run.key, run.experiment, run.records, run.state)
-        trials = [run for run in runs if run.kind == "trial"]
-        ended = sum(run.state != "running" for run in trials)
+        ended = sum(run.state != "running" for run in trials(runs))
+        confirmations = sum(run.kind == "confirmation" for run in runs)
         console.print(view.table())
         console.print(
             f"{journal.folder.name}: {ended} of {journal.study().trials} trials ended, "
-            f"{len(runs) - len(trials)} confirmations; {'running' if running else 'no driver is running'}"
+            f"{confirmations} confirmations; {'running' if running else 'no driver is running'}"
         )
         if not (follow and running):
             return

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from ray import tune
@@ -15,6 +16,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from orchestrator import disk
+from orchestrator.beginnings import Beginnings
 from orchestrator.cluster import HEAD_NODE, TRIAL_SLOT, Capacity
 from orchestrator.constraints import violations
 from orchestrator.early_stopping import EarlyStopping, StopEarly
@@ -22,12 +24,15 @@ from orchestrator.interrupt import Interrupt
 from orchestrator.journal import Journal, Run, trial_key
 from orchestrator.progress import StudyView
 from orchestrator.search import DriverOnly, Outcome, StudySearcher
+from orchestrator.seeds import trials
 from orchestrator.slots import ProcessSlot, ReleasePlacementGroups, group_slot, record_of, release_left_over
 from orchestrator.stop_rules import Stop
 from search_spaces.stopping import Stopping
 from search_spaces.study import Resources, Study
 from trainers.config import Experiment, parse
 from trainers.diagnostics.overfitting import ROBUST_ACCURACY
+from trainers.origin import Origin
+from trainers.prefix import Sharing
 from trainers.records import EpochRecord, read_records
 
 _MAX_CRASHES = 2
@@ -46,62 +51,99 @@ class Session:
 
 def search(session: Session) -> None:
     """Run the study's trials until their total is reached, or the user interrupts."""
-    study, journal, view = session.study, session.journal, session.view
+    study, journal = session.study, session.journal
     stopping = EarlyStopping(study.search.stop, journal)
-
-    def propose(number: int, values: Mapping[str, Any]) -> dict[str, Any]:
-        experiment = study.experiment_for(values)
-        folder = journal.propose(number, values, experiment)
-        return configuration(trial_key(number), experiment, folder, study.resources)
-
-    def run_of(number: int) -> Run | None:
-        return next((run for run in journal.runs() if run.key == trial_key(number)), None)
-
-    def stopped(run: Run) -> Outcome | None:
-        stop = stopping.decide(run.key, run.experiment, run.records)
-        return None if stop is None else stopped_outcome(stop, run.records, study)
-
-    def constrained(run: Run, outcome: Outcome | None) -> Outcome | None:
-        if outcome is None or outcome.state != "complete":
-            return outcome
-        ended = replace(run, objectives=outcome.objectives)
-        return replace(outcome, violations=violations(study, ended, [ended, *journal.runs()]))
-
-    def decided(number: int) -> Outcome | None:
-        run = run_of(number)
-        if run is not None and run.state in ("complete", "failed"):
-            # The driver died before Optuna heard of it.
-            return constrained(run, Outcome(run.state, run.reason, run.objectives))
-        return None if run is None else stopped(run)
-
-    def epochs(number: int) -> int:
-        run = run_of(number)
-        return 0 if run is None else len(run.records)
-
-    def judge(number: int, report: Mapping[str, Any]) -> Outcome | None:
-        run = run_of(number)
-        assert run is not None
-        return stopped(run) or constrained(run, judge_run(report, run.experiment, run.folder, study, session.interrupt))
-
-    def ended(number: int, outcome: Outcome) -> None:
-        run = run_of(number)
-        if run is None or run.state == "running":
-            journal.ended(trial_key(number), outcome.state, outcome.reason, list(outcome.objectives))
-        view.ended(trial_key(number), outcome.state, outcome.reason)
-
-    searcher = StudySearcher(
-        study, journal.storage_url, propose, judge, ended, decided, epochs, session.interrupt.give_up
-    )
-    open_trials = study.trials - sum(run.kind == "trial" and run.state != "running" for run in journal.runs())
+    searcher = StudySearcher(study, journal.storage_url, journal.identity, TrialRuns(session, stopping))
+    open_trials = study.trials - sum(run.state != "running" for run in trials(journal.runs()))
     if open_trials <= 0:
         return
-    view.phase(
-        f"{open_trials} trials on {session.capacity.concurrent_trials(study.resources)[0]} slots",
-        runs=study.trials,
-        epochs=open_trials * int(study.experiment.get("epochs", Experiment.model_fields["epochs"].default)),
+    epochs = int(study.experiment.get("epochs", Experiment.model_fields["epochs"].default))
+    of_seeds = f" of {study.search.seeds} seeds" if study.search.seeds > 1 else ""
+    session.view.phase(
+        f"{open_trials} trials{of_seeds} on {session.capacity.concurrent_trials(study.resources)[0]} slots",
+        runs=study.trials * study.search.seeds,
+        epochs=open_trials * study.search.seeds * epochs,
     )
     scheduler = None if study.search.stop == Stopping() else StopEarly(stopping)
     run_on_slots(session, searcher, study.resources, "resources", scheduler)
+
+
+class TrialRuns:
+    """The runs of a study's trials, as its searcher needs them."""
+
+    def __init__(self, session: Session, stopping: EarlyStopping) -> None:
+        self._session = session
+        self._study, self._journal = session.study, session.journal
+        self._stopping = stopping
+        self._beginnings = Beginnings(session.study, session.journal, session.study.resources)
+
+    def propose(self, number: int, seed: int, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Prepare a run's folder, record that it was issued, and give the slot what it needs."""
+        key, experiment = trial_key(number, seed), with_seed(self._study.experiment_for(values), seed)
+        folder, twin = self._journal.trial_folder(number, seed), self._journal.twin(key, experiment)
+        if twin is None:
+            origin = self._beginnings.begin(experiment, folder)
+        else:
+            folder, origin = twin.folder, Origin("twin", twin.key, len(twin.records))
+            if twin.state == "stopped":
+                self._stopping.inherit(key, twin.key)
+        self._journal.propose(
+            number, values, experiment, seed=seed, seeds=self._study.search.seeds, folder=folder, origin=origin
+        )
+        sharing = self._beginnings.sharing(experiment)
+        return configuration(key, experiment, folder, self._study.resources, sharing)
+
+    def decided(self, number: int, seed: int) -> Outcome | None:
+        """Complete or failed, where the driver died before Optuna heard of it; or stopped."""
+        run = self._find(number, seed)
+        if run is not None and run.state in ("complete", "failed"):
+            return Outcome(run.state, run.reason, run.objectives)
+        return None if run is None else self._stopped(run)
+
+    def epochs(self, number: int, seed: int) -> int:
+        """How many epochs are recorded."""
+        run = self._find(number, seed)
+        return 0 if run is None else len(run.records)
+
+    def judge(self, number: int, seed: int, report: Mapping[str, Any]) -> Outcome | None:
+        """Stopped by a rule, or as its records say."""
+        run = self._find(number, seed)
+        assert run is not None
+        return self._stopped(run) or judge_run(report, run.experiment, run.folder, self._study, self._session.interrupt)
+
+    def ended(self, number: int, seed: int, outcome: Outcome) -> None:
+        """Into the journal, once, and onto the screen."""
+        run, key = self._find(number, seed), trial_key(number, seed)
+        if run is None or run.state == "running":
+            self._journal.ended(key, outcome.state, outcome.reason, list(outcome.objectives))
+        self._session.view.ended(key, outcome.state, outcome.reason)
+
+    def conclude(self, number: int, outcomes: Sequence[Outcome]) -> Outcome:
+        """The trial as every reader of the journal sees it, and whether it meets the constraints."""
+        runs = self._journal.runs()
+        trial = next((trial for trial in trials(runs) if trial.trial == number), None)
+        if trial is None:
+            return outcomes[0]  # given up before it was ever recorded
+        found = violations(self._study, trial, runs) if trial.state == "complete" else {}
+        curves = [outcome.curve for outcome in outcomes]
+        curve = tuple(fmean(values) for values in zip(*curves, strict=False)) if trial.state == "stopped" else ()
+        return Outcome(trial.state, trial.reason, trial.objectives, curve, found)
+
+    def give_up(self, error: Exception) -> None:
+        """Stop the study."""
+        self._session.interrupt.give_up(error)
+
+    def _find(self, number: int, seed: int) -> Run | None:
+        return next((run for run in self._journal.runs() if run.key == trial_key(number, seed)), None)
+
+    def _stopped(self, run: Run) -> Outcome | None:
+        stop = self._stopping.decide(run.key, run.experiment, run.records)
+        return None if stop is None else stopped_outcome(stop, run.records, self._study)
+
+
+def with_seed(experiment: Experiment, offset: int) -> Experiment:
+    """The same experiment with another seed."""
+    return experiment.model_copy(update={"seed": experiment.seed + offset})
 
 
 def run_on_slots(
@@ -141,13 +183,16 @@ def run_on_slots(
     ).fit()
 
 
-def configuration(key: str, experiment: Experiment, folder: Path, resources: Resources) -> dict[str, Any]:
+def configuration(
+    key: str, experiment: Experiment, folder: Path, resources: Resources, sharing: Sharing | None = None
+) -> dict[str, Any]:
     """A run as a slot takes it."""
     return {
         "key": key,
         "experiment": experiment.to_dict(),
         "run_dir": str(folder),
         "threads": resources.cpus_per_worker,
+        "sharing": sharing,
     }
 
 

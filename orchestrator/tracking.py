@@ -18,12 +18,15 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.credentials import refuse_password
-from orchestrator.journal import EVALUATION_FILE, STUDY_FILE, Journal, Run
+from orchestrator.journal import EVALUATION_FILE, STUDY_FILE, Journal, Run, trial_key
+from orchestrator.ladder import RUNG
 from orchestrator.savings import epochs_saved, seconds_saved
+from orchestrator.seeds import spreads, trials
 from search_spaces.study import Study
 from trainers.diagnostics.overfitting import onsets
 from trainers.pixels import PixelValue
@@ -48,7 +51,7 @@ def tracking_uri(study: Study) -> str:
     Raises InvalidInput for an address with a password in it.
     """
     uri = study.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    refuse_password(uri)
+    refuse_password(uri, "tracking.uri")
     prefix = "sqlite:///"
     if uri.startswith(prefix):
         return prefix + str(Path(uri.removeprefix(prefix)).absolute())
@@ -137,11 +140,13 @@ class Mirror:
         self._sent: dict[str, int] = {}
         self._closed: dict[str, int] = {}
         self._evaluated: set[str] = set()
+        self._concluded: set[int] = set()
+        self._rungs = 0
 
     def update(self, *, ended: bool) -> None:
         """Send every record, state and result that this process has not sent yet."""
-        unfinished = False
-        for run in self._journal.runs():
+        unfinished, runs = False, self._journal.runs()
+        for run in runs:
             run_id = self._run_id(run)
             self._send_records(run, run_id)
             if run.evaluation is not None and run.key not in self._evaluated:
@@ -153,6 +158,14 @@ class Mirror:
                 # Workers may end an epoch that they had begun when their trial was stopped.
                 self._close(run, run_id)
                 self._closed[run.key] = len(run.records)
+        for trial in trials(runs):
+            if trial.over_seeds and trial.state != "running" and trial.trial not in self._concluded:
+                self._send_spreads(trial)
+                self._concluded.add(trial.trial)
+        rungs = [event for event in self._journal.events() if event["event"] == RUNG]
+        for event in rungs[self._rungs :]:
+            self._send_rung(event)
+            self._rungs += 1
         if ended:
             self._send_report()
             interrupted = unfinished or self._journal.events()[-1]["event"] == "interrupted"
@@ -198,6 +211,9 @@ class Mirror:
         from mlflow.entities import Param, RunTag
 
         tags = {"digest": run.experiment.digest(), "trial": str(run.trial), "folder": str(run.folder)}
+        tags |= origin_tags(run)
+        if run.seeds > 1:
+            tags["seeds"] = str(run.seeds)
         tags |= {f"{path}.text": value.text for path, value in pixel_values(run) if "/" in value.text}
         parameters = [Param(name, str(value)) for name, value in flatten(run.experiment.model_dump())]
         self._client.log_batch(run_id, params=parameters, tags=[RunTag(key, value) for key, value in tags.items()])
@@ -232,6 +248,7 @@ class Mirror:
         found = onsets(run.records, run.experiment)
         time = int(run.records[-1].time * 1000) if run.records else 0
         tags = [RunTag("reason", run.reason or run.state)]
+        tags += [RunTag(name, value) for name, value in origin_tags(run).items()]
         tags += [RunTag(f"overfitting.{o.kind}", "confirmed" if o.confirmed else "unconfirmed") for o in found]
         metrics = [Metric(f"overfitting/{onset.kind}_epoch", onset.epoch, time, onset.epoch) for onset in found]
         if run.state == "stopped":
@@ -247,6 +264,26 @@ class Mirror:
         if run.records:
             self._log_energy_figure(run, run_id)
         self._client.set_terminated(run_id, _STATUS[run.state])
+
+    def _send_spreads(self, trial: Run) -> None:
+        """The objectives of a trial over its seeds, with the run of the first one."""
+        from mlflow.entities import Metric
+
+        time = max((int(run.records[-1].time * 1000) for run in trial.over_seeds if run.records), default=0)
+        values: dict[str, float | None] = {}
+        for name, spread in zip(self._study.search.objectives, spreads(trial), strict=False):
+            values |= {f"over_seeds/{name}/mean": spread.mean, f"over_seeds/{name}/std": spread.deviation}
+        metrics = [Metric(name, value, time, 0) for name, value in values.items() if value is not None]
+        self._client.log_batch(self._run_ids[trial.key], metrics=metrics)
+
+    def _send_rung(self, event: Mapping[str, Any]) -> None:
+        """What a rung of the ladder found, with each trial that got there."""
+        from mlflow.entities import Metric
+
+        name = f"held_out/{event['attack'].replace(',', '_')}_accuracy"
+        for trial, accuracy in event["accuracies"]:
+            metric = Metric(name, accuracy, int(event["time"] * 1000), 0)
+            self._client.log_batch(self._run_ids[trial_key(trial)], metrics=[metric])
 
     def _log_energy_figure(self, run: Run, run_id: str) -> None:
         from orchestrator.report.figures import run_energies
@@ -297,6 +334,11 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
         elif key in ("weighting", "regularizer"):
             # An empty slot is a value to compare by; any other field that is not set is not a parameter.
             yield f"{path}.name", "none"
+
+
+def origin_tags(run: Run) -> dict[str, str]:
+    """Where the first epochs of a run were computed, if not in it."""
+    return {} if run.origin is None else {f"origin.{name}": str(value) for name, value in asdict(run.origin).items()}
 
 
 def pixel_values(run: Run) -> Iterator[tuple[str, PixelValue]]:

@@ -23,6 +23,8 @@ def shipped() -> dict[str, Path]:
 SMOKE = {
     "search.trials": 2,
     "search.stop": {},
+    "search.seeds": 1,
+    "confirm.ladder": [],
     "confirm.top": 1,
     "confirm.seeds": 1,
     "confirm.samples": 8,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator
 
 from search_spaces.constraints import Constraint
 from search_spaces.space import Dimension, check_space, corners, grid_size, read_space, settings
@@ -27,6 +28,9 @@ class Search(Section):
     trials: int = Field(default=20, ge=1, description="a grid has no more than its points")
     startup_trials: int = Field(default=5, ge=1, description="random trials before TPE models anything")
     seed: int = Field(default=0, ge=0)
+    seeds: int = Field(
+        default=1, ge=1, description="runs of each trial, from experiment.seed on; its objectives are their means"
+    )
     objectives: tuple[Metric, ...] = Field(
         default=OBJECTIVES, min_length=1, max_length=2, description="one or two, maximized"
     )
@@ -38,27 +42,60 @@ class Search(Section):
         default_factory=dict, description="only trials that meet them are chosen"
     )
     start: tuple[dict[str, Any], ...] = Field(default=(), description="points (path: value) that are tried first")
+    storage: str | None = Field(
+        default=None,
+        description="Optuna's: a database URL without password; default: optuna.db in the study's folder",
+    )
+    share_prefix: bool = Field(
+        default=False,
+        description="runs that begin alike go on from the epochs that one of them has trained, in confirmations too",
+    )
+    reuse: bool = Field(
+        default=False, description="take over runs that another study under the same storage has finished"
+    )
+
+    @field_validator("storage")
+    @classmethod
+    def _absolute(cls, storage: str | None) -> str | None:
+        """A file is the same one from wherever the study is resumed."""
+        prefix = "sqlite:///"
+        if storage is None or not storage.startswith(prefix):
+            return storage
+        return prefix + str(Path(storage.removeprefix(prefix)).absolute())
+
+
+def _known_attacks(attack: str) -> str:
+    try:
+        return canonical(attack)
+    except InvalidInput as error:
+        raise ValueError(error.problems[0].message) from None
+
+
+Attacks = Annotated[str, AfterValidator(_known_attacks)]
+
+
+class Rung(Section):
+    """An attack on held-out images, after which the `keep` most robust trials are left; skipped if no more are."""
+
+    attack: Attacks = Field(description="a name, or several with commas, each on what is left")
+    samples: int = Field(ge=1, description="held-out images, at most data.holdout")
+    keep: int = Field(ge=1)
 
 
 class Confirm(Section):
     """What happens to the best: trained again with fresh seeds, attacked on the test set."""
 
+    ladder: tuple[Rung, ...] = Field(
+        default=(), description="attacks that the trials must withstand before; the last one's order counts"
+    )
     top: int = Field(default=3, ge=0, description="configurations of the Pareto front; 0 = no confirmation")
     seeds: int = Field(default=3, ge=1)
     workers: int | None = Field(default=None, ge=1, description="default: resources.workers")
-    attack: str = Field(default="autoattack", description="a name, or several with commas, each on what is left")
+    attack: Attacks = Field(default="autoattack", description="a name, or several with commas, each on what is left")
     samples: int = Field(default=1000, ge=1, description="test images")
     shard: int = Field(default=500, ge=1, description="images per shard: part of the protocol")
     batch_size: int = Field(default=250, ge=1, description="images per attack batch: part of the protocol")
     seed: int = Field(default=0, ge=0, description="of the attacks")
-
-    @field_validator("attack")
-    @classmethod
-    def _known_attacks(cls, attack: str) -> str:
-        try:
-            return canonical(attack)
-        except InvalidInput as error:
-            raise ValueError(error.problems[0].message) from None
 
 
 class Resources(Section):
@@ -91,6 +128,11 @@ class Study(Section):
     def experiment_for(self, values: Mapping[str, Any]) -> Experiment:
         """The complete Experiment at one point of the space."""
         return parse(apply_values(self.experiment, settings(self.space, values)))
+
+    @property
+    def confirm_resources(self) -> Resources:
+        """What a confirmation run gets: the study's resources with its own number of workers."""
+        return self.resources.model_copy(update={"workers": self.confirm.workers or self.resources.workers})
 
     @property
     def trials(self) -> int:
@@ -158,7 +200,9 @@ def _contradictions(study: Study) -> list[Problem]:
         if constraint.baseline is not None and constraint.baseline >= len(study.search.start):
             field = f"search.constraints.{metric}.baseline"
             problems.append(Problem(field, f"{constraint.baseline}: search.start has {len(study.search.start)} points"))
-    problems += [*_undivided_batches(study), *_idle_pruning(study), *_unsuited_sampler(study)]
+    problems += [
+        *_undivided_batches(study), *_idle_pruning(study), *_unsuited_sampler(study), *_crooked_ladder(study)
+    ]  # fmt: skip
     return problems
 
 
@@ -193,6 +237,25 @@ def _idle_pruning(study: Study) -> list[Problem]:
         given = prune.grace_epochs
         return [Problem("search.stop.prune.grace_epochs", f"{given}: must be below the {epochs} epochs of a trial")]
     return []
+
+
+def _crooked_ladder(study: Study) -> list[Problem]:
+    """Rungs that drop nothing that the one before has left, drop what is to be confirmed, or want too many images."""
+    problems, before = [], None
+    try:
+        holdout = parse(study.experiment).data.holdout
+    except InvalidInput:
+        return []
+    for place, rung in enumerate(study.confirm.ladder):
+        field = f"confirm.ladder.{place}"
+        if rung.keep < study.confirm.top:
+            problems.append(Problem(f"{field}.keep", f"{rung.keep}: confirm.top wants {study.confirm.top}"))
+        if before is not None and rung.keep >= before:
+            problems.append(Problem(f"{field}.keep", f"{rung.keep}: the rung before leaves {before} already"))
+        if rung.samples > holdout:
+            problems.append(Problem(f"{field}.samples", f"{rung.samples}: data.holdout is {holdout}"))
+        before = rung.keep
+    return problems
 
 
 def _undivided_batches(study: Study) -> list[Problem]:

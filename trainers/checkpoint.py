@@ -79,34 +79,36 @@ def save(
 
     Raises OSError if it can't be written; what was written of it is removed.
     """
-    folder = run_dir / "checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"epoch_{record.epoch:04d}"
-    staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
+    target = epoch_folder(run_dir, record.epoch)
+    folder = target.parent
     weights = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
     training = io.BytesIO()
     torch.save(dict(state), training)
-    contents = {
-        _MODEL: serialize(weights),
-        _TRAINING: training.getvalue(),
-        _RECORD: f"{record.to_json()}\n".encode(),
-        _EXPERIMENT: f"{json.dumps(experiment.to_dict(), indent=1)}\n".encode(),
-    }
-    sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-    contents[_MANIFEST] = f"{json.dumps({'sha256': sums, 'digest': experiment.digest()}, indent=1)}\n".encode()
-    try:
-        # Written by Python and not by the libraries, whose errors do not say that the disk is full.
-        for name, content in contents.items():
-            (staging / name).write_bytes(content)
-        _publish(staging, target)
-    except OSError:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
+    _write(target, serialize(weights), training.getvalue(), record, experiment)
     for old in _by_epoch(folder)[KEEP:]:
         shutil.rmtree(old)
     for abandoned in folder.glob(".writing-*"):
         shutil.rmtree(abandoned, ignore_errors=True)
     return target
+
+
+def copy(source: Checkpoint, target: Path, experiment: Experiment) -> None:
+    """The same state in another folder as a checkpoint of another experiment, written like any other.
+
+    For runs that are one up to this epoch. No hard links: what breaks one file must not break the other.
+    """
+    weights, training = ((source.path / name).read_bytes() for name in (_MODEL, _TRAINING))
+    _write(target, weights, training, source.record, experiment)
+
+
+def epoch_folder(run_dir: Path, epoch: int) -> Path:
+    """Where the checkpoint of an epoch lies while it is kept."""
+    return run_dir / "checkpoints" / f"epoch_{epoch:04d}"
+
+
+def best_folder(run_dir: Path) -> Path:
+    """Where the checkpoint of the best epoch so far lies."""
+    return run_dir / "checkpoints" / "best"
 
 
 def mark_best(run_dir: Path, source: Path) -> None:
@@ -115,7 +117,7 @@ def mark_best(run_dir: Path, source: Path) -> None:
     staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
     for file in source.iterdir():
         os.link(file, staging / file.name)
-    _publish(staging, folder / "best")
+    _publish(staging, best_folder(run_dir))
 
 
 def load(path: Path) -> Checkpoint:
@@ -145,6 +147,27 @@ def latest(run_dir: Path) -> Checkpoint | None:
 
 def _by_epoch(folder: Path) -> list[Path]:
     return sorted(folder.glob("epoch_*"), reverse=True)
+
+
+def _write(target: Path, weights: bytes, training: bytes, record: EpochRecord, experiment: Experiment) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=target.parent))
+    contents = {
+        _MODEL: weights,
+        _TRAINING: training,
+        _RECORD: f"{record.to_json()}\n".encode(),
+        _EXPERIMENT: f"{json.dumps(experiment.to_dict(), indent=1)}\n".encode(),
+    }
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    contents[_MANIFEST] = f"{json.dumps({'sha256': sums, 'digest': experiment.digest()}, indent=1)}\n".encode()
+    try:
+        # Written by Python and not by the libraries, whose errors do not say that the disk is full.
+        for name, content in contents.items():
+            (staging / name).write_bytes(content)
+        _publish(staging, target)
+    except OSError:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
 
 
 def _publish(staging: Path, target: Path) -> None:

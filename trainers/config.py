@@ -184,15 +184,19 @@ class Experiment(Section):
         """The complete configuration as a file that can be run."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
-    def digest(self) -> str:
-        """Short hash of what changes the result. Where data lie and values came from, how records are read do not."""
+    def identity(self) -> dict[str, Any]:
+        """What changes the result. Where data lie and values came from, how records are read do not."""
         content = self.to_dict()
         del content["recipe"]
         for where in ("directory", "download"):
             del content["data"][where]
         for rule in ("catastrophic", "robust"):
             del content["evaluation"][rule]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+        return content
+
+    def digest(self) -> str:
+        """Short hash of the identity."""
+        return digest_of(self.identity())
 
     @property
     def steps_per_epoch(self) -> int:
@@ -223,6 +227,11 @@ class Experiment(Section):
                 "pgd_kl raises another loss: expect many, without catastrophic overfitting; 'all' has no such problem"
             )
         return notices
+
+
+def digest_of(content: Mapping[str, Any]) -> str:
+    """Short hash of plain data."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def parse(raw: Mapping[str, Any]) -> Experiment:

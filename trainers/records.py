@@ -94,20 +94,20 @@ def read_records(run_dir: Path) -> list[EpochRecord]:
     return list(RecordsFollower(run_dir).read())
 
 
-def append_record(run_dir: Path, record: EpochRecord) -> None:
+def append_record(run_dir: Path, *records: EpochRecord) -> None:
     """Append durably; a torn last line is cut off first."""
-    append_line(run_dir / RECORDS_FILE, record.to_json())
+    append_line(run_dir / RECORDS_FILE, *(record.to_json() for record in records))
 
 
-def append_line(path: Path, line: str) -> None:
-    """Append one line and wait until it is on disk. Reads no more of the file than its torn end."""
+def append_line(path: Path, *lines: str) -> None:
+    """Append and wait until it is on disk. Reads no more of the file than its torn end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b") as file:
         end = file.seek(0, os.SEEK_END)
         whole = _end_of_last_line(file, end)
         if whole != end:
             file.truncate(whole)
-        file.write(line.encode() + b"\n")
+        file.write("".join(f"{line}\n" for line in lines).encode())
         file.flush()
         os.fsync(file.fileno())
 

@@ -7,7 +7,8 @@ from dataclasses import asdict
 
 from orchestrator.journal import Run
 from orchestrator.report.importance import Importances
-from orchestrator.report.reading import curve, epsilon_text, method_label, outcomes, overfitting, trials
+from orchestrator.report.reading import curve, epsilon_text, method_label, outcomes, overfitting
+from orchestrator.seeds import trials
 from search_spaces.study import Study
 from trainers.diagnostics.overfitting import REFERENCE_DELTA_ENERGY, ROBUST_ACCURACY
 

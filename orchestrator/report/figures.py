@@ -26,7 +26,6 @@ from orchestrator.report.reading import (
     overfitting,
     short_names,
     training_phases,
-    trials,
 )
 from orchestrator.report.style import (
     ADVERSARIAL_COLOR,
@@ -41,6 +40,7 @@ from orchestrator.report.style import (
     new_figure,
     styled,
 )
+from orchestrator.seeds import trials
 from search_spaces.study import Study
 from trainers.diagnostics.overfitting import CLEAN_ACCURACY, REFERENCE_DELTA_ENERGY, ROBUST_ACCURACY
 

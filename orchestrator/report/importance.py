@@ -18,7 +18,7 @@ def parameter_importances(study: Study, storage_url: str) -> Importances:
     Empty with fewer than four complete trials, or if no parameter varied. PED-ANOVA (arXiv 2304.10255) asks what sets
     the best trials apart from the rest; with few trials it says little.
     """
-    if not Path(storage_url.removeprefix("sqlite:///")).exists():
+    if storage_url.startswith("sqlite:///") and not Path(storage_url.removeprefix("sqlite:///")).exists():
         # Optuna would make the file: a report changes nothing.
         return {}
     import optuna

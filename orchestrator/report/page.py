@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from orchestrator import ladder
 from orchestrator.journal import STUDY_FILE, Journal
 from orchestrator.report import sections
 from orchestrator.report.markup import Markup, element, join
@@ -28,12 +29,15 @@ def write_report(study_folder: Path) -> Path:
     folder = journal.folder / sections.FIGURES_FOLDER
     folder.mkdir(exist_ok=True)
     tested, tried = results(runs), trial_rows(study, runs)
+    events = journal.events()
+    climbed = ladder.results(events)
     _write(folder / "results.csv", to_csv(row.flat() for row in tested))
     _write(folder / "trials.csv", to_csv(row.flat() for row in tried))
     shown = [_plate(plate, folder) for plate in plates(study, runs, journal.storage_url)]
     parts = [
-        sections.opening(study, runs, journal.events()),
+        sections.opening(study, runs, events),
         sections.test_results(tested, confirmations(runs)),
+        *([sections.ladder(climbed, tried)] if climbed else []),
         *shown,
         sections.all_trials(study, tried),
         sections.study_file((journal.folder / STUDY_FILE).read_text(encoding="utf-8")),

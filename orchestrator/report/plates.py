@@ -11,7 +11,8 @@ from orchestrator.journal import Run
 from orchestrator.report import figures
 from orchestrator.report.figure_data import Line, energy_curve_lines, importance_lines, outcome_lines
 from orchestrator.report.importance import MIN_TRIALS, parameter_importances
-from orchestrator.report.reading import evaluation_epsilon, outcomes, trials
+from orchestrator.report.reading import evaluation_epsilon, outcomes
+from orchestrator.seeds import trials
 from search_spaces.study import Study
 
 
@@ -34,13 +35,14 @@ def plates(study: Study, runs: Sequence[Run], storage_url: str) -> list[Plate]:
     importances = parameter_importances(study, storage_url)
     left_out = len(trials(runs)) - len(ended)
     only_complete = f" {left_out} of {len(trials(runs))} trials are not complete and not shown." if left_out else ""
+    one_line = "One line a trial" + (", that of its first seed" if study.search.seeds > 1 else "")
     return [
         Plate(
             "energy_curves",
             "Energy and robustness during training",
             "Top: mean ΔE(x) = E(x) − E(x*) on fixed training images, x* from PGD-10 at the training ε (symmetric "
             "logarithm beyond ±1 where values demand it). Bottom: accuracy on held-out images under PGD-10 at "
-            f"ε = {epsilon}. One line a trial. Markers: the epoch in which overfitting sets in, by robust accuracy "
+            f"ε = {epsilon}. {one_line}. Markers: the epoch in which overfitting sets in, by robust accuracy "
             "below half of its best (catastrophic) or by a steep fall of ΔE(x) with rising robust error (robust); "
             "filled if a second sign confirms it. Epochs count from 1.",
             figures.energy_curves(study, runs),

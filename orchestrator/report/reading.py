@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from orchestrator.journal import Run
+from orchestrator.seeds import Spread, spreads, trials
 from search_spaces.study import Study
 from trainers import catalog
 from trainers.config import Evaluation, Experiment
@@ -46,11 +48,6 @@ class Outcome:
     robust: float
     collapsed: bool
     on_front: bool
-
-
-def trials(runs: Iterable[Run]) -> list[Run]:
-    """The trials, without the confirmations."""
-    return [run for run in runs if run.kind == "trial"]
 
 
 def confirmations(runs: Iterable[Run]) -> list[Run]:
@@ -95,9 +92,18 @@ def selected(run: Run, rule: str) -> EpochRecord | None:
     return measured[-1] if rule == "last" else max(measured, key=lambda record: record.metrics[ROBUST_ACCURACY])
 
 
-def objectives(study: Study, run: Run) -> dict[str, float]:
-    """Objective -> value of a trial that counts; empty for any other."""
-    return dict(zip(study.search.objectives, run.objectives, strict=False))
+def objectives(study: Study, trial: Run) -> dict[str, Spread]:
+    """Objective -> value over the seeds of a trial that counts; empty for any other."""
+    return dict(zip(study.search.objectives, spreads(trial), strict=False))
+
+
+def counting(trial: Run, rule: str) -> dict[str, float]:
+    """The metrics of the epoch that counts, means over the seeds of a trial; empty before each has one."""
+    each = [selected(run, rule) for run in trial.over_seeds or (trial,)]
+    known = [record.metrics for record in each if record is not None]
+    if len(known) < len(each):
+        return {}
+    return {name: fmean(metrics[name] for metrics in known) for name in known[0] if all(name in m for m in known)}
 
 
 def overfitting(run: Run) -> list[Onset]:
@@ -127,7 +133,10 @@ def _detect(run: Run) -> list[Onset]:
 
 
 def onset_text(run: Run) -> str:
-    """For example `catastrophic at epoch 9 (confirmed)`, or nothing."""
+    """For example `catastrophic at epoch 9 (confirmed)`, or nothing; of a trial of several seeds, by seed."""
+    if run.over_seeds:
+        texts = [(one.experiment.seed, onset_text(one)) for one in run.over_seeds]
+        return "; ".join(f"seed {seed}: {text}" for seed, text in texts if text)
     return ", ".join(
         f"{onset.kind} at epoch {onset.epoch + 1}{'' if onset.iteration is None else f', step {onset.iteration}'} "
         f"({'confirmed' if onset.confirmed else 'unconfirmed'})"
@@ -159,8 +168,8 @@ def outcomes(study: Study, runs: Sequence[Run]) -> list[Outcome]:
     """Every trial that counts with both accuracies, also those that are no objective of the study."""
     ended = []
     for run in trials(runs):
-        record = selected(run, study.search.checkpoint)
-        values = (dict(record.metrics) if record else {}) | objectives(study, run)
+        means = {name: spread.mean for name, spread in objectives(study, run).items()}
+        values = counting(run, study.search.checkpoint) | means
         if run.objectives and CLEAN_ACCURACY in values and ROBUST_ACCURACY in values:
             ended.append((run, values[CLEAN_ACCURACY], values[ROBUST_ACCURACY]))
     front = pareto_indices([(clean, robust) for _, clean, robust in ended])
@@ -172,7 +181,7 @@ def outcomes(study: Study, runs: Sequence[Run]) -> list[Outcome]:
             epsilon_value=float(run.experiment.attack.epsilon),
             clean=clean,
             robust=robust,
-            collapsed=collapsed(run),
+            collapsed=any(collapsed(one) for one in run.over_seeds or (run,)),
             on_front=index in front,
         )
         for index, (run, clean, robust) in enumerate(ended)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.journal import STUDY_FILE, Run
+from orchestrator.ladder import RungResult
 from orchestrator.report.markup import Markup, element, inline_svg, join, table
 from orchestrator.report.plates import Plate
 from orchestrator.report.reading import short_names
@@ -105,6 +106,26 @@ def _accuracy(row: ResultRow, stage: str) -> str:
     return element("strong", text) if stage in row.best else text
 
 
+def ladder(climbed: Sequence[RungResult], rows: Sequence[TrialRow]) -> Markup:
+    """What each rung found on held-out images and whom it kept, the trials that got highest first."""
+    methods = {row.trial: row.method for row in rows}
+    order = dict.fromkeys(trial for rung in reversed(climbed) for trial in rung.accuracies)
+    header = ["Trial", "Method", *(f"{attack_label(rung.attack)}, n = {rung.samples} [%]" for rung in climbed)]
+
+    def cell(rung: RungResult, trial: int) -> str:
+        text = f"{100 * rung.accuracies[trial]:.2f}" if trial in rung.accuracies else ""
+        return element("strong", text) if trial in rung.kept else text
+
+    body = [[str(trial), methods.get(trial, ""), *(cell(rung, trial) for rung in climbed)] for trial in order]
+    note = "Robust accuracy on held-out images, means over seeds. Bold: kept for the next column, or for confirmation."
+    return element(
+        "section",
+        element("h2", "Attacks on the finalists"),
+        table(header, body, left=frozenset({1})),
+        element("p", note, class_="note"),
+    )
+
+
 def _protocol_note(protocol: Protocol, *, ranked: bool) -> Markup:
     cumulative = " Attacks are cumulative from left to right, the last column is the worst case over all." * (
         len(stages(protocol.attack)) > 1
@@ -146,14 +167,15 @@ def all_trials(study: Study, rows: Sequence[TrialRow]) -> Markup:
     body = [
         [
             str(row.trial), row.method, *(_value(row.values[path]) if path in row.values else "" for path in paths),
-            *(f"{100 * row.objectives[name]:.2f}" if name in row.objectives else "" for name in wanted),
+            *(str(row.objectives[name]) if name in row.objectives else "" for name in wanted),
             row.overfitting, f"{row.epochs}/{row.planned_epochs}", _state(row),
         ]
         for row in rows
     ]  # fmt: skip
     words = frozenset({1, len(header) - 3, len(header) - 1})
+    over = f", mean ± sample standard deviation over {study.search.seeds} seeds" if study.search.seeds > 1 else ""
     note = element(
-        "p", f"Objectives are held-out accuracies at the {study.search.checkpoint} epoch; epochs count from 1. ",
+        "p", f"Objectives are held-out accuracies at the {study.search.checkpoint} epoch{over}; epochs count from 1. ",
         _link("trials.csv", "CSV"), class_="note",
     )  # fmt: skip
     summary = element("summary", f"{len(rows)} trials")

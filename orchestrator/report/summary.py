@@ -15,10 +15,10 @@ from orchestrator.report.reading import (
     method_label,
     outcomes,
     overfitting,
-    trials,
 )
 from orchestrator.report.tables import by_protocol, results
 from orchestrator.savings import savings
+from orchestrator.seeds import trials
 from search_spaces.study import Study
 from trainers.catalog.attacks import attack_label
 
@@ -36,7 +36,8 @@ def what_was_run(study: Study, runs: Sequence[Run], events: Sequence[Mapping[str
     counted = [f"{states[state]} {state}" for state in (*_STATES, *sorted(set(states) - set(_STATES))) if states[state]]
     sentences = [
         f"{models} on {data}: {len(tried)} of {study.trials} trials ({', '.join(counted)}), proposed by "
-        f"{study.search.sampler}, trained with seed {_list(sorted({run.experiment.seed for run in tried}))}."
+        f"{study.search.sampler}, trained with seed "
+        f"{_list(sorted({run.experiment.seed for run in runs if run.kind != 'confirmation'}))}."
     ]
     if confirmed:
         seeds = _list(sorted({run.experiment.seed for run in confirmed}))
@@ -47,19 +48,19 @@ def what_was_run(study: Study, runs: Sequence[Run], events: Sequence[Mapping[str
         )
     times = [event["time"] for event in events] + [record.time for run in runs for record in run.records]
     sentences.append(f"From {_moment(min(times))} to {_moment(max(times))} UTC")
-    seconds = sum(record.metrics.get("epoch/seconds", 0.0) for run in runs for record in run.records)
-    epochs = sum(len(run.records) for run in runs)
+    seconds = sum(record.metrics.get("epoch/seconds", 0.0) for run in runs for record in run.own_records)
+    epochs = sum(len(run.own_records) for run in runs)
     sentences[-1] += f"; {duration(seconds)} of training and measuring, summed over {_count(range(epochs), 'epoch')}."
     return " ".join(sentences)
 
 
 def headlines(study: Study, runs: Sequence[Run]) -> list[str]:
     """What the data say first: collapses per method, the most robust configuration held out, and on the test set."""
-    measured = [run for run in trials(runs) if run.records]
+    measured = [run for run in runs if run.kind != "confirmation" and run.records]
     if not measured:
         return ["No epoch has been recorded yet."]
-    stopped = [f"{saving}." for saving in savings(runs, study.resources)]
-    return [*_overfitting(measured), *stopped, *_held_out(study, runs), *_tested(runs)]
+    saved = [f"{saving}." for saving in savings(runs, study.resources)]
+    return [*_overfitting(measured), *saved, *_held_out(study, runs), *_tested(runs)]
 
 
 def duration(seconds: float) -> str:
@@ -70,6 +71,7 @@ def duration(seconds: float) -> str:
 
 
 def _overfitting(measured: Sequence[Run]) -> list[str]:
+    noun = "trial" if all(run.seeds == 1 for run in measured) else "run"
     groups: dict[str, list[Run]] = {}
     for run in measured:
         groups.setdefault(method_label(run.experiment), []).append(run)
@@ -81,16 +83,20 @@ def _overfitting(measured: Sequence[Run]) -> list[str]:
         }
         if any(counts.values()):
             listed = ", ".join(f"{count} of {len(groups[label])} {label}" for label, count in counts.items())
-            sentences.append(f"{words} in {listed} trials.")
-    sentences = sentences or [f"No overfitting was detected in {_count(measured, 'trial')}."]
+            sentences.append(f"{words} in {listed} {noun}s.")
+    sentences = sentences or [f"No overfitting was detected in {_count(measured, noun)}."]
     jumps = [
-        f"{run.trial} (epoch {', '.join(str(epoch + 1) for epoch in epochs)})"
+        f"{_name(run)} (epoch {', '.join(str(epoch + 1) for epoch in epochs)})"
         for run in measured
         if (epochs := energy_warnings(run))
     ]
     if jumps:
-        sentences.append(f"ΔE(x) jumped up while robust accuracy stood, a warning only: trial {', '.join(jumps)}.")
+        sentences.append(f"ΔE(x) jumped up while robust accuracy stood, a warning only: {noun} {', '.join(jumps)}.")
     return sentences
+
+
+def _name(run: Run) -> str:
+    return str(run.trial) if run.seeds == 1 else f"{run.trial} with seed {run.experiment.seed}"
 
 
 def _held_out(study: Study, runs: Sequence[Run]) -> list[str]:
@@ -98,10 +104,11 @@ def _held_out(study: Study, runs: Sequence[Run]) -> list[str]:
     if not points:
         return ["No trial is complete yet."]
     best = max(points, key=lambda point: point.robust)
+    seeds = f", mean of {study.search.seeds} seeds" if study.search.seeds > 1 else ""
     return [
         f"Most robust on held-out images: trial {best.trial} ({best.method}, training ε = {best.epsilon}) with "
         f"{100 * best.robust:.2f}\u00a0% under PGD-10 at ε = {evaluation_epsilon(runs)} and "
-        f"{100 * best.clean:.2f}\u00a0% clean ({study.search.checkpoint} epoch)."
+        f"{100 * best.clean:.2f}\u00a0% clean ({study.search.checkpoint} epoch{seeds})."
     ]
 
 

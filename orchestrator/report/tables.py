@@ -6,43 +6,16 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean, stdev
 from typing import Any
 
 from orchestrator.journal import Run
-from orchestrator.report.reading import (
-    confirmations,
-    curve,
-    epsilon_text,
-    method_label,
-    objectives,
-    onset_text,
-    trials,
-)
+from orchestrator.report.reading import confirmations, curve, epsilon_text, method_label, objectives, onset_text
+from orchestrator.seeds import Spread, trials
 from search_spaces.study import Study
 from trainers.diagnostics.overfitting import ROBUST_ACCURACY
 from trainers.evaluation.result import Protocol
 
 _ROUNDING = 1e-9
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A mean over seeds and the sample standard deviation (n - 1), as fractions; one seed has no deviation."""
-
-    mean: float
-    deviation: float | None
-    count: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """Of one value per seed."""
-        return cls(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
-
-    def __str__(self) -> str:
-        """In percent: `45.37 ± 0.41`."""
-        deviation = "" if self.deviation is None else f" ± {100 * self.deviation:.2f}"
-        return f"{100 * self.mean:.2f}{deviation}"
 
 
 @dataclass(frozen=True)
@@ -98,7 +71,10 @@ class ResultRow:
 
 @dataclass(frozen=True)
 class TrialRow:
-    """One trial. `values` is its point of the space by path, `objectives` by metric (empty if it does not count)."""
+    """One trial. `values` is its point of the space by path, `objectives` by metric (empty if it does not count).
+
+    Epochs are those of all its seeds.
+    """
 
     trial: int
     method: str
@@ -108,7 +84,7 @@ class TrialRow:
     reason: str
     epochs: int
     planned_epochs: int
-    objectives: Mapping[str, float]
+    objectives: Mapping[str, Spread]
     overfitting: str
 
     def flat(self) -> dict[str, object]:
@@ -122,7 +98,8 @@ class TrialRow:
             "planned_epochs": self.planned_epochs,
             "state": self.state,
             "reason": self.reason,
-            **self.objectives,
+            **{name: spread.mean for name, spread in self.objectives.items()},
+            **{f"{name}/std": s.deviation for name, s in self.objectives.items() if s.deviation is not None},
             "overfitting": self.overfitting,
         }
 
@@ -163,8 +140,8 @@ def trial_rows(study: Study, runs: Iterable[Run]) -> list[TrialRow]:
             values=run.values,
             state=run.state,
             reason=run.reason,
-            epochs=len(run.records),
-            planned_epochs=run.experiment.epochs,
+            epochs=sum(len(one.records) for one in run.over_seeds or (run,)),
+            planned_epochs=run.seeds * run.experiment.epochs,
             objectives=objectives(study, run),
             overfitting=onset_text(run),
         )

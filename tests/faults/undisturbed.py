@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,35 +53,47 @@ def train_on_two_ranks(experiment: Experiment, run_dir: Path) -> None:
 
 def undisturbed(study: Study, folder: Path, train: Train) -> Journal:
     """The whole search of a study, from its first trial to its last."""
-    journal = Journal.create(folder, study)
-    experiments: dict[int, Experiment] = {}
-
-    def propose(number: int, values: Mapping[str, Any]) -> dict[str, Any]:
-        experiments[number] = study.experiment_for(values)
-        return {"number": number, "run_dir": str(journal.propose(number, values, experiments[number]))}
-
-    def judge(number: int, report: Mapping[str, Any]) -> Outcome | None:
-        run_dir = journal.trial_folder(number)
-        return judge_run(report, experiments[number], run_dir, study, Interrupt(print))
-
-    def ended(number: int, outcome: Outcome) -> None:
-        journal.ended(trial_key(number), outcome.state, outcome.reason, list(outcome.objectives))
-
-    def give_up(error: Exception) -> None:
-        raise error
-
-    searcher = StudySearcher(
-        study, journal.storage_url, propose, judge, ended,
-        lambda number: None, lambda number: 0, give_up,
-    )  # fmt: skip
+    runs = Runs(study, Journal.create(folder, study))
+    searcher = StudySearcher(study, runs.journal.storage_url, runs.journal.identity, runs)
     while isinstance(job := searcher.suggest("only"), dict):
         report = {}
         try:
-            train(experiments[job["number"]], Path(job["run_dir"]))
+            train(runs.experiments[job["number"]], Path(job["run_dir"]))
         except Diverged as error:
             report = {"failure": str(error)}
         searcher.on_trial_complete("only", report)
-    return journal
+    return runs.journal
+
+
+class Runs:
+    """Trials of one seed that nothing stops and nothing shortens."""
+
+    def __init__(self, study: Study, journal: Journal) -> None:
+        self.study, self.journal = study, journal
+        self.experiments: dict[int, Experiment] = {}
+
+    def propose(self, number: int, seed: int, values: Mapping[str, Any]) -> dict[str, Any]:
+        self.experiments[number] = self.study.experiment_for(values)
+        return {"number": number, "run_dir": str(self.journal.propose(number, values, self.experiments[number]))}
+
+    def decided(self, number: int, seed: int) -> Outcome | None:
+        return None
+
+    def epochs(self, number: int, seed: int) -> int:
+        return 0
+
+    def judge(self, number: int, seed: int, report: Mapping[str, Any]) -> Outcome | None:
+        run_dir = self.journal.trial_folder(number)
+        return judge_run(report, self.experiments[number], run_dir, self.study, Interrupt(print))
+
+    def ended(self, number: int, seed: int, outcome: Outcome) -> None:
+        self.journal.ended(trial_key(number), outcome.state, outcome.reason, list(outcome.objectives))
+
+    def conclude(self, number: int, outcomes: Sequence[Outcome]) -> Outcome:
+        return outcomes[0]
+
+    def give_up(self, error: Exception) -> None:
+        raise error
 
 
 def assert_same_optuna_trials(study: Study, ours: Journal, theirs: Journal) -> None:

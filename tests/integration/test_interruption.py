@@ -1,4 +1,7 @@
-"""A study that is interrupted and then killed goes on where it was, and ends as if nothing had happened."""
+"""A study that is interrupted and then killed goes on where it was, and ends as if nothing had happened.
+
+Its trials share their beginning: the first is interrupted before it has left it, the second killed after it branched.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +22,22 @@ from orchestrator.journal import Journal, Run
 from orchestrator.tracking import RUN_TAG
 from tests.integration.conftest import command, run, unmeasured, write_study
 from trainers.loop import fit
+from trainers.origin import Origin
 from trainers.ranks import Ranks
 from trainers.records import read_records
 
 pytestmark = pytest.mark.ray
 
-EPOCHS = 20
-SECTIONS = {
-    "experiment": {"epochs": EPOCHS},
-    "search": {"trials": 2, "start": [], "sampler": "random"},
+EPOCHS, BRANCH = 20, 15  # DER of a multi-step method acts from three quarters on
+POINTS = [{"method.name": "sat_der", "attack.epsilon": "16/255", "method.regularizer.beta": beta} for beta in (1, 10)]
+SECTIONS: dict[str, object] = {
+    "experiment": {"epochs": EPOCHS, "method": "sat", "attack": {"steps": 1}},
+    "space": {
+        "method.name": ["sat", "sat_der"],
+        "method.regularizer.beta": {"low": 0.1, "high": 10, "log": True, "when": {"method.name": "sat_der"}},
+        "method.regularizer.gamma": {"low": 0.0, "high": 0.5, "when": {"method.name": "sat_der"}},
+    },
+    "search": {"trials": 2, "start": POINTS, "sampler": "random", "share_prefix": True},
     "confirm": {"top": 0},
     "resources": {"concurrent_trials": 1},
 }
@@ -64,7 +74,7 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def survived(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str], str]:
+def survived(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str], str, str]:
     """Ctrl-C in the first trial, kill -9 in the second, then to the end."""
     folder = tmp_path_factory.mktemp("survived")
     write_study(folder, **SECTIONS)
@@ -76,25 +86,25 @@ def survived(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess
     output, errors = first.communicate(timeout=120)
     assert first.returncode == 130, output + errors
     second = start(folder)
-    wait_until(lambda: epochs_of(folder, 1) >= 2, second)
+    wait_until(lambda: epochs_of(folder, 1) > BRANCH, second)
     os.kill(second.pid, signal.SIGKILL)
     second.communicate()
     last = run("resume", "runs/tiny", cwd=folder, measured=False)
     assert last.returncode == 0, last.stdout + last.stderr
-    return folder, second_driver, output + errors
+    return folder, second_driver, output + errors, last.stdout
 
 
-Survived = tuple[Path, subprocess.CompletedProcess[str], str]
+Survived = tuple[Path, subprocess.CompletedProcess[str], str, str]
 
 
 def test_ctrl_c_ends_with_the_command_that_resumes(survived: Survived) -> None:
-    _, _, said = survived
+    _, _, said, _ = survived
     assert said.rstrip().endswith("resume with: orchestrator resume runs/tiny")
     assert "Traceback" not in said
 
 
 def test_a_second_driver_of_a_running_study_is_refused(survived: Survived) -> None:
-    _, second_driver, _ = survived
+    _, second_driver, _, _ = survived
     assert second_driver.returncode == 2
     assert "another process is running this study" in second_driver.stderr
 
@@ -114,6 +124,14 @@ def test_every_trial_ends_bit_for_bit_as_if_never_interrupted(survived: Survived
             assert all(torch.equal(ours[name], value) for name, value in weights(fresh).items())
     finally:
         torch.set_num_threads(threads)
+
+
+def test_the_second_trial_trained_what_differs_alone_and_says_so(survived: Survived) -> None:
+    first, second = Journal.open(survived[0] / "runs" / "tiny").runs()
+    assert (first.origin, second.origin) == (None, Origin("prefix", "trial-0000", BRANCH))
+    assert second.records[:BRANCH] == first.records[:BRANCH]
+    assert timeless(first)[BRANCH] != timeless(second)[BRANCH]
+    assert f"Begun from a shared prefix: 1 run; {BRANCH} of {2 * EPOCHS} epochs" in survived[3]
 
 
 def test_the_budget_is_a_total(survived: Survived) -> None:
@@ -137,3 +155,5 @@ def test_mlflow_holds_every_run_and_every_epoch_exactly_once(survived: Survived)
         if "mlflow.parentRunId" in entry.data.tags:
             steps = [metric.step for metric in client.get_metric_history(entry.info.run_id, "val/pgd10_accuracy")]
             assert sorted(steps) == list(range(EPOCHS))
+            branched = entry.data.tags["trial"] == "1"
+            assert entry.data.tags.get("origin.source") == ("trial-0000" if branched else None)

@@ -89,7 +89,7 @@ def test_a_stopped_trial_is_no_failure(study: Stopped) -> None:
     assert study.result.returncode == 0, study.result.stdout + study.result.stderr
     assert [trial.state for trial in study.trials] == ["stopped", "complete", "stopped"]
     saved = sum(EPOCHS - len(study.trials[number].records) for number in (0, 2))
-    assert f"Stopped early by catastrophic: 2 trials; {saved} of {3 * EPOCHS} epochs and" in study.result.stdout
+    assert f"Stopped early by catastrophic: 2 runs; {saved} of {3 * EPOCHS} epochs and" in study.result.stdout
 
 
 def test_trials_end_in_the_epoch_of_the_onset_and_resuming_changes_no_decision(study: Stopped) -> None:

@@ -14,6 +14,7 @@ import torch
 from mlflow import MlflowClient
 
 from orchestrator.journal import Journal, Run
+from orchestrator.ladder import results
 from orchestrator.tracking import RUN_TAG, sync
 from tests.integration.conftest import run, write_study
 from trainers.checkpoint import load
@@ -52,7 +53,7 @@ class Finished:
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     folder = tmp_path_factory.mktemp("study")
-    write_study(folder)
+    write_study(folder, confirm={"ladder": [{"attack": "pgd20", "samples": 40, "keep": 2}]})
     result = run("sweep", "tiny.yaml", cwd=folder, **SECRETS)
     assert result.returncode == 0, result.stdout + result.stderr
     return Finished(folder, result)
@@ -112,6 +113,13 @@ def test_confirmations_differ_in_the_seed_alone(study: Finished) -> None:
     assert [run.experiment.seed for run in confirmed] == [1, 2]
     for run_ in confirmed:
         assert run_.experiment.model_copy(update={"seed": original.experiment.seed}) == original.experiment
+
+
+def test_the_most_robust_trial_of_the_last_rung_is_confirmed(study: Finished) -> None:
+    (rung,) = results(study.journal.events())
+    assert sorted(rung.accuracies) == [trial.trial for trial in study.of_kind("trial")]
+    assert {run_.trial for run_ in study.of_kind("confirmation")} == {rung.kept[0]}
+    assert rung.accuracies[rung.kept[0]] == max(rung.accuracies.values())
 
 
 def test_flags_are_those_of_attacking_the_checkpoint_again(study: Finished) -> None:
@@ -188,6 +196,12 @@ def test_running_it_again_does_nothing_twice(study: Finished) -> None:
     again = run("sweep", "tiny.yaml", cwd=study.folder)
     assert again.returncode == 0, again.stdout + again.stderr
     assert {file: file.stat().st_mtime_ns for file in study.journal.folder.rglob("records.jsonl")} == before
+    assert len(Journal.open(study.journal.folder).runs()) == len(study.runs)
+
+
+def test_it_can_be_confirmed_again_with_other_settings(study: Finished) -> None:
+    again = run("confirm", "runs/tiny", "--seeds", "1", "--samples", "8", cwd=study.folder)
+    assert again.returncode == 0, again.stdout + again.stderr
     assert len(Journal.open(study.journal.folder).runs()) == len(study.runs)
 
 

@@ -10,7 +10,6 @@ import pytest
 from orchestrator.confirm import choose
 from orchestrator.constraints import feasible, violations
 from orchestrator.journal import Journal, Run
-from orchestrator.search import Outcome
 from search_spaces.study import Study, parse_study
 from tests.orchestrator.test_search import Driver, made_up_study, url
 from trainers.problems import InvalidInput
@@ -65,13 +64,7 @@ def test_a_baseline_that_has_not_ended_constrains_nobody_yet(tmp_path):
 
 def test_optuna_holds_the_violation_and_leaves_the_trial_out_of_its_front(tmp_path):
     driver = Driver(url(tmp_path, "constrained"), made_up_study(trials=2))
-    judge = driver.judge
-
-    def judged(number, report):
-        outcome = judge(number, report)
-        return Outcome("complete", "", outcome.objectives, violations={"val/clean_accuracy": 0.1 if number else -0.1})
-
-    driver.searcher._judge = judged
+    driver.violations = lambda number: {"val/clean_accuracy": 0.1 if number else -0.1}
     driver.run_to_the_end()
     stored = optuna.load_study(study_name="s", storage=url(tmp_path, "constrained"))
     assert [trial.number for trial in stored.best_trials] == [0]

@@ -16,7 +16,8 @@ def test_processes_started_inside_inherit_none_and_the_driver_keeps_its_own(monk
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "planted")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "here")
-    assert credentials() == {"MLFLOW_TRACKING_TOKEN": "planted"}
+    monkeypatch.setenv("PGPASSWORD", "planted too")
+    assert credentials() == {"MLFLOW_TRACKING_TOKEN": "planted", "PGPASSWORD": "planted too"}
     with withheld():
         seen = subprocess.run(
             [sys.executable, "-c", "import os; print(dict(os.environ))"], capture_output=True, text=True
@@ -26,13 +27,16 @@ def test_processes_started_inside_inherit_none_and_the_driver_keeps_its_own(monk
     assert os.environ["MLFLOW_TRACKING_TOKEN"] == "planted"
 
 
-@pytest.mark.parametrize("uri", ["https://me:secret@host/path", "postgresql://me:secret@host/db"])
+@pytest.mark.parametrize(
+    "uri", ["https://me:secret@host/path", "postgresql://me:secret@host/db", "postgresql://host/db?password=secret"]
+)
 def test_an_address_with_a_password_is_refused_without_repeating_it(uri):
     with pytest.raises(InvalidInput) as caught:
-        refuse_password(uri)
+        refuse_password(uri, "search.storage")
+    assert "search.storage" in str(caught.value)
     assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("uri", ["https://host", "postgresql://me@host/db", "sqlite:////a/b.db", "http://[broken"])
 def test_other_addresses_are_none_of_its_business(uri):
-    refuse_password(uri)
+    refuse_password(uri, "tracking.uri")

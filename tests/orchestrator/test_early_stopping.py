@@ -128,8 +128,8 @@ def test_savings_are_the_epochs_not_run_at_the_trials_own_pace(journal: Journal,
         journal.ended(trial_key(number), "stopped", "because")
     # Epochs took 2, 3, 4, … seconds: medians 3 and 4; 5 and 3 epochs were not run, on two workers of two CPUs.
     (saving,) = savings(journal.runs(), Resources(workers=2, cpus_per_worker=2))
-    assert (saving.trials, saving.epochs, saving.of_epochs, saving.seconds) == (2, 8, 24, (5 * 3 + 3 * 4) * 4)
-    assert str(saving) == "Stopped early by catastrophic: 2 trials; 8 of 24 epochs and 108 CPU-seconds saved"
+    assert (saving.runs, saving.epochs, saving.of_epochs, saving.seconds) == (2, 8, 24, (5 * 3 + 3 * 4) * 4)
+    assert str(saving) == "Stopped early by catastrophic: 2 runs; 8 of 24 epochs and 108 CPU-seconds saved"
     assert f"{str(saving).replace('108', '27')}." in headlines(study, journal.runs())  # the study has one CPU a trial
     (on_gpus,) = savings(journal.runs(), Resources(workers=2, cpus_per_worker=2, gpus_per_worker=0.5))
     assert (on_gpus.seconds, on_gpus.processor) == ((5 * 3 + 3 * 4) * 1.0, "GPU")

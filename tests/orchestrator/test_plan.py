@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from orchestrator.plan import cost_of, model_size
+from orchestrator.plan import cost_of, model_size, print_plan
+from search_spaces.study import parse_study
 from trainers.config import parse
 from trainers.models.build import build_model
 
@@ -37,3 +38,39 @@ def test_the_cost_of_a_forward_follows_the_size_of_images_and_model(raw):
 def test_four_times_the_pixels_are_four_times_the_work():
     small, large = (cost_of(parse({"data": {"name": "digits", "size": size}})) for size in (32, 64))
     assert large.tflop == pytest.approx(4 * small.tflop)
+
+
+def test_a_plan_counts_every_seed_and_says_what_may_cost_less(tmp_path, capsys):
+    raw = {
+        "name": "s",
+        "experiment": {"method": "sat", "epochs": 8},
+        "space": {
+            "method.name": ["sat", "sat_der"],
+            "method.regularizer.beta": {"low": 1, "high": 2, "when": {"method.name": "sat_der"}},
+        },
+        "search": {"trials": 2},
+        "confirm": {"top": 0},
+    }
+    print_plan(parse_study(raw), tmp_path, None)
+    plain = capsys.readouterr().out
+    stop = {"catastrophic": True, "robust": {"patience": 5}, "prune": {"rule": "asha", "grace_epochs": 3}}
+    raw["search"] |= {"seeds": 3, "share_prefix": True, "reuse": True, "stop": stop}
+    print_plan(parse_study(raw), tmp_path, None)
+    told = capsys.readouterr().out
+    assert [float(_after(text, "at most about ")) for text in (plain, told)] == pytest.approx(
+        [float(_after(plain, "at most about ")), 3 * float(_after(plain, "at most about "))], rel=0.1
+    )
+    for line in (
+        "epoch, mean of 3 seeds",
+        "stops in the epoch in which it collapses",
+        "stops 5 epochs after its best",
+        "falls behind others of its method (asha, after 3 epochs)",
+        "share their beginning, branching after epoch 6",
+        "that another study under the same storage has finished",
+    ):
+        assert line in told
+        assert line not in plain
+
+
+def _after(text, words):
+    return text.partition(words)[2].split()[0]

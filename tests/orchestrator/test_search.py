@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from statistics import fmean
 
 import optuna
 import pytest
 
-from orchestrator.search import MAX_ATTEMPTS, Outcome, StudySearcher
+from orchestrator.search import MAX_ATTEMPTS, Outcome, StudySearcher, make_sampler, open_storage
 from search_spaces.space import suggest
 from search_spaces.study import Study, parse_study
+from trainers.problems import InvalidInput
 
 
 def made_up_study(**search: object) -> Study:
@@ -29,39 +31,54 @@ def made_up_study(**search: object) -> Study:
 
 
 class Driver:
-    """A searcher whose trials all end with objectives that follow from their values."""
+    """A searcher whose runs all end with objectives that follow from their values and their seed."""
 
-    def __init__(self, url: str, study: Study, decided: Mapping[int, Outcome] | None = None) -> None:
-        self.ended: list[tuple[int, Outcome]] = []
+    def __init__(self, url: str, study: Study, known: Mapping[tuple[int, int], Outcome] | None = None) -> None:
+        self.heard: list[tuple[int, Outcome]] = []
         self.proposed: dict[int, dict[str, object]] = {}
         self.judge_values: Callable[[float], tuple[float, ...]] = lambda epsilon: (1 - epsilon, epsilon)
-        self.decided = dict(decided or ())
-        self.epochs = 0
+        self.known = dict(known or ())
+        self.recorded = 0
         self.problems: list[Exception] = []
-        self.searcher = StudySearcher(
-            study,
-            url,
-            self.propose,
-            self.judge,
-            lambda n, o: self.ended.append((n, o)),
-            self.decided.get,
-            lambda number: self.epochs,
-            self.problems.append,
-        )
+        self.violations: Callable[[int], dict[str, float]] = lambda number: {}
+        self.issued: list[tuple[int, int]] = []
+        self.searcher = StudySearcher(study, url, "its folder", self)
 
-    def propose(self, number: int, values: dict[str, object]) -> dict[str, object]:
+    # What the searcher asks
+
+    def propose(self, number: int, seed: int, values: dict[str, object]) -> dict[str, object]:
         self.proposed[number] = dict(values)
+        self.issued.append((number, seed))
         return {"number": number}
 
-    def judge(self, number: int, report: dict[str, object]) -> Outcome | None:
+    def judge(self, number: int, seed: int, report: dict[str, object]) -> Outcome | None:
         if "failure" in report:
             return Outcome("failed", str(report["failure"]))
         if report.get("interrupted") or report.get("crashed"):
             return None
-        if number in self.decided:
-            return self.decided[number]
         epsilon = float(self.proposed[number]["attack.epsilon"])
-        return Outcome("complete", "", self.judge_values(epsilon))
+        return Outcome("complete", "", tuple(value + seed / 10 for value in self.judge_values(epsilon)))
+
+    def decided(self, number: int, seed: int) -> Outcome | None:
+        return self.known.get((number, seed))
+
+    def epochs(self, number: int, seed: int) -> int:
+        return self.recorded
+
+    def ended(self, number: int, seed: int, outcome: Outcome) -> None:
+        self.heard.append((number, outcome))
+
+    def conclude(self, number: int, outcomes: list[Outcome]) -> Outcome:
+        broken = [outcome for outcome in outcomes if not outcome.objectives]
+        if broken:
+            return broken[0]
+        means = tuple(map(fmean, zip(*(outcome.objectives for outcome in outcomes), strict=True)))
+        return Outcome("complete", "", means, violations=self.violations(number))
+
+    def give_up(self, error: Exception) -> None:
+        self.problems.append(error)
+
+    # What a test does
 
     def start(self) -> int | None:
         configuration = self.searcher.suggest("tune-id")
@@ -118,7 +135,7 @@ def test_a_driver_that_dies_while_it_draws_a_proposal_leaves_no_trace(
     second = Driver(url(tmp_path, "killed"), study)
     second.run_to_the_end()
     assert first.proposed | second.proposed == whole.proposed
-    assert [outcome.state for _, outcome in second.ended] == ["complete"]
+    assert [outcome.state for _, outcome in second.heard] == ["complete"]
 
 
 @pytest.mark.parametrize("result", [None, {}, {"interrupted": True}])
@@ -127,18 +144,17 @@ def test_an_interrupted_trial_stays_open_whether_it_had_begun_or_not(
 ) -> None:
     for _ in range(MAX_ATTEMPTS + 1):  # however often the user does that
         driver = Driver(url(tmp_path, "s"), made_up_study())
-        driver.judge = lambda number, report: None  # type: ignore[method-assign]
-        driver.searcher._judge = driver.judge
+        driver.judge = lambda number, seed, report: None  # type: ignore[method-assign]
         assert driver.start() == 0
         driver.searcher.on_trial_complete("tune-id", result)
-        assert driver.ended == []
+        assert driver.heard == []
 
 
 def test_a_trial_that_fails_is_not_issued_again(tmp_path: Path) -> None:
     driver = Driver(url(tmp_path, "s"), made_up_study())
     driver.start()
     driver.searcher.on_trial_complete("tune-id", {"failure": "the loss is not finite"})
-    assert driver.ended == [(0, Outcome("failed", "the loss is not finite"))]
+    assert driver.heard == [(0, Outcome("failed", "the loss is not finite"))]
     assert Driver(url(tmp_path, "s"), made_up_study()).start() == 1
 
 
@@ -146,10 +162,10 @@ def test_a_trial_whose_processes_die_is_issued_again_until_it_makes_no_more_prog
     driver = Driver(url(tmp_path, "s"), made_up_study())
     for epochs in (0, 3, 5, 5, 5, 5):
         assert driver.start() == 0
-        driver.epochs = epochs
+        driver.recorded = epochs
         driver.searcher.on_trial_complete("tune-id", None, error=True)
     assert driver.start() == 1
-    assert driver.ended == [(0, Outcome("failed", f"given up after {MAX_ATTEMPTS} attempts without a new epoch"))]
+    assert driver.heard == [(0, Outcome("failed", f"given up after {MAX_ATTEMPTS} attempts without a new epoch"))]
 
 
 def test_the_last_trial_is_awaited_for_it_may_have_to_be_issued_again(tmp_path: Path) -> None:
@@ -166,10 +182,10 @@ def test_a_driver_that_dies_between_the_journal_and_optuna_has_ended_its_trial(t
     first = Driver(url(tmp_path, "s"), made_up_study())
     first.start()
     outcome = Outcome("complete", "", (0.9, 0.1))
-    second = Driver(url(tmp_path, "s"), made_up_study(), {0: outcome})
+    second = Driver(url(tmp_path, "s"), made_up_study(), {(0, 0): outcome})
     stored = optuna.load_study(study_name="s", storage=url(tmp_path, "s"))
     assert [(trial.state.name, tuple(trial.values)) for trial in stored.trials] == [("COMPLETE", (0.9, 0.1))]
-    assert second.ended == [(0, outcome)]
+    assert second.heard == [(0, outcome)]
     assert second.start() == 1
 
 
@@ -178,10 +194,10 @@ def test_what_goes_wrong_when_a_trial_ends_stops_the_study_and_leaves_the_trial_
     driver.start()
     full = OSError("no space left")
 
-    def fail(number: int, outcome: Outcome) -> None:
+    def fail(number: int, seed: int, outcome: Outcome) -> None:
         raise full
 
-    driver.searcher._ended = fail
+    driver.ended = fail  # type: ignore[method-assign]
     driver.searcher.on_trial_complete("tune-id", {})
     assert driver.problems == [full]
     assert Driver(url(tmp_path, "s"), made_up_study()).start() == 0
@@ -194,13 +210,13 @@ def test_optuna_knows_a_stopped_trial_as_pruned_and_goes_on_proposing(tmp_path: 
         driver.judge_values = lambda epsilon: (epsilon,)
     curve = (0.3, 0.4, 0.02) if len(objectives) == 1 else ()
     outcome = Outcome("stopped", "collapsed", (), curve)
-    driver.decided |= {1: outcome, 2: outcome}
+    driver.known |= {(1, 0): outcome, (2, 0): outcome}
     driver.run_to_the_end()  # six proposals of TPE, which reads pruned trials too
     stored = optuna.load_study(study_name="s", storage=url(tmp_path, "s"))
     assert [trial.state.name for trial in stored.trials] == ["COMPLETE", "PRUNED", "PRUNED", *["COMPLETE"] * 5]
     assert stored.trials[1].user_attrs["reason"] == "collapsed"
     assert stored.trials[1].intermediate_values == dict(enumerate(curve))
-    assert driver.ended[1] == (1, outcome)
+    assert driver.heard[1] == (1, outcome)
 
 
 @pytest.mark.filterwarnings("error::optuna.exceptions.ExperimentalWarning")
@@ -210,15 +226,15 @@ def test_a_grid_is_run_to_its_last_point_once_each(tmp_path: Path) -> None:
     raw["search"]["sampler"] = "grid"
     driver = Driver(url(tmp_path, "s"), parse_study(raw))
     driver.run_to_the_end()
-    assert [outcome.state for _, outcome in driver.ended] == ["complete"] * 4
+    assert [outcome.state for _, outcome in driver.heard] == ["complete"] * 4
     assert len({str(values) for values in driver.proposed.values()}) == 4
 
 
 def test_a_trial_that_was_stopped_before_the_driver_died_is_not_issued_again(tmp_path: Path) -> None:
     Driver(url(tmp_path, "s"), made_up_study()).start()
-    second = Driver(url(tmp_path, "s"), made_up_study(), {0: Outcome("stopped", "collapsed")})
+    second = Driver(url(tmp_path, "s"), made_up_study(), {(0, 0): Outcome("stopped", "collapsed")})
     assert second.start() == 1
-    assert second.ended == [(0, Outcome("stopped", "collapsed"))]
+    assert second.heard == [(0, Outcome("stopped", "collapsed"))]
     assert list(second.proposed) == [1]
 
 
@@ -227,7 +243,17 @@ def test_a_trial_that_kills_its_driver_again_and_again_is_given_up(tmp_path: Pat
         assert Driver(url(tmp_path, "s"), made_up_study()).start() == 0
     last = Driver(url(tmp_path, "s"), made_up_study())
     assert last.start() == 1
-    assert last.ended[0][1].reason == f"given up after {MAX_ATTEMPTS} attempts without a new epoch"
+    assert last.heard[0][1].reason == f"given up after {MAX_ATTEMPTS} attempts without a new epoch"
+
+
+def test_a_whole_number_that_was_enqueued_is_the_same_when_its_trial_is_issued_again(tmp_path: Path) -> None:
+    study = made_up_study(start=[{"method.name": "trades", "method.beta": 3, "attack.epsilon": 0.1}])
+    proposed = []
+    for _ in range(2):
+        driver = Driver(url(tmp_path, "s"), study)
+        driver.start()
+        proposed.append(repr(driver.proposed[0]))
+    assert proposed[0] == proposed[1]
 
 
 def test_starting_points_are_tried_first_and_once(tmp_path: Path) -> None:
@@ -242,10 +268,72 @@ def test_starting_points_are_tried_first_and_once(tmp_path: Path) -> None:
             assert driver.proposed[1]["attack.epsilon"] != 0.1
 
 
+def test_every_seed_of_a_trial_is_issued_before_the_next_and_optuna_is_told_the_mean(tmp_path: Path) -> None:
+    driver = Driver(url(tmp_path, "s"), made_up_study(trials=2, seeds=3))
+    driver.run_to_the_end()
+    assert driver.issued == [(number, seed) for number in (0, 1) for seed in (0, 1, 2)]
+    stored = optuna.load_study(study_name="s", storage=url(tmp_path, "s"))
+    for trial in stored.trials:
+        epsilon = trial.params["attack.epsilon"]
+        assert trial.values == pytest.approx([1 - epsilon + 0.1, epsilon + 0.1])
+
+
+def test_optuna_hears_of_a_trial_when_its_last_seed_has_ended_whatever_came_first(tmp_path: Path) -> None:
+    driver = Driver(url(tmp_path, "s"), made_up_study(trials=1, seeds=2))
+    for name in ("first", "second"):
+        assert driver.searcher.suggest(name) == {"number": 0}
+    assert driver.searcher.suggest("third") is None
+    driver.searcher.on_trial_complete("second", {})
+    assert optuna.load_study(study_name="s", storage=url(tmp_path, "s")).trials[0].state.name == "RUNNING"
+    driver.searcher.on_trial_complete("first", {})
+    assert optuna.load_study(study_name="s", storage=url(tmp_path, "s")).trials[0].state.name == "COMPLETE"
+
+
+def test_after_a_kill_only_the_seeds_that_had_not_ended_are_issued_again(tmp_path: Path) -> None:
+    study = made_up_study(trials=1, seeds=3)
+    first = Driver(url(tmp_path, "s"), study)
+    assert (first.start(), first.searcher.suggest("other")) == (0, {"number": 0})
+    ended = Outcome("complete", "", (0.5, 0.25))
+    second = Driver(url(tmp_path, "s"), study, {(0, 1): ended})
+    second.run_to_the_end()
+    assert second.issued == [(0, 0), (0, 2)]
+    third = Driver(url(tmp_path, "s"), study)
+    assert third.start() is None
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_seed_without_objectives_ends_its_trial_and_those_not_begun_are_not(tmp_path: Path, dies: bool) -> None:
+    study = made_up_study(trials=1, seeds=3)
+    driver = Driver(url(tmp_path, "s"), study)
+    driver.start()
+    diverged = Outcome("failed", "the loss is not finite")
+    if dies:
+        driver = Driver(url(tmp_path, "s"), study, {(0, 0): diverged})
+    else:
+        driver.searcher.on_trial_complete("tune-id", {"failure": diverged.reason})
+    assert driver.start() is None
+    (trial,) = optuna.load_study(study_name="s", storage=url(tmp_path, "s")).trials
+    assert (trial.state.name, trial.user_attrs["reason"]) == ("FAIL", diverged.reason)
+
+
 def test_other_objectives_are_refused(tmp_path: Path) -> None:
     Driver(url(tmp_path, "s"), made_up_study())
     with pytest.raises(ValueError, match="has the objectives"):
         Driver(url(tmp_path, "s"), made_up_study(objectives=["val/pgd10_accuracy", "val/clean_accuracy"]))
+
+
+def test_two_studies_of_one_name_do_not_meet_in_one_database(tmp_path: Path) -> None:
+    study = made_up_study()
+    open_storage(url(tmp_path, "s"), study, "one folder")
+    open_storage(url(tmp_path, "s"), study, "one folder")
+    with pytest.raises(InvalidInput, match=r"search\.storage: holds a study 's' of another folder"):
+        open_storage(url(tmp_path, "s"), study, "another folder")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("sampler", ["qmc", "grid"])
+def test_a_sampler_that_optuna_calls_experimental_is_made_without_a_word(sampler: str) -> None:
+    make_sampler(made_up_study().search.model_copy(update={"sampler": sampler}), 0)
 
 
 def test_cmaes_searches_numbers_for_one_objective(tmp_path: Path) -> None:

@@ -111,6 +111,26 @@ def test_a_study_may_search_nothing():
             "Did you mean attack.epsilon",
         ),
         ({"confirm": {"attack": "pgd"}}, "confirm.attack", "pgd"),
+        (
+            {"confirm": {"ladder": [{"attack": "pgd", "samples": 9, "keep": 4}]}},
+            "confirm.ladder.0.attack",
+            "Did you mean",
+        ),
+        (
+            {"confirm": {"top": 3, "ladder": [{"attack": "cw", "samples": 9, "keep": 2}]}},
+            "confirm.ladder.0.keep",
+            "confirm.top wants 3",
+        ),
+        (
+            {"confirm": {"ladder": [{"attack": name, "samples": 9, "keep": 4} for name in ("cw", "pgd-t")]}},
+            "confirm.ladder.1.keep",
+            "the rung before leaves 4",
+        ),
+        (
+            {"confirm": {"ladder": [{"attack": "cw", "samples": 10_000, "keep": 4}]}},
+            "confirm.ladder.0.samples",
+            "data.holdout is",
+        ),
         ({"resources": {"workers": 3}}, "resources.workers", "128"),
         ({"confirm": {"workers": 3}}, "confirm.workers", "128"),
         ({"resources": {"gpus_per_worker": -1}}, "resources.gpus_per_worker", "-1"),

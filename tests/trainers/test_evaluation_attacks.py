@@ -14,7 +14,7 @@ from trainers.attacks.linf import uniform_start
 from trainers.attacks.pgd import margin
 from trainers.catalog.attacks import AUTOATTACK, attack_label, canonical, evaluation_passes, stages
 from trainers.evaluation.classifier import check_classifier
-from trainers.evaluation.gradient import GRADIENT_ATTACKS, cw, pgd_restarts
+from trainers.evaluation.gradient import GRADIENT_ATTACKS, cw, pgd_restarts, pgd_t
 from trainers.evaluation.ranges import evaluate_range, fixed_subset
 from trainers.evaluation.result import Protocol
 from trainers.problems import InvalidInput
@@ -104,7 +104,7 @@ def corner(linear, images, labels, epsilon):
     return (images + epsilon * away).clamp(0, 1)
 
 
-@pytest.mark.parametrize("attack", ["pgd20", "cw"])
+@pytest.mark.parametrize("attack", ["pgd20", "cw", "pgd-t"])
 def test_on_a_linear_model_the_worst_corner_is_found(attack, linear, batch):
     images, labels = batch
     found = GRADIENT_ATTACKS[attack](linear, images, labels, epsilon=0.2, noise=noise())
@@ -119,6 +119,22 @@ def test_restarts_find_the_corner_of_those_who_stand_and_fool_all_others(linear,
     assert 0 < stands.sum() < len(stands)
     assert torch.equal(linear(found).argmax(1) == labels, stands)
     assert torch.allclose(found[stands], worst[stands], atol=1e-6)
+
+
+def test_targets_are_the_likeliest_wrong_classes_and_one_that_gives_way_is_enough():
+    # Class 1 is the likeliest wrong one and can't be reached; class 2, the next, can; class 3 is never tried.
+    weights = torch.tensor([[0.0, 0.0], [0.0, 0.0], [4.0, 0.0], [0.0, 9.0]])
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 4))
+    with torch.no_grad():
+        model[1].weight.copy_(weights)
+        model[1].bias.copy_(torch.tensor([1.0, 0.9, -1.0, -9.0]))
+    images, labels = torch.full((1, 1, 1, 2), 0.3), torch.tensor([0])
+    one, two = (
+        pgd_t(model, images, labels, epsilon=0.3, noise=noise(), steps=20, targets=targets) for targets in (1, 2)
+    )
+    assert model(one).argmax(1).item() == 0
+    assert model(two).argmax(1).item() == 2
+    assert two[0, 0, 0, 0].item() == pytest.approx(0.6)
 
 
 def test_margin_is_the_own_logit_above_the_best_other():

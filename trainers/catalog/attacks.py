@@ -30,6 +30,10 @@ STAGES: dict[str, EvaluationAttack] = {
         "CW∞", "20 steps of ε/4 on the margin of the logits with κ = 50, uniform start, final iterate",
         "Carlini & Wagner 2017, arXiv 1608.04644", passes=40,
     ),
+    "pgd-t": EvaluationAttack(
+        "PGD-T", "20 steps of ε/4 on the margin to each of the 3 likeliest wrong classes, uniform starts",
+        "Carlini & Wagner 2017, arXiv 1608.04644, targeted; a short cut to APGD-T's order of models", passes=120,
+    ),
     "apgd-ce": EvaluationAttack(
         "APGD-CE", "AutoAttack's: 100 steps of adaptive size on the cross-entropy",
         "Croce & Hein 2020, arXiv 2003.01690", passes=200,

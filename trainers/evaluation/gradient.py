@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainers.attacks.linf import project, uniform_start
+from trainers.attacks.linf import ascend, project, uniform_start
 from trainers.attacks.pgd import pgd, pgd_margin
 from trainers.randomness import Noise
 
@@ -33,6 +33,38 @@ def cw(model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float, nois
         epsilon=epsilon, step_size=epsilon / 4, steps=20, batch_norm="eval", noise=noise, kappa=50.0,
     )  # fmt: skip
     return attacked.images
+
+
+def pgd_t(
+    model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float, noise: Noise, steps: int, targets: int
+) -> Tensor:
+    """PGD that raises z_t − z_y for each of the likeliest wrong classes t in turn, from a uniform start each.
+
+    Where the cross-entropy has no gradient left the margin has one, and the class that gives way is often not the
+    likeliest. An image that one target takes is left alone by the next ones.
+    """
+    found, standing = images.clone(), torch.arange(len(images), device=images.device)
+    with torch.no_grad():
+        wrong = model(images).scatter(1, labels[:, None], -torch.inf)
+    likeliest = wrong.topk(min(targets, wrong.shape[1] - 1), dim=1).indices
+    for target in likeliest.unbind(1):
+        # Drawn for all rows: the noise of an image does not depend on which others have fallen.
+        start = uniform_start(images, epsilon, noise)
+        if not len(standing):
+            continue
+        pair = torch.stack([target, labels], dim=1)[standing]
+
+        def above(logits: Tensor, pair: Tensor = pair) -> Tensor:
+            towards, true = logits.gather(1, pair).unbind(1)
+            return (towards - true).sum()
+
+        attacked = ascend(
+            model, images[standing], start[standing], above, epsilon=epsilon, step_size=epsilon / 4, steps=steps
+        )
+        found[standing] = attacked.images
+        with torch.no_grad():
+            standing = standing[model(attacked.images).argmax(1) == labels[standing]]
+    return found
 
 
 def pgd_restarts(
@@ -87,4 +119,5 @@ GRADIENT_ATTACKS: dict[str, GradientAttack] = {
     "pgd20": pgd20,
     "pgd50-10": partial(pgd_restarts, steps=50, restarts=10),
     "cw": cw,
+    "pgd-t": partial(pgd_t, steps=20, targets=3),
 }

@@ -1,0 +1,87 @@
+"""Where a run begins: at its end if another study has finished it, at a prefix that another run left, or at nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from orchestrator.journal import IDENTITY_FILE, Journal
+from search_spaces.space import corners
+from search_spaces.study import Resources, Study
+from trainers import checkpoint
+from trainers.branching import branching_epochs
+from trainers.config import Experiment
+from trainers.origin import Origin, drop_origin, read_origin
+from trainers.prefix import Sharing, begin, take_over
+from trainers.problems import InvalidInput
+
+
+class Beginnings:
+    """What the runs of one phase of a study need not compute. Only runs on the same kind of hardware are one."""
+
+    def __init__(self, study: Study, journal: Journal, resources: Resources) -> None:
+        self._study = study
+        self._folder = journal.folder
+        self._hardware = hardware(resources)
+        points = [study.experiment_for(point) for point in corners(study.space) or [{}]]
+        self._branching = branching_epochs(points)
+        self._digests: dict[Path, str] = {}
+        self._hardware_of: dict[Path, str | None] = {}
+
+    def begin(self, experiment: Experiment, run_dir: Path) -> Origin | None:
+        """Prepare the folder of a run that is about to be issued; returns where it began, if not at nothing.
+
+        A run that has a whole checkpoint goes on from there.
+        """
+        if checkpoint.latest(run_dir) is not None:
+            return read_origin(run_dir)
+        drop_origin(run_dir)  # of a beginning that a kill cut short
+        if self._study.search.reuse:
+            for found in self._finished_elsewhere(experiment.digest()):
+                origin = Origin("study", str(found.relative_to(self._folder.parent)), experiment.epochs)
+                if take_over(found, run_dir, experiment, origin):
+                    return origin
+        if self._study.search.share_prefix:
+            return begin(experiment, run_dir, self._store)
+        return None
+
+    def sharing(self, experiment: Experiment) -> Sharing | None:
+        """Which prefixes a run leaves for others: up to where it, or any corner of the space, begins to differ."""
+        if not self._study.search.share_prefix:
+            return None
+        return Sharing(self._store, tuple(sorted({*self._branching, *branching_epochs([experiment])})))
+
+    @property
+    def _store(self) -> Path:
+        return self._folder / "prefixes" / self._hardware
+
+    def _finished_elsewhere(self, digest: str) -> list[Path]:
+        """Run folders of other studies under the same storage with this digest; they may still be unfinished."""
+        found = []
+        for file in sorted(self._folder.parent.glob("*/*/*/digest.json")):
+            folder, study = file.parent, file.parents[2]
+            if study == self._folder or not (study / IDENTITY_FILE).exists():
+                continue
+            if file not in self._digests:
+                self._digests[file] = json.loads(file.read_text())["digest"]
+            if self._digests[file] == digest and self._hardware_in(folder) == self._hardware:
+                found.append(folder)
+        return found
+
+    def _hardware_in(self, run_dir: Path) -> str | None:
+        """Of a run of another study; None if that study can't be read by this version."""
+        phase = run_dir.parent
+        if phase not in self._hardware_of:
+            try:
+                study = Journal.open(phase.parent).study()
+            except InvalidInput:
+                self._hardware_of[phase] = None
+            else:
+                resources = study.resources if phase.name == "trials" else study.confirm_resources
+                self._hardware_of[phase] = hardware(resources)
+        return self._hardware_of[phase]
+
+
+def hardware(resources: Resources) -> str:
+    """What the numbers of a run depend on beside its experiment: `2-workers-cpu`. Batch norm is each worker's own."""
+    return f"{resources.workers}-workers-{'gpu' if resources.gpus_per_worker else 'cpu'}"

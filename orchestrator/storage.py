@@ -1,0 +1,31 @@
+"""Where Optuna keeps a study: a file in the study's folder, or a database of the user's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from orchestrator.credentials import refuse_password
+from search_spaces.study import Study
+from trainers.problems import InvalidInput
+
+
+def storage_url(study: Study, folder: Path) -> str:
+    """Optuna's storage of the study in `folder`. Raises InvalidInput for an address with a password in it."""
+    if study.search.storage is None:
+        return f"sqlite:///{folder / 'optuna.db'}"
+    refuse_password(study.search.storage, "search.storage")
+    return study.search.storage
+
+
+def check_opens(study: Study) -> None:
+    """Raise InvalidInput if the user's own database can't be opened."""
+    if study.search.storage is None:
+        return
+    import optuna
+
+    url = storage_url(study, Path())
+    try:
+        optuna.storages.RDBStorage(url)
+    except Exception as error:  # SQLAlchemy's, its drivers', and Optuna's for a driver that is not installed
+        why = str(error).strip().split("\n")[0]
+        raise InvalidInput.single("search.storage", f"{url!r} can't be opened: {why}") from error

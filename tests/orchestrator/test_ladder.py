@@ -1,0 +1,102 @@
+"""Finalists are attacked on held-out images, harder and harder; who falls behind is not attacked again or confirmed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow import MlflowClient
+from rich.console import Console
+
+from orchestrator import cluster
+from orchestrator.interrupt import Interrupt
+from orchestrator.journal import Journal, trial_key
+from orchestrator.ladder import RungResult, climb, rank, results
+from orchestrator.progress import StudyView
+from orchestrator.report.page import write_report
+from orchestrator.seeds import trials
+from orchestrator.sweep import Session
+from orchestrator.tracking import RUN_TAG, sync
+from search_spaces.study import Rung, parse_study
+from tests.conftest import TINY
+from trainers import checkpoint
+from trainers.config import apply_values
+from trainers.data.images import load_splits
+from trainers.evaluation.ranges import evaluate_range, fixed_subset
+from trainers.evaluation.result import Protocol
+from trainers.loop import fit
+from trainers.ranks import Ranks
+
+RUNGS = [{"attack": "pgd20", "samples": 30, "keep": 2}, {"attack": "pgd-t", "samples": 50, "keep": 1}]
+STUDY = parse_study(
+    {
+        "name": "s",
+        "experiment": apply_values(TINY, {"optimizer.learning_rate": 0.2, "epochs": 2, "evaluation.epsilon": 0.03}),
+        "space": {"attack.epsilon": [0.01, 0.05, 0.2]},
+        "confirm": {"top": 1, "ladder": RUNGS, "shard": 20, "batch_size": 20},
+    }
+)
+
+
+def test_the_most_robust_are_kept_and_of_equals_the_first_in_the_order_of_the_search() -> None:
+    found = rank(Rung(attack="cw", samples=9, keep=2), [5, 3, 1], {1: 0.5, 3: 0.5, 5: 0.2})
+    assert found == RungResult("cw", 9, {3: 0.5, 1: 0.5, 5: 0.2}, (3, 1))
+
+
+@pytest.fixture(scope="module")
+def journal(tmp_path_factory: pytest.TempPathFactory) -> Journal:
+    journal = Journal.create(tmp_path_factory.mktemp("runs") / "s", STUDY)
+    for number, epsilon in enumerate((0.01, 0.05, 0.2)):
+        experiment = STUDY.experiment_for({"attack.epsilon": epsilon})
+        folder = journal.propose(number, {"attack.epsilon": epsilon}, experiment)
+        list(fit(experiment, folder, ranks=Ranks.current("cpu")))
+        journal.ended(trial_key(number), "complete", "", [0.5, 0.5])
+    return journal
+
+
+def expected(journal: Journal, number: int, attack: str, samples: int) -> float:
+    """The same attack on the same images here, in one piece for each shard."""
+    opened = checkpoint.load(checkpoint.best_folder(journal.trial_folder(number)))
+    images = fixed_subset(load_splits(opened.experiment.data).validation, samples)
+    protocol = Protocol("", "", samples, "0.03", attack, seed=0, shard=20, batch_size=20, checkpoint="best")
+    parts = [evaluate_range(opened.load_model(), images, protocol, *bounds) for bounds in protocol.ranges()]
+    return sum(sum(part.standing[attack]) for part in parts) / samples
+
+
+@pytest.mark.ray
+def test_every_rung_attacks_those_that_are_left_and_is_climbed_once(journal: Journal) -> None:
+    torch.set_num_threads(1)
+    with cluster.connect(None, trial_slots=1) as capacity:
+        session = Session(STUDY, journal, capacity, StudyView(Console(quiet=True)), Interrupt(print))
+        left = climb(session, trials(journal.runs()))
+    first, second = results(journal.events())
+    assert first.accuracies == {number: expected(journal, number, "pgd20", 30) for number in (0, 1, 2)}
+    assert second.accuracies == {number: expected(journal, number, "pgd-t", 50) for number in first.kept}
+    best = sorted(first.accuracies.values(), reverse=True)
+    assert [first.accuracies[number] for number in first.kept] == best[:2]
+    assert [run.trial for run in left] == list(second.kept)
+    assert second.accuracies[second.kept[0]] == max(second.accuracies.values())
+    assert all(run.evaluation is None for run in journal.runs())  # the test set was not touched
+    # Again, without Ray: nothing is left to do.
+    again = Session(STUDY, Journal(journal.folder), capacity, StudyView(Console(quiet=True)), Interrupt(print))
+    assert climb(again, trials(journal.runs())) == left
+    assert len(results(journal.events())) == 2
+    page = write_report(journal.folder).read_text()
+    assert "PGD-T, n = 50 [%]" in page
+    assert f"<strong>{100 * second.accuracies[second.kept[0]]:.2f}</strong>" in page
+    uri = f"sqlite:///{journal.folder}/mlflow.db"
+    sync(journal, uri)
+    client = MlflowClient(tracking_uri=uri)
+    for number, accuracy in second.accuracies.items():
+        (run,) = client.search_runs(["1"], f"tags.`{RUN_TAG}` = '{journal.identity}/{trial_key(number)}'")
+        assert run.data.metrics["held_out/pgd-t_accuracy"] == accuracy
+
+
+def test_a_rung_that_would_drop_nobody_attacks_nobody(tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path / "s", STUDY)
+    journal.propose(0, {}, STUDY.experiment_for({"attack.epsilon": 0.05}))
+    session = Session(STUDY, journal, None, StudyView(Console(quiet=True)), Interrupt(print))  # type: ignore[arg-type]
+    (only,) = climb(session, trials(journal.runs()))
+    assert only.trial == 0
+    assert results(journal.events()) == []

@@ -1,0 +1,59 @@
+"""Optuna's storage is a file in the study's folder, or a database of the user's own, tried before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+import pytest
+
+from orchestrator.journal import Journal
+from orchestrator.storage import check_opens, storage_url
+from search_spaces.study import Study, parse_study
+from tests.integration.conftest import STUDY, Command, answer, write_study
+from trainers.problems import InvalidInput
+
+__all__ = ["answer"]
+
+
+def study(storage: str | None) -> Study:
+    return parse_study({**STUDY, "search": {"storage": storage}})
+
+
+def test_by_default_it_is_a_file_in_the_study_folder(tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path / "s", study(None))
+    assert journal.storage_url == f"sqlite:///{tmp_path}/s/optuna.db"
+    check_opens(study(None))
+    assert not (tmp_path / "s" / "optuna.db").exists()
+
+
+def test_a_file_of_the_users_own_is_the_same_one_wherever_the_study_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    journal = Journal.create(tmp_path / "s", study("sqlite:///mine.db"))
+    monkeypatch.chdir("/")
+    assert journal.storage_url == f"sqlite:///{tmp_path}/mine.db"
+    check_opens(journal.study())
+    assert optuna.study.get_all_study_names(journal.storage_url) == []
+
+
+@pytest.mark.parametrize("storage", ["nonsense", "sqlite:////nowhere/at/all.db", "nosuchdb://host/db"])
+def test_one_that_cannot_be_opened_is_named_before_anything_starts(
+    storage: str, answer: Command, tmp_path: Path
+) -> None:
+    write_study(tmp_path, search={"storage": storage})
+    result = answer("sweep", "tiny.yaml")
+    assert result.returncode == 2
+    assert f"search.storage: {storage!r} can't be opened" in result.stderr
+    assert not (tmp_path / "runs" / "tiny").exists()
+
+
+def test_a_password_in_it_is_neither_taken_nor_repeated(answer: Command, tmp_path: Path) -> None:
+    write_study(tmp_path, search={"storage": "postgresql://me:planted@host/db"})
+    result = answer("sweep", "tiny.yaml")
+    assert result.returncode == 2
+    assert "search.storage: has a password in it" in result.stderr
+    assert "planted" not in result.stdout + result.stderr
+    with pytest.raises(InvalidInput):
+        storage_url(study("postgresql://me:planted@host/db"), tmp_path)

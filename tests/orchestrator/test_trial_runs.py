@@ -1,0 +1,254 @@
+"""What a study need not compute, shared beginnings, twins, runs of other studies; and what seeds come to. No Tune."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from rich.console import Console
+
+from orchestrator.confirm import choose
+from orchestrator.constraints import feasible
+from orchestrator.journal import Journal, Run
+from orchestrator.progress import StudyView
+from orchestrator.report.tables import trial_rows
+from orchestrator.savings import savings
+from orchestrator.seeds import trials
+from search_spaces.study import Study, parse_study
+from tests.conftest import TINY
+from trainers import checkpoint
+from trainers.config import apply_values
+from trainers.loop import fit
+from trainers.origin import Origin, read_origin
+from trainers.ranks import Ranks
+
+EPOCHS, START = 4, 2
+DROP = "evaluation.catastrophic.accuracy_drop"
+BASE = apply_values(
+    TINY,
+    {"optimizer.learning_rate": 0.2, "optimizer.batch_size": 32, "attack.steps": 1, "attack.epsilon": 0.1}
+    | {"epochs": EPOCHS, "evaluation.epsilon": 0.1, "method": "sat"},
+)
+SPACE = {
+    "method.name": ["sat", "sat_der"],
+    "method.regularizer.start": {"choices": [START / EPOCHS], "when": {"method.name": "sat_der"}},
+    "method.regularizer.beta": {"low": 0.1, "high": 4, "log": True, "when": {"method.name": "sat_der"}},
+    DROP: [0.01, 0.5, 0.99],
+}
+SAT, DER, STRONG = (
+    {"method.name": "sat"},
+    {"method.name": "sat_der", "method.regularizer.beta": 1.0},
+    {"method.name": "sat_der", "method.regularizer.beta": 4.0},
+)
+NEVER, OFTEN = {DROP: 0.01}, {DROP: 0.99}
+
+
+def study(name: str, *points: dict[str, Any], **sections: Any) -> Study:
+    search = {"sampler": "random", "trials": len(points), "start": points, **sections.pop("search", {})}
+    return parse_study({"name": name, "experiment": BASE, "space": SPACE, "search": search, **sections})
+
+
+def run_here(of: Study, root: Path, *, kill_after: int | None = None) -> Journal:
+    """Every trial in this process, as a slot would run it; with `kill_after`, only so many epochs in all."""
+    from orchestrator.early_stopping import EarlyStopping
+    from orchestrator.interrupt import Interrupt
+    from orchestrator.search import StudySearcher
+    from orchestrator.slots import run_job
+    from orchestrator.sweep import Session, TrialRuns
+
+    journal = Journal.create(root / of.name, of)
+    stopping = EarlyStopping(of.search.stop, journal)
+    session = Session(of, journal, None, StudyView(Console(quiet=True)), Interrupt(print))  # type: ignore[arg-type]
+    searcher = StudySearcher(of, journal.storage_url, journal.identity, TrialRuns(session, stopping))
+    epochs = 0
+    while isinstance(job := searcher.suggest("only"), dict):
+        for _ in run_job(job):
+            epochs += 1
+            (run,) = (run for run in journal.runs() if run.key == job["key"])
+            if epochs == kill_after:
+                return journal
+            if stopping.decide(run.key, run.experiment, run.records) is not None:
+                break
+        searcher.on_trial_complete("only", {})
+        session.interrupt.check()
+    return journal
+
+
+def timeless(run: Run) -> list[dict[str, float]]:
+    clocks = ("seconds", "images_per_second")
+    return [{name: v for name, v in record.metrics.items() if not name.endswith(clocks)} for record in run.records]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    """Each run by its digest as it is without a study."""
+    folder = tmp_path_factory.mktemp("alone")
+    found = {}
+    for point in (SAT, DER, STRONG):
+        experiment = study("alone", point | NEVER).experiment_for(point | NEVER | _start(point))
+        run_dir = folder / experiment.digest()
+        records = tuple(fit(experiment, run_dir, ranks=Ranks.current("cpu")))
+        found[experiment.digest()] = Run("", "trial", 0, {}, experiment, run_dir, records=records)
+    return found
+
+
+def _start(point: dict[str, Any]) -> dict[str, Any]:
+    return {"method.regularizer.start": START / EPOCHS} if point["method.name"] == "sat_der" else {}
+
+
+def assert_as_alone(run: Run, alone: dict[str, Run]) -> None:
+    expected = alone[run.experiment.digest()]
+    assert timeless(run) == timeless(expected)
+    for folder in (checkpoint.best_folder, lambda run_dir: checkpoint.epoch_folder(run_dir, EPOCHS - 1)):
+        here, there = (checkpoint.load(folder(run_dir)) for run_dir in (run.folder, expected.folder))
+        assert here.experiment.digest() == run.experiment.digest()
+        assert here.record.epoch == there.record.epoch
+        assert all(torch.equal(here.weights()[name], weight) for name, weight in there.weights().items())
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Journal:
+    """Three trials of one beginning, whose driver died twice: before the prefix was there, and in a branched trial."""
+    root = tmp_path_factory.mktemp("runs")
+    of = study("shared", DER | NEVER, STRONG | NEVER, SAT | NEVER, DER | {DROP: 0.5}, search={"share_prefix": True})
+    run_here(of, root, kill_after=1)
+    run_here(of, root, kill_after=4)
+    return run_here(of, root)
+
+
+def test_branched_trials_equal_whole_ones_bit_for_bit_also_after_kills(shared: Journal, alone: dict[str, Run]) -> None:
+    runs = shared.runs()
+    assert [run.state for run in runs] == ["complete"] * 4
+    for run in runs:
+        assert_as_alone(run, alone)
+
+
+def test_every_trial_says_where_it_began(shared: Journal) -> None:
+    prefix, twin = Origin("prefix", "trial-0000", START), Origin("twin", "trial-0000", EPOCHS)
+    first, *others = shared.runs()
+    assert [run.origin for run in (first, *others)] == [None, prefix, prefix, twin]
+    assert [read_origin(run.folder) for run in others[:2]] == [prefix, prefix]
+    assert others[2].folder == first.folder
+    assert first.records[:START] == others[0].records[:START] == others[1].records[:START]
+
+
+def test_what_was_shared_is_counted_as_saved(shared: Journal) -> None:
+    runs = shared.runs()
+    seconds = [record.metrics["epoch/seconds"] for record in runs[0].records]
+    prefix, twin = savings(runs, shared.study().resources)
+    assert (prefix.runs, prefix.epochs, prefix.of_epochs) == (2, 2 * START, 4 * EPOCHS)
+    assert prefix.seconds == pytest.approx(2 * sum(seconds[:START]))
+    assert (twin.how, twin.epochs) == ("Not trained twice", EPOCHS)
+    assert twin.seconds == pytest.approx(sum(seconds))
+    assert str(prefix).startswith("Begun from a shared prefix: 2 runs; 4 of 16 epochs and ")
+
+
+def test_without_being_asked_nothing_is_shared(tmp_path: Path) -> None:
+    journal = run_here(study("plain", DER | NEVER, STRONG | NEVER), tmp_path)
+    assert [run.origin for run in journal.runs()] == [None, None]
+    assert not (journal.folder / "prefixes").exists()
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Journal:
+    """A trial that is stopped, the same run where nothing stops it, and the first one again."""
+    stopping = {"stop": {"catastrophic": True}}
+    raw = study("stopped", SAT | OFTEN, SAT | NEVER, search=stopping).to_raw()
+    raw["experiment"] = apply_values(raw["experiment"], {"evaluation.catastrophic.above_chance": 0})
+    raw["experiment"]["optimizer"]["learning_rate"] = 3.0
+    raw["space"]["data.download"] = [False, True]  # not in the digest: another point of the same run
+    raw["search"]["start"] = [point | {"data.download": now} for point, now in (
+        (SAT | OFTEN, False), (SAT | NEVER, False), (SAT | OFTEN, True),
+    )]  # fmt: skip
+    raw["search"]["trials"] = 3
+    return run_here(parse_study(raw), tmp_path_factory.mktemp("runs"))
+
+
+def test_a_twin_of_a_stopped_trial_is_stopped_with_it_and_not_trained(stopped: Journal) -> None:
+    first, other, twin = stopped.runs()
+    assert [run.state for run in (first, other, twin)] == ["stopped", "complete", "stopped"]
+    assert 1 < len(first.records) < EPOCHS
+    assert (twin.folder, twin.reason, twin.objectives) == (first.folder, first.reason, first.objectives)
+    assert twin.own_records == ()
+    states = [trial.state.name for trial in optuna.load_study(study_name="stopped", storage=stopped.storage_url).trials]
+    assert states == ["PRUNED", "COMPLETE", "PRUNED"]
+    rule, twins = savings(stopped.runs(), stopped.study().resources)
+    assert (rule.runs, rule.epochs) == (1, EPOCHS - len(first.records))
+    assert (twins.runs, twins.epochs) == (1, len(first.records))
+
+
+def test_a_stopped_trial_lends_nothing_to_the_same_run_under_other_thresholds(stopped: Journal) -> None:
+    first, other, _ = stopped.runs()
+    assert first.experiment.digest() == other.experiment.digest()
+    assert (other.folder, other.origin, len(other.records)) == (stopped.trial_folder(1), None, EPOCHS)
+
+
+def test_a_run_that_another_study_finished_is_taken_over_if_its_checkpoints_are_whole(
+    shared: Journal, alone: dict[str, Run], tmp_path: Path
+) -> None:
+    import shutil
+
+    root = tmp_path / "runs"
+    shutil.copytree(shared.folder, root / "shared")
+    points = (DER | NEVER, STRONG | NEVER)
+    of = study("again", *points, search={"reuse": True})
+    weights = checkpoint.best_folder(root / "shared" / "trials" / "0001") / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    journal = run_here(of, root)
+    first, second = journal.runs()
+    assert first.origin == read_origin(first.folder) == Origin("study", "shared/trials/0000", EPOCHS)
+    assert (first.own_records, second.origin) == ((), None)
+    for run in (first, second):
+        assert run.state == "complete"
+        assert_as_alone(run, alone)
+    # It stands on its own now, and only runs of the same number of workers are one.
+    shutil.rmtree(root / "shared")
+    assert_as_alone(journal.runs()[0], alone)
+    of = study("two", *points, search={"reuse": True}, resources={"workers": 2})
+    from orchestrator.beginnings import Beginnings
+
+    assert Beginnings(of, Journal.create(root / "two", of), of.resources).begin(first.experiment, root / "run") is None
+    assert not (root / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def seeded(tmp_path_factory: pytest.TempPathFactory) -> Journal:
+    """Two trials of three seeds; the driver died in the second seed of the first."""
+    root = tmp_path_factory.mktemp("runs")
+    of = study("seeded", SAT | NEVER, DER | NEVER, search={"seeds": 3, "share_prefix": True})
+    run_here(of, root, kill_after=EPOCHS + 1)
+    return run_here(of, root)
+
+
+def test_objectives_of_a_trial_are_means_over_its_seeds_for_optuna_and_for_readers(seeded: Journal) -> None:
+    stored = optuna.load_study(study_name="seeded", storage=seeded.storage_url).trials
+    for trial, of_optuna, row in zip(
+        trials(seeded.runs()), stored, trial_rows(seeded.study(), seeded.runs()), strict=True
+    ):
+        runs = [run for run in seeded.runs() if run.trial == trial.trial]
+        assert [run.experiment.seed for run in runs] == [0, 1, 2]
+        assert len({run.experiment.digest() for run in runs}) == 3
+        for place, name in enumerate(seeded.study().search.objectives):
+            each = [run.objectives[place] for run in runs]
+            best = [max(run.records, key=lambda r: r.metrics["val/pgd10_accuracy"]).metrics[name] for run in runs]
+            assert each == best
+            assert trial.objectives[place] == of_optuna.values[place] == pytest.approx(mean(each))
+            assert row.objectives[name].deviation == pytest.approx(stdev(each))
+        assert row.epochs == row.planned_epochs == 3 * EPOCHS
+
+
+def test_seeds_share_prefixes_with_the_same_seed_of_other_trials(seeded: Journal) -> None:
+    origins = {run.key: run.origin for run in seeded.runs()}
+    for seed, suffix in enumerate(("", "-seed1", "-seed2")):
+        assert origins[f"trial-0000{suffix}"] is None, seed
+        assert origins[f"trial-0001{suffix}"] == Origin("prefix", f"trial-0000{suffix}", START)
+
+
+def test_the_best_mean_is_chosen(seeded: Journal) -> None:
+    (chosen,) = choose(feasible(seeded.study(), seeded.runs()), 1)
+    assert chosen.objectives in [trial.objectives for trial in trials(seeded.runs())]
+    assert len(choose(feasible(seeded.study(), seeded.runs()), 5)) == 2

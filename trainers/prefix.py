@@ -1,0 +1,97 @@
+"""What runs have in common is trained once: the first of them leaves it, the others go on from its checkpoint.
+
+A store is a folder of prefixes. `0012-DIGEST/` holds 12 epochs as a run folder does; see `branching.prefix_digest`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from trainers import checkpoint
+from trainers.branching import prefix_digest
+from trainers.config import Experiment
+from trainers.loop import fit
+from trainers.origin import Origin, read_origin, write_origin
+from trainers.ranks import Ranks
+from trainers.records import EpochRecord, append_record, read_records
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """Where the prefixes of a study lie, and after how many epochs a run leaves one there."""
+
+    store: Path
+    epochs: tuple[int, ...]
+
+
+def take_over(source: Path, run_dir: Path, experiment: Experiment, origin: Origin) -> bool:
+    """Copy the first epochs of the run in `source`: their records, the best and the last checkpoint, and the origin.
+
+    The checkpoints become the experiment's own. False, with nothing written, unless both are whole and every record is
+    there. The last checkpoint comes last: a run folder without it has taken over nothing, and this can be done again.
+    """
+    try:
+        last = checkpoint.load(checkpoint.epoch_folder(source, origin.epochs - 1))
+        best = checkpoint.load(checkpoint.best_folder(source))
+    except checkpoint.CorruptCheckpoint:
+        return False
+    records = read_records(source)[: origin.epochs]
+    if [record.epoch for record in records] != list(range(origin.epochs)) or best.record.epoch >= origin.epochs:
+        return False
+    known = {record.epoch for record in read_records(run_dir)}
+    append_record(run_dir, *(record for record in records if record.epoch not in known))
+    checkpoint.copy(best, checkpoint.best_folder(run_dir), experiment)
+    write_origin(run_dir, origin)
+    checkpoint.copy(last, checkpoint.epoch_folder(run_dir, origin.epochs - 1), experiment)
+    return True
+
+
+def begin(experiment: Experiment, run_dir: Path, store: Path) -> Origin | None:
+    """Give a run that has no whole checkpoint yet the longest prefix that fits it; returns where that was trained.
+
+    A prefix whose files are not whole is removed: the next run that gets there leaves it again.
+    """
+    for prefix in sorted(store.glob("[0-9]*"), reverse=True):
+        epochs, _, digest = prefix.name.partition("-")
+        if digest == prefix_digest(experiment, int(epochs)):
+            trained = read_origin(prefix)
+            if trained is not None and take_over(prefix, run_dir, experiment, trained):
+                return trained
+            shutil.rmtree(prefix)
+    return None
+
+
+def leave(experiment: Experiment, run_dir: Path, sharing: Sharing, source: str) -> None:
+    """Store the prefixes that nobody has stored and whose checkpoint this run has just now.
+
+    Each appears whole or not at all. Of two runs that do it at once one is the first, and the other's is as good.
+    """
+    for epochs in sharing.epochs:
+        name = f"{epochs:04d}-{prefix_digest(experiment, epochs)}"
+        target, staging = sharing.store / name, sharing.store / f".{name}-{source}"
+        shutil.rmtree(staging, ignore_errors=True)  # what a kill left
+        if target.exists() or not checkpoint.epoch_folder(run_dir, epochs - 1).exists():
+            continue
+        if take_over(run_dir, staging, experiment, Origin("prefix", source, epochs)):
+            try:
+                staging.rename(target)
+            except OSError:
+                if not target.exists():
+                    raise
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def fit_and_leave(
+    experiment: Experiment, run_dir: Path, sharing: Sharing, source: str, *, ranks: Ranks
+) -> Iterator[EpochRecord]:
+    """`fit`, leaving prefixes for runs to come; `source` is what those call this run."""
+    share = partial(leave, experiment, run_dir, sharing, source)
+    ranks.on_first(share)  # again, for a kill may have come before it was done
+    for record in fit(experiment, run_dir, ranks=ranks):
+        if record.epoch + 1 in sharing.epochs:
+            ranks.on_first(share)
+        yield record
