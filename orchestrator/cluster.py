@@ -6,8 +6,10 @@ import atexit
 import os
 import secrets
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -109,7 +111,9 @@ def check_answers(address: str | None) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
     except OSError as error:
-        raise ConnectionError(f"nothing answers at {chosen} ({error.strerror or error})") from error
+        raise ConnectionError(
+            f"the Ray cluster can't be reached: nothing answers at {chosen} ({error.strerror or error})"
+        ) from error
 
 
 @contextmanager
@@ -123,6 +127,7 @@ def connect(address: str | None, trial_slots: int) -> Iterator[Capacity]:
 
     import ray
 
+    on_termination = signal.getsignal(signal.SIGTERM)
     quiet = {"logging_level": "error", "log_to_driver": False}
     if address is None:
         with withheld():
@@ -135,6 +140,8 @@ def connect(address: str | None, trial_slots: int) -> Iterator[Capacity]:
             )
     else:
         ray.init(address=address, runtime_env={"env_vars": ENVIRONMENT}, **quiet)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_termination)  # Ray has put its own in its place, which exits at once
     try:
         total = ray.cluster_resources()
         yield Capacity(int(total.get("CPU", 0)), float(total.get("GPU", 0)), private=address is None)

@@ -199,7 +199,9 @@ class GroupSlot(tune.Trainable):
 
     def _run_group(self) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.torch import TorchTrainer
+
+        from orchestrator.process_group import GroupConfig
 
         needs = {"CPU": float(self.resources.cpus_per_worker)}
         on_gpu = self.resources.gpus_per_worker > 0
@@ -209,7 +211,7 @@ class GroupSlot(tune.Trainable):
             TorchTrainer(
                 worker_group,
                 train_loop_config={"mailbox": self._mailbox},
-                torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+                torch_config=GroupConfig(backend="nccl" if on_gpu else "gloo"),
                 scaling_config=ScalingConfig(
                     num_workers=self.resources.workers, use_gpu=on_gpu, resources_per_worker=needs
                 ),

@@ -1,0 +1,97 @@
+"""Studies on a cluster of several nodes, each in a network namespace of its own, while links and nodes fail."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.cluster.network import DEATH_SECONDS, GCS_PORT, HEAD_ADDRESS, Network, silence
+from tests.faults.conftest import shaken_study
+from tests.faults.laboratory import Injection, Laboratory
+from tests.faults.undisturbed import (
+    Train,
+    assert_same_run,
+    assert_tracked_once,
+    train_here,
+    train_on_two_ranks,
+    undisturbed,
+)
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1500)]
+
+
+class ClusterLaboratory(Laboratory):
+    """A study whose driver runs on the head of a cluster that outlives it."""
+
+    def __init__(self, folder: Path, content: dict[str, Any], network: Network) -> None:
+        super().__init__(folder, content)
+        self._head = network.head
+
+    def command(self, *words: str) -> list[str]:
+        """On the head node, which is where a driver of a study belongs."""
+        return self._head.command(*super().command(*words, "--address", f"{HEAD_ADDRESS}:{GCS_PORT}"))
+
+    def environment(self) -> dict[str, str]:
+        """With the cluster's token."""
+        return self._head.environment()
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[Network]:
+    with tempfile.TemporaryDirectory(prefix="orc") as folder, Network(Path(folder), workers=2) as network:
+        yield network
+
+
+def check(laboratory: ClusterLaboratory, train: Train) -> None:
+    """The study has ended as an undisturbed one does, and MLflow knows every epoch once."""
+    code, said = laboratory.end()
+    assert code == 0, said
+    reference = undisturbed(laboratory.study, laboratory.folder / "reference", train)
+    for ours, theirs in zip(laboratory.journal.runs(), reference.runs(), strict=True):
+        assert ours.values == theirs.values
+        assert_same_run(ours, theirs)
+    client = MlflowClient(tracking_uri=f"sqlite:///{laboratory.folder}/mlflow.db")
+    assert_tracked_once(client, laboratory.journal)
+    assert not any(injection.epochs_doubled for injection in laboratory.injections)
+
+
+def test_trials_across_two_nodes_survive_a_cut_link_and_a_dead_node(
+    network: Network, tmp_path: Path, injections: list[Injection]
+) -> None:
+    content = shaken_study("across", 3, 2, sampler="random", seed=5)
+    first, second = network.workers
+    with ClusterLaboratory(tmp_path, content, network) as laboratory:
+        laboratory.start()
+        laboratory.wait_for_epoch(0, 1)
+        with laboratory.fault("link cut, shorter than the death of a node"), network.cut(second):
+            silence(DEATH_SECONDS - 1)
+        laboratory.wait_for_a_new_epoch()
+        laboratory.wait_for_epoch(1, 1)
+        with laboratory.fault("link cut, longer than the death of a node"):
+            with network.cut(second):
+                silence(4 * DEATH_SECONDS)
+            second.wait_for_the_end()  # a node that was declared dead ends; its supervisor starts it again
+            second.start()
+            laboratory.wait_for_a_new_epoch()
+        laboratory.wait_for_epoch(2, 1)
+        with laboratory.fault("node killed and started again"):
+            first.kill_raylet()
+            first.start()
+            laboratory.wait_for_a_new_epoch()
+        injections += laboratory.injections
+        check(laboratory, train_on_two_ranks)
+
+
+def test_a_trial_of_a_lost_node_goes_on_on_another(
+    network: Network, tmp_path: Path, injections: list[Injection]
+) -> None:
+    content = shaken_study("alone", 2, 1, sampler="random", seed=6)
+    with ClusterLaboratory(tmp_path, content, network) as laboratory:
+        laboratory.start()
+        laboratory.wait_for_epoch(0, 1)
+        check(laboratory, train_here)
