@@ -6,6 +6,7 @@ packages have added here: their modules, with the entry points by which every pr
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import shutil
@@ -83,6 +84,7 @@ class Jobs:
             from ray.job_submission import JobSubmissionClient
 
             self._client = JobSubmissionClient(chosen)
+            logging.getLogger("ray").setLevel(logging.ERROR)  # it would report every upload
 
     def submit(self, study: Study, place: Place) -> str:
         """Start a driver that runs this study, or goes on with it. Returns the job's name."""

@@ -22,16 +22,17 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import ray.util
 from ray import tune
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator import disk
+from orchestrator.reservations import note_placement_group
 from search_spaces.study import Resources
 from trainers.config import parse
 from trainers.records import EpochRecord
 
 Report = dict[str, Any]
-GROUP_FILE = "placement_group"
 _HALT_SECONDS = 600
 _POLL_SECONDS = 1.0
 
@@ -156,7 +157,10 @@ class GroupSlot(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         """Start the worker group and hand it the first run."""
-        self._mailbox = ray.remote(Mailbox).options(num_cpus=0, max_concurrency=8).remote()
+        # Beside this actor: without it the mailbox is of no use, and it shall not die with another node.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        options = {"num_cpus": 0, "max_concurrency": 8, "scheduling_strategy": here}
+        self._mailbox = ray.remote(Mailbox).options(**options).remote()
         self._error: BaseException | None = None
         self._over = False
         self._thread = threading.Thread(target=self._run_group, daemon=True)
@@ -252,6 +256,8 @@ def worker_group(config: dict[str, Any]) -> None:
                 report = report_of(record, int(job["experiment"]["epochs"]))
                 if ranks.broadcast(ray.get(mailbox.report.remote(report)) if ranks.is_first else False):
                     break
+        except RayError:
+            raise  # the mailbox is gone: not the run's fault, and nobody to tell
         except Exception as error:
             # It is the run's own only if every rank lives to meet it. If one has died, this raises: Train starts the
             # group again, which finds its job in the mailbox.
@@ -286,39 +292,3 @@ def keep_traceback(run_dir: Path, error: Exception) -> str:
     file = run_dir / "error.txt"
     file.write_text("".join(traceback.format_exception(error)))
     return f"{type(error).__name__}: {error} (traceback: {file})"
-
-
-def note_placement_group(run_dir: Path) -> None:
-    """Write down which placement group this worker group holds: whoever cleans up after a crash needs its id."""
-    group = ray.util.get_current_placement_group()
-    if group is not None:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / GROUP_FILE).write_text(group.id.hex())
-
-
-class ReleasePlacementGroups(tune.Callback):
-    """A killed trial actor leaves its workers' placement group reserved: remove it, or the next slot waits for ever."""
-
-    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Tune is about to start the trial again in a new actor."""
-        _release(Path(trial.config["run_dir"]))
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """The trial has failed for good; its actor is gone."""
-        _release(Path(trial.config["run_dir"]))
-
-
-def release_left_over(study_folder: Path) -> None:
-    """On a cluster that outlives its drivers: free what the groups of a killed driver of this study still reserve."""
-    for note in study_folder.glob(f"*/*/{GROUP_FILE}"):
-        _release(note.parent)
-
-
-def _release(run_dir: Path) -> None:
-    from ray import PlacementGroupID
-    from ray.util.placement_group import PlacementGroup, remove_placement_group
-
-    note = run_dir / GROUP_FILE
-    if note.exists():
-        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(note.read_text()))))
-        note.unlink()

@@ -21,8 +21,9 @@ from orchestrator.early_stopping import EarlyStopping, StopEarly
 from orchestrator.interrupt import Interrupt
 from orchestrator.journal import Journal, Run, trial_key
 from orchestrator.progress import StudyView
+from orchestrator.reservations import ReleasePlacementGroups
 from orchestrator.search import DriverOnly, Outcome, StudySearcher
-from orchestrator.slots import ProcessSlot, ReleasePlacementGroups, group_slot, record_of, release_left_over
+from orchestrator.slots import ProcessSlot, group_slot, record_of
 from orchestrator.stop_rules import Stop
 from search_spaces.stopping import Stopping
 from search_spaces.study import Resources, Study
@@ -110,8 +111,6 @@ def run_on_slots(
     """Let Tune run what the searcher gives, as many runs at once as fit. Returns early if the user interrupts."""
     concurrent = session.capacity.require(resources, section)
     scratch = session.journal.folder / "ray"
-    if not session.capacity.private:
-        release_left_over(session.journal.folder)
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     if resources.workers > 1:
         slot: Any = group_slot(resources, scratch / "groups")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ from mlflow import MlflowClient
 
 from tests.cluster.network import DEATH_SECONDS, GCS_PORT, HEAD_ADDRESS, Network, silence
 from tests.faults.conftest import shaken_study
-from tests.faults.laboratory import Injection, Laboratory
+from tests.faults.laboratory import TRIAL_ACTOR, Injection, Laboratory
 from tests.faults.undisturbed import (
     Train,
     assert_same_run,
@@ -21,6 +23,9 @@ from tests.faults.undisturbed import (
     train_on_two_ranks,
     undisturbed,
 )
+from tests.integration.conftest import command
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1500)]
 
@@ -63,7 +68,7 @@ def check(laboratory: ClusterLaboratory, train: Train) -> None:
 def test_trials_across_two_nodes_survive_a_cut_link_and_a_dead_node(
     network: Network, tmp_path: Path, injections: list[Injection]
 ) -> None:
-    content = shaken_study("across", 3, 2, sampler="random", seed=5)
+    content = shaken_study("across", 4, 2, sampler="random", seed=5)
     first, second = network.workers
     with ClusterLaboratory(tmp_path, content, network) as laboratory:
         laboratory.start()
@@ -83,15 +88,62 @@ def test_trials_across_two_nodes_survive_a_cut_link_and_a_dead_node(
             first.kill_raylet()
             first.start()
             laboratory.wait_for_a_new_epoch()
+        laboratory.wait_for_epoch(3, 1)
+        laboratory.kill_driver()
+        with laboratory.fault("driver killed, resumed on the cluster that it left"):
+            laboratory.start()
+            laboratory.wait_for_a_new_epoch()
         injections += laboratory.injections
         check(laboratory, train_on_two_ranks)
 
 
-def test_a_trial_of_a_lost_node_goes_on_on_another(
+def test_a_trial_of_a_node_that_is_cut_off_goes_on_on_another_and_is_recorded_once(
     network: Network, tmp_path: Path, injections: list[Injection]
 ) -> None:
     content = shaken_study("alone", 2, 1, sampler="random", seed=6)
     with ClusterLaboratory(tmp_path, content, network) as laboratory:
         laboratory.start()
         laboratory.wait_for_epoch(0, 1)
+        (host,) = (machine for machine in network.workers if machine.runs(TRIAL_ACTOR))
+        with laboratory.fault("node of a trial cut off"), network.cut(host):
+            silence(2 * DEATH_SECONDS)
+            laboratory.wait_for_a_new_epoch()
+        host.wait_for_the_end()
+        host.start()
+        injections += laboratory.injections
         check(laboratory, train_here)
+
+
+def test_the_doctor_names_the_node_at_fault_and_a_sweep_is_refused(network: Network, tmp_path: Path) -> None:
+    head, (_, odd) = network.head, network.workers
+    code = tmp_path / "code"
+    for package in ("orchestrator", "search_spaces", "trainers"):
+        shutil.copytree(ROOT / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
+    (code / "trainers" / "energy.py").write_text("# another revision\n")
+    storage = tmp_path / "shared"
+    storage.mkdir()
+    odd.stop()
+    # A file system of its own where the shared one should be, other code, and an interface that leads nowhere.
+    unshared = ("sh", "-c", 'mount -t tmpfs tmpfs "$0" && exec "$@"', str(storage))
+    odd.start(*unshared, PYTHONPATH=str(code), GLOO_SOCKET_IFNAME="lo")
+    odd.wait()
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        address = ["--address", f"{HEAD_ADDRESS}:{GCS_PORT}", "--storage", str(storage)]
+        return subprocess.run(
+            head.command(*command(*words, *address)),
+            cwd=tmp_path, env=head.environment(), capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+
+    examined = run("doctor", "quickstart")
+    assert examined.returncode == 3, examined.stdout + examined.stderr
+    fails = [line.split(maxsplit=2)[1:] for line in examined.stdout.splitlines() if line.startswith("fails")]
+    assert [name for name, _ in fails] == ["versions", "shared", "network"], examined.stdout
+    for _, fault in fails:
+        assert fault.startswith(f"{odd.address}: ")
+    assert "install the same revision there" in fails[0][1]
+    refused = run("sweep", "quickstart")
+    assert refused.returncode == 3, refused.stdout + refused.stderr
+    for name, fault in fails[:2]:
+        assert fault.partition(";")[0].split(storage.name)[0] in refused.stderr, name
+    assert not list(storage.rglob("records.jsonl"))
