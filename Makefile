@@ -1,5 +1,6 @@
 # make demo   sets up, then runs the study search_spaces/quickstart.yaml
 # make test   sets up, then runs all tests and prints the coverage
+# make test-cluster  runs studies on several nodes, in network namespaces, while links and nodes fail (root, iproute2)
 # make chaos  injects FAULTS (default 30) faults at random times into running studies
 # make lint   ruff and mypy
 # make docs   writes docs/methods.md from the catalog
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test chaos lint docs lock setup clean
+.PHONY: demo test test-cluster chaos lint docs lock setup clean
 
 setup: $(READY)
 
@@ -30,6 +31,9 @@ test: setup lint
 	$(BIN)/python -m coverage run -m pytest
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
+
+test-cluster: setup
+	$(BIN)/python -m pytest tests/cluster
 
 FAULTS ?= 30
 

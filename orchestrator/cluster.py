@@ -18,6 +18,7 @@ from pathlib import Path
 
 from orchestrator.credentials import withheld
 from search_spaces.study import Resources
+from trainers.data.availability import DIRECTORY_VARIABLE
 from trainers.problems import InvalidInput
 
 TRIAL_SLOT = "trial_slot"
@@ -139,7 +140,8 @@ def connect(address: str | None, trial_slots: int) -> Iterator[Capacity]:
                 **quiet,
             )
     else:
-        ray.init(address=address, runtime_env={"env_vars": ENVIRONMENT}, **quiet)
+        shared = {name: os.environ[name] for name in (DIRECTORY_VARIABLE,) if name in os.environ}
+        ray.init(address=address, runtime_env={"env_vars": ENVIRONMENT | shared}, **quiet)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_termination)  # Ray has put its own in its place, which exits at once
     try:

@@ -154,6 +154,7 @@ class GroupSlot(tune.Trainable):
 
     resources: Resources
     storage: str
+    start_attempts: int
 
     def setup(self, config: dict[str, Any]) -> None:
         """Start the worker group and hand it the first run."""
@@ -222,7 +223,7 @@ class GroupSlot(tune.Trainable):
                 run_config=RunConfig(
                     name=f"slot-{self.trial_id}-{time.time_ns()}",
                     storage_path=self.storage,
-                    failure_config=FailureConfig(max_failures=3, controller_failure_limit=3),
+                    failure_config=FailureConfig(max_failures=3, controller_failure_limit=self.start_attempts),
                 ),
             ).fit()
         except BaseException as error:
@@ -231,9 +232,13 @@ class GroupSlot(tune.Trainable):
             self._over = True
 
 
-def group_slot(resources: Resources, storage: Path) -> type[GroupSlot]:
-    """A GroupSlot for these resources; Ray Train keeps its own notes under `storage`."""
-    return type("GroupSlot", (GroupSlot,), {"resources": resources, "storage": str(storage)})
+def group_slot(resources: Resources, storage: Path, *, start_attempts: int) -> type[GroupSlot]:
+    """A GroupSlot for these resources; Ray Train keeps its own notes under `storage`.
+
+    A group that finds no room gives up after so many minutes, with -1 never: a lost node may come back any time.
+    """
+    attributes = {"resources": resources, "storage": str(storage), "start_attempts": start_attempts}
+    return type("GroupSlot", (GroupSlot,), attributes)
 
 
 def worker_group(config: dict[str, Any]) -> None:

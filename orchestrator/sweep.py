@@ -113,7 +113,7 @@ def run_on_slots(
     scratch = session.journal.folder / "ray"
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     if resources.workers > 1:
-        slot: Any = group_slot(resources, scratch / "groups")
+        slot: Any = group_slot(resources, scratch / "groups", start_attempts=3 if session.capacity.private else -1)
         # The workers of a group hold the CPUs. Its trial actor must hold something, but no part of a CPU, or the last
         # group would not fit: a slot, and on a cluster without slots a trace of the head node.
         needs = {"CPU": 0, TRIAL_SLOT: 1} if session.capacity.private else {"CPU": 0, HEAD_NODE: 0.001}
