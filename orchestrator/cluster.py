@@ -104,7 +104,10 @@ def _own_token() -> str:
 
 
 def check_answers(address: str | None) -> None:
-    """Raise ConnectionError within seconds if nothing listens at HOST:PORT (Ray itself would try for minutes)."""
+    """Raise ConnectionError within seconds if no Ray answers at HOST:PORT, or if it wants another token than ours.
+
+    Ray itself would try for minutes.
+    """
     chosen = address_in_use(address)
     host, _, port = (chosen or "").removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
@@ -115,6 +118,19 @@ def check_answers(address: str | None) -> None:
         raise ConnectionError(
             f"the Ray cluster can't be reached: nothing answers at {chosen} ({error.strerror or error})"
         ) from error
+    prepare(private=False)
+
+    import ray
+
+    try:
+        ray._raylet.GcsClient(address=f"{host}:{port}")
+    except ray.exceptions.AuthenticationError as error:
+        raise ConnectionError(wrong_token(f"{host}:{port}")) from error
+
+
+def wrong_token(address: str) -> str:
+    """What to say when a cluster does not know us."""
+    return f"{address} wants the token of its cluster: RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE"
 
 
 @contextmanager

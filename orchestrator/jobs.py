@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cluster import prepare
+from orchestrator.cluster import prepare, wrong_token
 from orchestrator.exit_codes import INTERRUPTED, OK, SOME_FAILED
 from orchestrator.journal import STUDY_FILE
 from search_spaces.study import Study
@@ -156,9 +156,7 @@ class Jobs:
         try:
             yield
         except AuthenticationError as error:
-            raise ConnectionError(
-                f"{self._address} wants the token of the cluster: RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE"
-            ) from error
+            raise ConnectionError(wrong_token(self._address)) from error
         except ConnectionError as error:
             raise ConnectionError(f"no Ray dashboard answers at {self._address}") from error
 

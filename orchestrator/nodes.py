@@ -103,18 +103,25 @@ def clock_faults(nodes: Sequence[Node]) -> list[str]:
     """Clocks within two seconds of this one: an epoch carries the time of the node that computed it."""
     faults = []
     for node in nodes:
-        round_trip, offset = float("inf"), 0.0
-        for _ in range(4):  # the quickest answer says most
+        readings = []
+        for _ in range(4):
             before = node_probe.clock()
             answers, silent = _ask({node: node.start(node_probe.clock)})
-            after = node_probe.clock()
             if silent:
                 faults += silent
                 break
-            round_trip, offset = min((round_trip, offset), (after - before, answers[node] - (before + after) / 2))
-        if abs(offset) > GREATEST_SKEW_SECONDS + round_trip / 2:
-            faults.append(f"{node.address}: its clock is {offset:+.1f} s off; run an NTP client there")
+            readings.append((before, answers[node], node_probe.clock()))
+        skew = least_skew(readings)
+        if abs(skew) > GREATEST_SKEW_SECONDS:
+            faults.append(f"{node.address}: its clock is {skew:+.1f} s off; run an NTP client there")
     return faults
+
+
+def least_skew(readings: Sequence[tuple[float, float, float]]) -> float:
+    """The smallest offset in seconds that (time before asking, answer, time after) do not rule out: 0 if none is."""
+    lowest = max((there - after for _, there, after in readings), default=0.0)
+    highest = min((there - before for before, there, _ in readings), default=0.0)
+    return lowest if lowest > 0 else min(highest, 0.0)
 
 
 def storage_faults(nodes: Sequence[Node], storage: Path) -> list[str]:

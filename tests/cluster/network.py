@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.cluster.ray_node import RayNode, make_token
 
 HEAD_ADDRESS, GCS_PORT, DASHBOARD_PORT = "10.77.0.11", 6379, 8265
-DEATH_SECONDS = 3  # how long a node may be silent before the head declares it dead
+DEATH_SECONDS = 6  # how long a node may be silent before the head declares it dead
 _HEALTH = {
     "RAY_health_check_initial_delay_ms": "0",
     "RAY_health_check_period_ms": "1000",

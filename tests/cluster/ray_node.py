@@ -12,6 +12,9 @@ from pathlib import Path
 from tests.faults.processes import descendants, kill, wait_for_the_end_of, wait_until
 from tests.integration.conftest import unmeasured
 
+# What runs a node in earnest starts it again when it ends.
+_SUPERVISOR = 'while true; do "$0" "$@"; sleep 1; done'
+
 
 def make_token(folder: Path) -> Path:
     """The secret of a cluster, in a file that only its owner reads."""
@@ -39,14 +42,15 @@ class RayNode:
         return unmeasured(OMP_NUM_THREADS="1", RAY_TMPDIR=str(self._folder), **token, **extra)
 
     def start(self, *under: str, **extra: str) -> None:
-        """Run `ray start`, under another command and with more variables in its environment."""
+        """Run `ray start` again and again, under another command and with more variables in its environment."""
         binaries = Path(sys.executable).parent
         waits = {"RAY_raylet_start_wait_time_s": "120"}  # the machine may be busy
         path = f"{binaries}:{os.environ['PATH']}"
-        words = ["start", "--block", "--disable-usage-stats", "--object-store-memory", "80000000"]
+        ray = ["sh", "-c", _SUPERVISOR, str(binaries / "ray"), "start", "--block"]
+        words = ["--disable-usage-stats", "--object-store-memory", "80000000"]
         with open(self._log, "wb") as log:
             self._process = subprocess.Popen(
-                [*self._prefix, *under, str(binaries / "ray"), *words, "--temp-dir", str(self._folder), *self._words],
+                [*self._prefix, *under, *ray, *words, "--temp-dir", str(self._folder), *self._words],
                 env=self.environment(PATH=path, **waits, **extra), stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 
@@ -64,26 +68,19 @@ class RayNode:
         return any(line.startswith(title) for line in descendants(self._running.pid).values())
 
     def kill_raylet(self) -> None:
-        """As when the machine is taken away: the node's daemon dies, and with it everything that it had started."""
-        below = descendants(self._running.pid)
-        kill(next(pid for pid, line in below.items() if "/raylet/raylet " in line))
-        self.wait_for_the_end()
-        wait_for_the_end_of(below)
-
-    def wait_for_the_end(self) -> None:
-        """Until it has given up."""
-        process = self._running
-        wait_until(lambda: process.poll() is not None, "the end of a Ray node")
+        """As when the machine fails: the node's daemon dies, and with it everything that it had started."""
+        kill(next(pid for pid, line in descendants(self._running.pid).items() if "/raylet/raylet " in line))
 
     def stop(self) -> None:
         """Kill whatever runs of it."""
         if self._process is not None:
-            pids = [self._process.pid, *descendants(self._process.pid)]
-            for pid in pids:
-                with suppress(ProcessLookupError):  # it ends by itself
-                    kill(pid)
+            below = descendants(self._process.pid)
+            self._process.kill()
             self._process.wait()
-            wait_for_the_end_of(pids)
+            for pid in below:
+                with suppress(ProcessLookupError):  # it has ended by itself
+                    kill(pid)
+            wait_for_the_end_of(below)
             self._process = None
 
     @property

@@ -55,8 +55,8 @@ def network() -> Iterator[Network]:
 def check(laboratory: ClusterLaboratory, train: Train) -> None:
     """The study has ended as an undisturbed one does, and MLflow knows every epoch once."""
     code, said = laboratory.end()
-    assert code == 0, said
     reference = undisturbed(laboratory.study, laboratory.folder / "reference", train)
+    assert code == any(run.state == "failed" for run in reference.runs()), said
     for ours, theirs in zip(laboratory.journal.runs(), reference.runs(), strict=True):
         assert ours.values == theirs.values
         assert_same_run(ours, theirs)
@@ -74,19 +74,17 @@ def test_trials_across_two_nodes_survive_a_cut_link_and_a_dead_node(
         laboratory.start()
         laboratory.wait_for_epoch(0, 1)
         with laboratory.fault("link cut, shorter than the death of a node"), network.cut(second):
-            silence(DEATH_SECONDS - 1)
+            silence(DEATH_SECONDS / 3)
         laboratory.wait_for_a_new_epoch()
         laboratory.wait_for_epoch(1, 1)
         with laboratory.fault("link cut, longer than the death of a node"):
             with network.cut(second):
-                silence(4 * DEATH_SECONDS)
-            second.wait_for_the_end()  # a node that was declared dead ends; its supervisor starts it again
-            second.start()
+                silence(2 * DEATH_SECONDS)
+            # A node that was declared dead ends when it hears of it, and is started again.
             laboratory.wait_for_a_new_epoch()
         laboratory.wait_for_epoch(2, 1)
         with laboratory.fault("node killed and started again"):
             first.kill_raylet()
-            first.start()
             laboratory.wait_for_a_new_epoch()
         laboratory.wait_for_epoch(3, 1)
         laboratory.kill_driver()
@@ -108,14 +106,12 @@ def test_a_trial_of_a_node_that_is_cut_off_goes_on_on_another_and_is_recorded_on
         with laboratory.fault("node of a trial cut off"), network.cut(host):
             silence(2 * DEATH_SECONDS)
             laboratory.wait_for_a_new_epoch()
-        host.wait_for_the_end()
-        host.start()
         injections += laboratory.injections
         check(laboratory, train_here)
 
 
 def test_the_doctor_names_the_node_at_fault_and_a_sweep_is_refused(network: Network, tmp_path: Path) -> None:
-    head, (_, odd) = network.head, network.workers
+    head, (other, odd) = network.head, network.workers
     code = tmp_path / "code"
     for package in ("orchestrator", "search_spaces", "trainers"):
         shutil.copytree(ROOT / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -123,9 +119,10 @@ def test_the_doctor_names_the_node_at_fault_and_a_sweep_is_refused(network: Netw
     storage = tmp_path / "shared"
     storage.mkdir()
     odd.stop()
-    # A file system of its own where the shared one should be, other code, and an interface that leads nowhere.
+    # A file system of its own where the shared one should be, other code, and no way to the other worker.
     unshared = ("sh", "-c", 'mount -t tmpfs tmpfs "$0" && exec "$@"', str(storage))
-    odd.start(*unshared, PYTHONPATH=str(code), GLOO_SOCKET_IFNAME="lo")
+    subprocess.run(odd.command("ip", "route", "add", "blackhole", other.address), check=True)
+    odd.start(*unshared, PYTHONPATH=str(code))
     odd.wait()
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:

@@ -190,10 +190,12 @@ def test_jobs_are_listed_and_a_wrong_name_names_them(cluster: Cluster, sent: Sen
 
 
 def test_without_the_token_nothing_is_told(cluster: Cluster, tmp_path: Path) -> None:
-    result = run("job", "list", "--address", cluster.dashboard, cwd=tmp_path, RAY_AUTH_MODE="disabled")
-    assert result.returncode == 3
-    assert "RAY_AUTH_TOKEN_PATH" in result.stderr
-    assert "Traceback" not in result.stderr
+    for words, address in ((["job", "list"], cluster.dashboard), (["sweep", "quickstart"], cluster.address)):
+        result = run(*words, "--address", address, cwd=tmp_path, measured=False, RAY_AUTH_MODE="disabled")
+        assert result.returncode == 3, words
+        assert "RAY_AUTH_TOKEN_PATH" in result.stderr
+        assert "Traceback" not in result.stderr
+    assert not (tmp_path / "runs" / "quickstart").exists()
 
 
 def test_a_sweep_and_the_doctor_join_by_address(cluster: Cluster, tmp_path: Path) -> None:
