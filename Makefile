@@ -1,5 +1,6 @@
 # make demo   sets up, then runs the study search_spaces/quickstart.yaml
 # make test   sets up, then runs all tests and prints the coverage
+# make test-cluster  runs studies on several nodes, in network namespaces, while links and nodes fail (root, iproute2)
 # make chaos  injects FAULTS (default 30) faults at random times into running studies
 # make bench  measures and writes benchmarks/RESULTS.md, or only BENCH=NAME
 # make lint   ruff and mypy
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test chaos bench lint docs lock setup clean
+.PHONY: demo test test-cluster chaos bench lint docs lock setup clean
 
 setup: $(READY)
 
@@ -31,6 +32,9 @@ test: setup lint
 	$(BIN)/python -m coverage run -m pytest
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
+
+test-cluster: setup
+	$(BIN)/python -m pytest tests/cluster
 
 FAULTS ?= 30
 

@@ -10,6 +10,7 @@ import typer
 
 from orchestrator import disk
 from orchestrator.exit_codes import BAD_INPUT, ENVIRONMENT, INTERRUPTED, OK, SOME_FAILED
+from orchestrator.job_verbs import job, submit
 from trainers.problems import InvalidInput
 
 app = typer.Typer(
@@ -54,6 +55,10 @@ def sweep(
     from orchestrator.run import run_study
 
     raise typer.Exit(run_study(loaded, storage, address, _console()))
+
+
+app.command()(submit)
+app.add_typer(job, name="job")
 
 
 @app.command()
@@ -230,11 +235,18 @@ def validate(files: Annotated[list[str], typer.Argument(help="study files, or na
 
 
 @app.command()
-def doctor(address: Address = None, storage: Storage = DEFAULT_STORAGE, data_dir: DataDir = None) -> None:
-    """Check what a study needs: Python, torch, GPUs, Ray, MLflow, disk, data."""
+def doctor(
+    study: Annotated[str | None, typer.Argument(help="a study whose data must be there")] = None,
+    address: Address = None,
+    storage: Storage = DEFAULT_STORAGE,
+    data_dir: DataDir = None,
+) -> None:
+    """Check what a study needs: Python, torch, GPUs, Ray, MLflow, disk, data; on a cluster, on each node."""
     from orchestrator.doctor import examine
+    from search_spaces.loader import load_study
 
-    raise typer.Exit(OK if examine(address, storage, data_dir, _console()) else ENVIRONMENT)
+    loaded = load_study(study) if study else None
+    raise typer.Exit(OK if examine(address, storage, data_dir, loaded, _console()) else ENVIRONMENT)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -256,7 +268,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ConnectionError as error:
         if debug:
             raise
-        print(f"error: the Ray cluster can't be reached: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         code = ENVIRONMENT
     except typer.Abort:
         code = INTERRUPTED

@@ -6,8 +6,10 @@ import atexit
 import os
 import secrets
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from pathlib import Path
 
 from orchestrator.credentials import withheld
 from search_spaces.study import Resources
+from trainers.data.availability import DIRECTORY_VARIABLE
 from trainers.problems import InvalidInput
 
 TRIAL_SLOT = "trial_slot"
@@ -101,7 +104,10 @@ def _own_token() -> str:
 
 
 def check_answers(address: str | None) -> None:
-    """Raise ConnectionError within seconds if nothing listens at HOST:PORT (Ray itself would try for minutes)."""
+    """Raise ConnectionError within seconds if no Ray answers at HOST:PORT, or if it wants another token than ours.
+
+    Ray itself would try for minutes.
+    """
     chosen = address_in_use(address)
     host, _, port = (chosen or "").removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
@@ -109,7 +115,22 @@ def check_answers(address: str | None) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
     except OSError as error:
-        raise ConnectionError(f"nothing answers at {chosen} ({error.strerror or error})") from error
+        raise ConnectionError(
+            f"the Ray cluster can't be reached: nothing answers at {chosen} ({error.strerror or error})"
+        ) from error
+    prepare(private=False)
+
+    import ray
+
+    try:
+        ray._raylet.GcsClient(address=f"{host}:{port}")
+    except ray.exceptions.AuthenticationError as error:
+        raise ConnectionError(wrong_token(f"{host}:{port}")) from error
+
+
+def wrong_token(address: str) -> str:
+    """What to say when a cluster does not know us."""
+    return f"{address} wants the token of its cluster: RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE"
 
 
 @contextmanager
@@ -123,6 +144,7 @@ def connect(address: str | None, trial_slots: int) -> Iterator[Capacity]:
 
     import ray
 
+    on_termination = signal.getsignal(signal.SIGTERM)
     quiet = {"logging_level": "error", "log_to_driver": False}
     if address is None:
         with withheld():
@@ -134,7 +156,10 @@ def connect(address: str | None, trial_slots: int) -> Iterator[Capacity]:
                 **quiet,
             )
     else:
-        ray.init(address=address, runtime_env={"env_vars": ENVIRONMENT}, **quiet)
+        shared = {name: os.environ[name] for name in (DIRECTORY_VARIABLE,) if name in os.environ}
+        ray.init(address=address, runtime_env={"env_vars": ENVIRONMENT | shared}, **quiet)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_termination)  # Ray has put its own in its place, which exits at once
     try:
         total = ray.cluster_resources()
         yield Capacity(int(total.get("CPU", 0)), float(total.get("GPU", 0)), private=address is None)

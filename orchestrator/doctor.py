@@ -6,41 +6,110 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from orchestrator import tracking
 from orchestrator.cluster import address_in_use, connect, local_capacity
-from search_spaces.study import parse_study
+from search_spaces.space import corners
+from search_spaces.study import Study, parse_study
 from trainers import catalog
-from trainers.config import parse
+from trainers.config import Data, parse
 from trainers.data.availability import DIRECTORY_VARIABLE, check_available
 from trainers.problems import InvalidInput
 
 _LEAST_FREE_GIGABYTES = 1.0
 
 
-def examine(address: str | None, storage: Path, data_dir: Path | None, console: Console) -> bool:
-    """Run all checks; returns whether everything that is required works. Missing data sets are only mentioned."""
-    checks: list[tuple[str, Callable[[], str]]] = [
-        ("Python", _python),
-        ("torch", _torch),
-        ("storage", lambda: _storage(storage)),
-        ("MLflow", _mlflow),
-        ("Ray", lambda: _ray(address)),
-    ]
-    healthy = True
-    for name, check in checks:
-        try:
-            console.print(f"[green]ok[/green]    {name:<8} {check()}")
-        except Exception as error:
-            healthy = False
-            console.print(f"[red]fails[/red] {name:<8} {error}")
+def examine(address: str | None, storage: Path, data_dir: Path | None, study: Study | None, console: Console) -> bool:
+    """Run all checks; returns whether everything that is required works. Missing data sets are only mentioned.
+
+    With a study, the data that it trains on are required. On a cluster everything is looked at on each node.
+    """
+    report = _Report(console)
+    report.check("Python", _python)
+    report.check("torch", _torch)
+    report.check("storage", lambda: _storage(storage))
+    report.check("MLflow", lambda: _mlflow(study))
+    if address_in_use(address) is None:
+        report.check("Ray", _private_ray)
+    else:
+        _examine_cluster(address, storage, data_dir, study, report)
     for name in catalog.DATASETS:
-        console.print(_data(name, data_dir))
-    return healthy
+        if study is None:
+            console.print(_data(name, data_dir))
+    if study is not None:
+        data = data_of(study, data_dir)
+        report.check("data", lambda: _required(data))
+    return report.healthy
+
+
+class _Report:
+    """One line a check, and whether all of them passed."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self.healthy = True
+
+    def check(self, name: str, check: Callable[[], str]) -> None:
+        """Print what a check says, or why it fails."""
+        try:
+            said = check()
+        except Exception as error:
+            self.faults(name, [str(error)])
+        else:
+            self.passes(name, said)
+
+    def passes(self, name: str, said: str) -> None:
+        """Print a line that nobody has to act on."""
+        self._console.print(f"[green]ok[/green]    {name:<8} {escape(said)}", soft_wrap=True)
+
+    def faults(self, name: str, faults: Sequence[str], otherwise: str = "") -> None:
+        """Print one line a fault, or that there is none."""
+        for fault in faults:
+            self.healthy = False
+            self._console.print(f"[red]fails[/red] {name:<8} {escape(fault)}", soft_wrap=True)
+        if not faults:
+            self.passes(name, otherwise)
+
+
+def _examine_cluster(
+    address: str | None, storage: Path, data_dir: Path | None, study: Study | None, report: _Report
+) -> None:
+    try:
+        with connect(address, trial_slots=1) as capacity:
+            import ray
+
+            from orchestrator import nodes
+
+            found = nodes.living_nodes()
+            count = f"{len(found)} node{'s' * (len(found) > 1)}"
+            size = f"{count}, {capacity.cpus} CPUs, {capacity.gpus:g} GPUs"
+            report.passes("Ray", f"{ray.__version__} ({address_in_use(address)}): {size}")
+            report.faults("versions", nodes.version_faults(found), f"equal on {count}")
+            report.faults("clocks", nodes.clock_faults(found), f"within {nodes.GREATEST_SKEW_SECONDS:g} s on {count}")
+            report.faults("shared", nodes.storage_faults(found, storage), f"{storage} written and read on {count}")
+            if capacity.gpus:
+                report.faults("GPUs", nodes.gpu_faults(found), "torch can use them")
+            training = len(nodes.training_nodes(found))
+            report.faults(
+                "network",
+                nodes.network_faults(found),
+                f"a sum over {training} nodes" if training > 1 else "one node trains",
+            )
+            if study is not None:
+                report.faults("data", nodes.data_faults(found, data_of(study, data_dir)), f"the same on {count}")
+    except (ConnectionError, RuntimeError) as error:
+        report.faults("Ray", [str(error)])
+
+
+def data_of(study: Study, data_dir: Path | None) -> Data:
+    """What a study trains on, from the folder that is given."""
+    data = study.experiment_for(corners(study.space)[0] if study.space else {}).data
+    return data if data_dir is None else data.model_copy(update={"directory": str(data_dir.absolute())})
 
 
 def _python() -> str:
@@ -68,22 +137,26 @@ def _storage(storage: Path) -> str:
     return f"{storage.absolute()} can be written, {free:.0f} GB free"
 
 
-def _mlflow() -> str:
-    uri = tracking.tracking_uri(parse_study({"name": "doctor"}))
+def _mlflow(study: Study | None) -> str:
+    uri = tracking.tracking_uri(study or parse_study({"name": "doctor"}))
     tracking.check_reachable(uri)
     import mlflow
 
     return f"{mlflow.__version__}, {uri} can be used"
 
 
-def _ray(address: str | None) -> str:
-    with connect(address, trial_slots=1) as capacity:
+def _private_ray() -> str:
+    with connect(None, trial_slots=1) as capacity:
         import ray
 
         # One task proves more than an address: a worker starts, imports our code and answers.
         answer = ray.get(ray.remote(platform.python_version).options(num_cpus=1).remote(), timeout=60)
-        where = address_in_use(address) or "private"
-        return f"{ray.__version__} ({where}): {capacity.cpus} CPUs, {capacity.gpus:g} GPUs, workers run Python {answer}"
+        return f"{ray.__version__} (private): {capacity.cpus} CPUs, {capacity.gpus:g} GPUs, workers run Python {answer}"
+
+
+def _required(data: Data) -> str:
+    check_available(data)
+    return f"{data.name} is there"
 
 
 def _data(name: str, data_dir: Path | None) -> str:

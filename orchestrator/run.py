@@ -106,8 +106,11 @@ def _run_phases(
     with cluster.connect(address, slots) as capacity:
         # Imported with Ray's environment set.
         from orchestrator import confirm as confirmation
-        from orchestrator import sweep
+        from orchestrator import nodes, reservations, sweep
 
+        if not capacity.private:
+            nodes.require_alike(journal.folder.parent)
+            reservations.release_left_over(journal)
         session = sweep.Session(study, journal, capacity, view, interrupt)
         capacity.require(study.resources, "resources")
         with view:

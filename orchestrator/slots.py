@@ -22,16 +22,17 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import ray.util
 from ray import tune
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator import disk
+from orchestrator.reservations import note_placement_group
 from search_spaces.study import Resources
 from trainers.config import parse
 from trainers.records import EpochRecord
 
 Report = dict[str, Any]
-GROUP_FILE = "placement_group"
 _HALT_SECONDS = 600
 _POLL_SECONDS = 1.0
 
@@ -153,10 +154,14 @@ class GroupSlot(tune.Trainable):
 
     resources: Resources
     storage: str
+    start_attempts: int
 
     def setup(self, config: dict[str, Any]) -> None:
         """Start the worker group and hand it the first run."""
-        self._mailbox = ray.remote(Mailbox).options(num_cpus=0, max_concurrency=8).remote()
+        # Beside this actor: without it the mailbox is of no use, and it shall not die with another node.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        options = {"num_cpus": 0, "max_concurrency": 8, "scheduling_strategy": here}
+        self._mailbox = ray.remote(Mailbox).options(**options).remote()
         self._error: BaseException | None = None
         self._over = False
         self._thread = threading.Thread(target=self._run_group, daemon=True)
@@ -199,7 +204,9 @@ class GroupSlot(tune.Trainable):
 
     def _run_group(self) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.torch import TorchTrainer
+
+        from orchestrator.process_group import GroupConfig
 
         needs = {"CPU": float(self.resources.cpus_per_worker)}
         on_gpu = self.resources.gpus_per_worker > 0
@@ -209,14 +216,14 @@ class GroupSlot(tune.Trainable):
             TorchTrainer(
                 worker_group,
                 train_loop_config={"mailbox": self._mailbox},
-                torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+                torch_config=GroupConfig(backend="nccl" if on_gpu else "gloo"),
                 scaling_config=ScalingConfig(
                     num_workers=self.resources.workers, use_gpu=on_gpu, resources_per_worker=needs
                 ),
                 run_config=RunConfig(
                     name=f"slot-{self.trial_id}-{time.time_ns()}",
                     storage_path=self.storage,
-                    failure_config=FailureConfig(max_failures=3, controller_failure_limit=3),
+                    failure_config=FailureConfig(max_failures=3, controller_failure_limit=self.start_attempts),
                 ),
             ).fit()
         except BaseException as error:
@@ -225,9 +232,13 @@ class GroupSlot(tune.Trainable):
             self._over = True
 
 
-def group_slot(resources: Resources, storage: Path) -> type[GroupSlot]:
-    """A GroupSlot for these resources; Ray Train keeps its own notes under `storage`."""
-    return type("GroupSlot", (GroupSlot,), {"resources": resources, "storage": str(storage)})
+def group_slot(resources: Resources, storage: Path, *, start_attempts: int) -> type[GroupSlot]:
+    """A GroupSlot for these resources; Ray Train keeps its own notes under `storage`.
+
+    A group that finds no room gives up after so many minutes, with -1 never: a lost node may come back any time.
+    """
+    attributes = {"resources": resources, "storage": str(storage), "start_attempts": start_attempts}
+    return type("GroupSlot", (GroupSlot,), attributes)
 
 
 def worker_group(config: dict[str, Any]) -> None:
@@ -250,6 +261,8 @@ def worker_group(config: dict[str, Any]) -> None:
                 report = report_of(record, int(job["experiment"]["epochs"]))
                 if ranks.broadcast(ray.get(mailbox.report.remote(report)) if ranks.is_first else False):
                     break
+        except RayError:
+            raise  # the mailbox is gone: not the run's fault, and nobody to tell
         except Exception as error:
             # It is the run's own only if every rank lives to meet it. If one has died, this raises: Train starts the
             # group again, which finds its job in the mailbox.
@@ -290,39 +303,3 @@ def keep_traceback(run_dir: Path, error: Exception) -> str:
     file = run_dir / "error.txt"
     file.write_text("".join(traceback.format_exception(error)))
     return f"{type(error).__name__}: {error} (traceback: {file})"
-
-
-def note_placement_group(run_dir: Path) -> None:
-    """Write down which placement group this worker group holds: whoever cleans up after a crash needs its id."""
-    group = ray.util.get_current_placement_group()
-    if group is not None:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / GROUP_FILE).write_text(group.id.hex())
-
-
-class ReleasePlacementGroups(tune.Callback):
-    """A killed trial actor leaves its workers' placement group reserved: remove it, or the next slot waits for ever."""
-
-    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Tune is about to start the trial again in a new actor."""
-        _release(Path(trial.config["run_dir"]))
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """The trial has failed for good; its actor is gone."""
-        _release(Path(trial.config["run_dir"]))
-
-
-def release_left_over(study_folder: Path) -> None:
-    """On a cluster that outlives its drivers: free what the groups of a killed driver of this study still reserve."""
-    for note in study_folder.glob(f"*/*/{GROUP_FILE}"):
-        _release(note.parent)
-
-
-def _release(run_dir: Path) -> None:
-    from ray import PlacementGroupID
-    from ray.util.placement_group import PlacementGroup, remove_placement_group
-
-    note = run_dir / GROUP_FILE
-    if note.exists():
-        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(note.read_text()))))
-        note.unlink()

@@ -23,9 +23,10 @@ from orchestrator.early_stopping import EarlyStopping, StopEarly
 from orchestrator.interrupt import Interrupt
 from orchestrator.journal import Journal, Run, trial_key
 from orchestrator.progress import StudyView
+from orchestrator.reservations import ReleasePlacementGroups
 from orchestrator.search import DriverOnly, Outcome, StudySearcher
 from orchestrator.seeds import trials
-from orchestrator.slots import ProcessSlot, ReleasePlacementGroups, group_slot, record_of, release_left_over
+from orchestrator.slots import ProcessSlot, group_slot, record_of
 from orchestrator.stop_rules import Stop
 from search_spaces.stopping import Stopping
 from search_spaces.study import Resources, Study
@@ -152,11 +153,9 @@ def run_on_slots(
     """Let Tune run what the searcher gives, as many runs at once as fit. Returns early if the user interrupts."""
     concurrent = session.capacity.require(resources, section)
     scratch = session.journal.folder / "ray"
-    if not session.capacity.private:
-        release_left_over(session.journal.folder)
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     if resources.workers > 1:
-        slot: Any = group_slot(resources, scratch / "groups")
+        slot: Any = group_slot(resources, scratch / "groups", start_attempts=3 if session.capacity.private else -1)
         # The workers of a group hold the CPUs. Its trial actor must hold something, but no part of a CPU, or the last
         # group would not fit: a slot, and on a cluster without slots a trace of the head node.
         needs = {"CPU": 0, TRIAL_SLOT: 1} if session.capacity.private else {"CPU": 0, HEAD_NODE: 0.001}

@@ -57,8 +57,16 @@ class Laboratory:
         self._drivers += 1
         with open(self._log, "wb") as log:
             self._driver = subprocess.Popen(
-                command(*words), cwd=self.folder, env=unmeasured(OMP_NUM_THREADS="1"), stdout=log, stderr=log
+                self.command(*words), cwd=self.folder, env=self.environment(), stdout=log, stderr=log
             )
+
+    def command(self, *words: str) -> list[str]:
+        """How a driver is started: the command line of this package, on this machine."""
+        return command(*words)
+
+    def environment(self) -> dict[str, str]:
+        """What it inherits."""
+        return unmeasured(OMP_NUM_THREADS="1")
 
     def end(self) -> tuple[int, str]:
         """Wait for the driver's own end: its exit code and what it said. No process of its outlives it."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,22 +12,40 @@ import ray
 from ray.util.placement_group import placement_group, placement_group_table
 
 from orchestrator import cluster
-from orchestrator.slots import GROUP_FILE, release_left_over
+from orchestrator.journal import Journal
+from orchestrator.reservations import release_left_over
 
 pytestmark = pytest.mark.ray
 
+DRIVER = """
+import os, sys, ray
+from ray.util.placement_group import placement_group
+ray.init(address=sys.argv[1], logging_level="error")
+group = placement_group([{"CPU": 0.5}], lifetime="detached")
+ray.get(group.ready())
+print(ray.get_runtime_context().get_job_id(), group.id.hex(), flush=True)
+os.kill(os.getpid(), 9)
+"""
 
-def test_the_reservations_noted_in_a_study_folder_are_removed_and_others_stay(tmp_path: Path) -> None:
+
+def killed_driver() -> tuple[str, str]:
+    """A driver on this cluster that reserves and dies: its job, and its placement group."""
+    words = [sys.executable, "-c", DRIVER, ray.get_runtime_context().gcs_address]
+    job, group = subprocess.run(words, capture_output=True, text=True, env=os.environ).stdout.split()
+    return job, group
+
+
+def test_what_earlier_drivers_of_the_study_reserved_is_removed_and_others_stay(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
     with cluster.connect(None, trial_slots=1):
-        noted, foreign = (placement_group([{"CPU": 0.5}], lifetime="detached") for _ in range(2))
-        for group in (noted, foreign):
-            ray.get(group.ready())
-        for folder in ("trials/0000", "confirm/0000-seed1"):  # one group served both runs
-            (tmp_path / folder).mkdir(parents=True)
-            (tmp_path / folder / GROUP_FILE).write_text(noted.id.hex())
-        (tmp_path / "trials" / "0001").mkdir()
-        release_left_over(tmp_path)
-        assert not list(tmp_path.rglob(GROUP_FILE))
-        states = {key: entry["state"] for key, entry in placement_group_table().items()}
-        assert states == {noted.id.hex(): "REMOVED", foreign.id.hex(): "CREATED"}
-        release_left_over(tmp_path)
+        own = placement_group([{"CPU": 0.5}], lifetime="detached")
+        ray.get(own.ready())
+        release_left_over(journal)
+        (joined,) = journal.events()
+        assert joined["job"] == ray.get_runtime_context().get_job_id()
+        (ours, left), (_, foreign) = killed_driver(), killed_driver()
+        journal.append("joined", cluster=joined["cluster"], job=ours)
+        journal.append("joined", cluster="another cluster", job=foreign[-8:])
+        release_left_over(journal)
+        states = {group: entry["state"] for group, entry in placement_group_table().items()}
+        assert states == {own.id.hex(): "CREATED", left: "REMOVED", foreign: "CREATED"}

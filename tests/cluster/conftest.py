@@ -1,0 +1,20 @@
+"""Skips only where it may: `make test-cluster` shows something or fails, unless ALLOW_SKIP=1 says otherwise."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.cluster.network import why_not
+from tests.faults.conftest import injections, pytest_terminal_summary
+
+__all__ = ["injections", "pytest_terminal_summary"]
+
+
+def pytest_collection_modifyitems(config: pytest.Config) -> None:
+    reason = why_not()
+    if reason is not None:
+        allowed = os.environ.get("ALLOW_SKIP") == "1"
+        hint = "" if allowed else " (ALLOW_SKIP=1 skips these tests)"
+        pytest.exit(f"tests/cluster: {reason}{hint}", returncode=0 if allowed else 1)

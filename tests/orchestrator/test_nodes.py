@@ -1,0 +1,98 @@
+"""What nodes must have in common: compared as values, and looked at through the file system."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestrator.interfaces import interface_of, use_interface_of
+from orchestrator.node_probe import contents, unseen, versions, write
+from orchestrator.nodes import differences, least_skew
+
+
+def test_every_version_that_differs_is_named_with_what_to_do() -> None:
+    here = {"Python": "3.11.7", "torch": "2.15.0", "this package": "code 12", "methods of other packages": ""}
+    there = {**here, "torch": "2.14.0", "methods of other packages": "toy 1.0"}
+    assert differences("10.0.0.2", here, here) == []
+    assert differences("10.0.0.2", here, there) == [
+        "10.0.0.2: torch 2.14.0, here 2.15.0; install the same requirements.lock there",
+        "10.0.0.2: methods of other packages toy 1.0, here none; install the same ones there",
+    ]
+
+
+def test_our_own_code_is_compared_by_content(tmp_path: Path) -> None:
+    script = "from orchestrator.node_probe import versions; print(versions(['nothing-of-this-name'], ['p'], 'g'))"
+
+    def seen() -> str:
+        path = f"{tmp_path}:{Path(__file__).parents[2]}"
+        run = subprocess.run(
+            [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+        )
+        return run.stdout
+
+    assert "'nothing-of-this-name': 'missing', 'this package': 'missing'" in seen()
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "__init__.py").write_text("x = 1\n")
+    first = seen()
+    (tmp_path / "p" / "notes.txt").write_text("not code")
+    assert seen() == first
+    (tmp_path / "p" / "__init__.py").write_text("x = 2\n")
+    assert seen() != first
+
+
+@pytest.mark.parametrize(
+    ("readings", "skew"),
+    [
+        ([(100.0, 100.2, 100.5)], 0.0),
+        ([(100.0, 110.0, 108.0)], 2.0),
+        ([(100.0, 110.0, 108.0), (200.0, 209.0, 200.1)], 8.9),
+        ([(100.0, 90.0, 101.0)], -10.0),
+        ([], 0.0),
+    ],
+)
+def test_a_clock_is_off_by_what_no_delay_of_the_answer_explains(
+    readings: list[tuple[float, float, float]], skew: float
+) -> None:
+    assert least_skew(readings) == pytest.approx(skew)
+
+
+def test_data_are_compared_by_size_and_both_ends(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.npy", tmp_path / "two.npy"
+    content = bytearray(1 << 18)
+    one.write_bytes(content)
+    content[-1] = 1
+    two.write_bytes(content)
+    found = contents([str(one), str(two), str(tmp_path / "three.npy")])
+    assert found[str(one)] != found[str(two)]
+    assert found[str(tmp_path / "three.npy")] == ""
+    two.write_bytes(one.read_bytes())
+    assert contents([str(one)])[str(one)] == contents([str(two)])[str(two)]
+
+
+def test_a_file_of_another_node_is_seen_or_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.node_probe._PATIENCE_SECONDS", 0.0)
+    assert write(str(tmp_path), "a") is None
+    assert unseen(str(tmp_path), ["a", "b"]) == ["b"]
+    assert "No such file" in str(write(str(tmp_path / "absent"), "a"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux asks its interfaces another way")
+def test_groups_talk_over_the_interface_of_an_address_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert interface_of("127.0.0.1") == "lo"
+    assert interface_of("192.0.2.1") is None
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")
+    use_interface_of("127.0.0.1")
+    assert (os.environ.pop("GLOO_SOCKET_IFNAME"), os.environ["NCCL_SOCKET_IFNAME"]) == ("lo", "ib0")
+    use_interface_of("192.0.2.1")
+    assert "GLOO_SOCKET_IFNAME" not in os.environ
+
+
+def test_the_packages_of_this_process_are_found() -> None:
+    found = versions(["numpy"], ["orchestrator", "trainers"], "no.group")
+    assert found["this package"].startswith("code ")
+    assert found["numpy"][0].isdigit()
