@@ -1,16 +1,18 @@
 # make demo   sets up, then runs the study search_spaces/quickstart.yaml
 # make test   sets up, then runs all tests and prints the coverage
+# make test-containers  builds the image and runs a study on the stack of docker/ (needs Docker, or root on Debian)
 # make chaos  injects FAULTS (default 30) faults at random times into running studies
 # make lint   ruff and mypy
 # make docs   writes docs/methods.md from the catalog
 # make lock   renews requirements.lock from pyproject.toml
+# make lock-cpu  renews docker/torch-cpu.lock at the same versions, with PyTorch's wheel for CPUs from WHEELS
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test chaos lint docs lock setup clean
+.PHONY: demo test test-containers chaos lint docs lock lock-cpu setup clean
 
 setup: $(READY)
 
@@ -31,6 +33,9 @@ test: setup lint
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 
+test-containers: setup
+	PYTHON=$(BIN)/python tests/containers/run.sh
+
 FAULTS ?= 30
 
 chaos: setup
@@ -49,6 +54,14 @@ lock: setup
 	    --no-emit-index-url --no-annotate --no-header --output-file requirements.lock
 	echo uv | $(BIN)/uv pip compile - --universal --python-version 3.11 --generate-hashes \
 	    --no-emit-index-url --no-annotate --no-header --output-file requirements-uv.lock
+
+WHEELS ?= docker/wheels
+
+lock-cpu: setup
+	cp requirements.lock docker/torch-cpu.lock
+	$(BIN)/uv pip compile docker/torch-cpu.in --find-links $(WHEELS) --python-platform x86_64-manylinux_2_28 \
+	    --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header \
+	    --output-file docker/torch-cpu.lock
 
 clean:
 	rm -rf $(VENV) .coverage* .mypy_cache .ruff_cache .pytest_cache *.egg-info
