@@ -36,5 +36,5 @@ log=$(mktemp)
 (cd docker && docker compose --progress plain build) > "$log" 2>&1 || { tail -n 40 "$log"; exit 1; }
 step "image built: $(docker image inspect --format '{{.Size}}' energy-orchestrator:cpu | numfmt --to=si)B"
 
-"${PYTHON:-python3}" -m pytest -p no:cacheprovider --durations=0 --durations-min=5 tests/containers/check_stack.py
+"${PYTHON:-python3}" -m pytest --exitfirst -p no:cacheprovider --durations=0 --durations-min=5 tests/containers/check_stack.py
 step "done"

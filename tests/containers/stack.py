@@ -31,8 +31,14 @@ class Stack:
         }  # fmt: skip
 
     def up(self) -> None:
-        """Build the image if it is not there, start everything, wait until it is healthy."""
-        self("up", "--detach", "--wait", "--wait-timeout", "300")
+        """Start everything and wait until it is healthy.
+
+        Twice, if need be: on a busy machine a worker may not find the head within Ray's 30 seconds; its restart policy
+        starts it again, but compose gives up waiting at a restart.
+        """
+        words = ("up", "--detach", "--wait", "--wait-timeout", "300")
+        if subprocess.run(self.command(*words), cwd=DOCKER, env=self._environment, capture_output=True).returncode:
+            self(*words)
 
     def down(self) -> None:
         """Remove containers, networks and volumes."""
@@ -66,10 +72,14 @@ class Stack:
         """Everything the engine knows about a container."""
         return json.loads(subprocess.check_output(["docker", "inspect", container]))[0]
 
-    def crash(self, container: str) -> None:
-        """Kill every process in a container at once: unlike `docker kill`, a crash that the restart policy mends."""
+    def crash_when(self, container: str, condition: str) -> None:
+        """Kill every process in a container at once, as soon as a condition of the shell holds in it.
+
+        Unlike `docker kill` that is a crash, which the restart policy mends. Returns when it has.
+        """
         restarts = self.inspect(container)["RestartCount"]
-        subprocess.run(["docker", "exec", container, "sh", "-c", "kill -9 -1"], check=True, capture_output=True)
+        script = f"until {condition}; do sleep 0.1; done; kill -9 -1"
+        subprocess.run(["docker", "exec", "--detach", container, "sh", "-c", script], check=True)
         wait_until(lambda: self.inspect(container)["RestartCount"] > restarts, "a restart by the policy")
 
     def query(self, sql: str) -> list[list[str]]:
@@ -78,7 +88,7 @@ class Stack:
         return [line.split(",") for line in rows.splitlines()]
 
     def _state(self) -> str:
-        words = [["ps", "--all"], ["logs", "--no-color", "--tail", "20"]]
+        words = [["ps", "--all"], ["logs", "--no-color", "--tail", "8"]]
         return "".join(subprocess.run(self.command(*w), cwd=DOCKER, env=self._environment,
                                       capture_output=True, text=True).stdout for w in words)  # fmt: skip
 
