@@ -5,6 +5,7 @@ Not collected by `make test`: it needs a container engine, the image and some mi
 
 from __future__ import annotations
 
+import json
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -145,16 +146,20 @@ def test_the_database_has_every_epoch_once(stack: Stack, story: Story) -> None:
     assert found == sorted(expected)
 
 
-def test_artifacts_go_through_the_server(story: Story, client: MlflowClient, tmp_path: Path) -> None:
+def test_artifacts_go_through_the_server(stack: Stack, story: Story, client: MlflowClient, tmp_path: Path) -> None:
     run = story.journal.runs()[0]
     experiment = client.get_experiment_by_name("adversarial-training")
-    (tracked,) = client.search_runs(
-        [experiment.experiment_id], f"tags.`{RUN_TAG}` = '{story.journal.identity}/{run.key}'"
-    )
+    which = f"tags.`{RUN_TAG}` = '{story.journal.identity}/{run.key}'"
+    (tracked,) = client.search_runs([experiment.experiment_id], which)
     assert tracked.info.artifact_uri.startswith("mlflow-artifacts:")
-    weights = client.download_artifacts(tracked.info.run_id, "checkpoints/last/model.safetensors", str(tmp_path))
+
+    def content(artifact: str) -> bytes:
+        return Path(client.download_artifacts(tracked.info.run_id, artifact, str(tmp_path))).read_bytes()
+
     newest = max((run.folder / "checkpoints").glob("epoch_*")) / "model.safetensors"
-    assert Path(weights).read_bytes() == newest.read_bytes()
+    assert content("checkpoints/last/model.safetensors") == newest.read_bytes()
+    labels = stack.inspect(stack.containers("head")[0])["Config"]["Labels"]
+    assert (json.loads(content("environment.json"))["git_commit"] or "") == labels["org.opencontainers.image.revision"]
 
 
 def test_two_pages_are_published_and_only_on_loopback(stack: Stack) -> None:
