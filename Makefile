@@ -1,18 +1,20 @@
 # make demo   sets up, then runs the study search_spaces/quickstart.yaml
 # make test   sets up, then runs all tests and prints the coverage
+# make test-containers  builds the image and runs a study on the stack of docker/ (needs Docker, or root on Debian)
 # make test-cluster  runs studies on several nodes, in network namespaces, while links and nodes fail (root, iproute2)
 # make chaos  injects FAULTS (default 30) faults at random times into running studies
 # make bench  measures and writes benchmarks/RESULTS.md, or only BENCH=NAME
 # make lint   ruff and mypy
 # make docs   writes docs/methods.md from the catalog
 # make lock   renews requirements.lock from pyproject.toml
+# make lock-cpu  renews docker/torch-cpu.lock at the same versions, with PyTorch's wheel for CPUs from WHEELS
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-cluster chaos bench lint docs lock setup clean
+.PHONY: demo test test-containers test-cluster chaos bench lint docs lock lock-cpu setup clean
 
 setup: $(READY)
 
@@ -32,6 +34,9 @@ test: setup lint
 	$(BIN)/python -m coverage run -m pytest
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
+
+test-containers: setup
+	PYTHON=$(BIN)/python tests/containers/run.sh
 
 test-cluster: setup
 	$(BIN)/python -m pytest tests/cluster
@@ -53,10 +58,18 @@ docs: setup
 	$(BIN)/python -c "from orchestrator.methods_page import methods_page; print(methods_page(), end='')" > docs/methods.md
 
 lock: setup
-	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra server --universal --python-version 3.11 --generate-hashes \
 	    --no-emit-index-url --no-annotate --no-header --output-file requirements.lock
 	echo uv | $(BIN)/uv pip compile - --universal --python-version 3.11 --generate-hashes \
 	    --no-emit-index-url --no-annotate --no-header --output-file requirements-uv.lock
+
+WHEELS ?= docker/wheels
+
+lock-cpu: setup
+	cp requirements.lock docker/torch-cpu.lock
+	$(BIN)/uv pip compile docker/torch-cpu.in --find-links $(WHEELS) --python-platform x86_64-manylinux_2_28 \
+	    --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header \
+	    --output-file docker/torch-cpu.lock
 
 clean:
 	rm -rf $(VENV) .coverage* .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -367,9 +367,10 @@ def environment() -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
+    """The commit of this code: of its working tree, else of the image that it was built into."""
     try:
         where = Path(__file__).parent
         command = ["git", "-C", str(where), "rev-parse", "HEAD"]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        return None
+        return os.environ.get("ORCHESTRATOR_REVISION") or None

@@ -8,12 +8,12 @@ import numpy as np
 
 from trainers.config import Data
 from trainers.data.decoded import Decoded
+from trainers.data.torchvision_datasets import torchvision_datasets
 
 
 def decode(data: Data, directory: Path) -> Decoded:
     """All images of `directory`. Raises RuntimeError if a file is missing or is not the published one."""
-    from torchvision.datasets import CIFAR10, CIFAR100
-
-    kind = {"cifar10": CIFAR10, "cifar100": CIFAR100}[data.name]
+    datasets = torchvision_datasets()
+    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[data.name]
     train, test = (kind(str(directory), train=part, download=data.download) for part in (True, False))
     return Decoded(train.data, np.asarray(train.targets), test.data, np.asarray(test.targets))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from trainers.config import Data
 from trainers.data.decoded import Decoded
+from trainers.data.torchvision_datasets import torchvision_datasets
 
 
 def decode(data: Data, directory: Path) -> Decoded:
@@ -13,7 +14,6 @@ def decode(data: Data, directory: Path) -> Decoded:
 
     Raises RuntimeError if a file is missing or is not the published one.
     """
-    from torchvision.datasets import SVHN
-
-    train, test = (SVHN(str(directory), split=part, download=data.download) for part in ("train", "test"))
+    kind = torchvision_datasets().SVHN
+    train, test = (kind(str(directory), split=part, download=data.download) for part in ("train", "test"))
     return Decoded(train.data.transpose(0, 2, 3, 1), train.labels, test.data.transpose(0, 2, 3, 1), test.labels)

@@ -1,0 +1,52 @@
+#!/bin/bash
+#SBATCH --job-name=orchestrator
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=8
+#SBATCH --gpus-per-node=1
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=B:INT@300
+# One verb of the orchestrator on a Ray cluster that lives as long as its job, a node of Ray on each node of the job:
+#
+#   sbatch docker/slurm.sh sweep my_study.yaml --storage /shared/runs resources.gpus_per_worker=1
+#
+# Submit from a folder that all nodes see, with `orchestrator` and `ray` in the PATH. Five minutes before the time limit
+# the study ends its epoch; submitted again, or requeued after a preemption, it goes on where it was.
+set -euo pipefail
+
+# Ray's ports listen on every interface: a token of this job's own keeps the neighbors out.
+folder=$(mktemp --directory "$PWD/.ray-$SLURM_JOB_ID-XXXX")
+trap 'kill $(jobs -p) 2>/dev/null || true; wait; rm -rf "$folder"' EXIT
+(umask 077; head -c 32 /dev/urandom | od -An -vtx1 | tr -d ' \n' > "$folder/token")
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$folder/token RAY_USAGE_STATS_ENABLED=0
+
+first=$(hostname -s)
+host=$(hostname --ip-address | cut -d ' ' -f 1)
+address=$host:$((20000 + SLURM_JOB_ID % 10000)) # two jobs may share a node
+others=$((SLURM_JOB_NUM_NODES - 1))
+start=(ray start --block --num-cpus="${SLURM_CPUS_PER_TASK:-1}")
+srun --overlap --nodes=1 --ntasks=1 --nodelist="$first" \
+    "${start[@]}" --head --node-ip-address="$host" --port="${address##*:}" > "$folder/log" 2>&1 &
+until ray health-check --address "$address" > /dev/null 2>&1; do
+    kill -0 $! 2> /dev/null || { cat "$folder/log" >&2; exit 3; }
+    sleep 1
+done
+[ "$others" = 0 ] || srun --overlap --nodes="$others" --ntasks="$others" --exclude="$first" \
+    "${start[@]}" --address="$address" >> "$folder/log" 2>&1 &
+# A study counts the nodes once, when it starts.
+timeout 300 python - "$address" "$SLURM_JOB_NUM_NODES" <<'PYTHON' || { cat "$folder/log" >&2; exit 3; }
+import sys, time, ray
+ray.init(sys.argv[1], logging_level="error", log_to_driver=False)
+while sum(node["Alive"] for node in ray.nodes()) < int(sys.argv[2]):
+    time.sleep(1)
+PYTHON
+
+RAY_ADDRESS=$address orchestrator "$@" &
+study=$!
+trap 'kill -INT $study' INT
+code=0
+wait $study || code=$?
+# The signal ends the first wait, not the study.
+while kill -0 $study 2> /dev/null; do wait $study || code=$?; done
+exit $code
