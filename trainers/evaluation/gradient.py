@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainers.attacks.linf import project, uniform_start
-from trainers.attacks.pgd import pgd, pgd_margin
+from trainers.attacks.pgd import pgd, pgd_kl, pgd_margin, pgd_targeted
 from trainers.randomness import Noise
 
 
@@ -32,6 +32,22 @@ def cw(model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float, nois
         model, images, labels,
         epsilon=epsilon, step_size=epsilon / 4, steps=20, batch_norm="eval", noise=noise, kappa=50.0,
     )  # fmt: skip
+    return attacked.images
+
+
+def targeted(model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float, noise: Noise) -> Tensor:
+    """PGD-20 towards a wrong class drawn at random for each image (Kurakin et al. 2017, arXiv 1611.01236)."""
+    attacked = pgd_targeted(
+        model, images, labels, epsilon=epsilon, step_size=epsilon / 4, steps=20, batch_norm="eval", noise=noise
+    )
+    return attacked.images
+
+
+def kl20(model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float, noise: Noise) -> Tensor:
+    """TRADES's inner attack with 20 steps: it raises KL(p(x) || p(x*)) and never sees the label (arXiv 1901.08573)."""
+    attacked = pgd_kl(
+        model, images, labels, epsilon=epsilon, step_size=epsilon / 4, steps=20, batch_norm="eval", noise=noise
+    )
     return attacked.images
 
 
@@ -87,4 +103,6 @@ GRADIENT_ATTACKS: dict[str, GradientAttack] = {
     "pgd20": pgd20,
     "pgd50-10": partial(pgd_restarts, steps=50, restarts=10),
     "cw": cw,
+    "pgd20-t": targeted,
+    "kl20": kl20,
 }
