@@ -198,6 +198,52 @@ def evaluate(
 
 
 @app.command()
+def lens(
+    checkpoints: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME=]CHECKPOINT...", help="run folders, checkpoint folders, files of weights"),
+    ] = None,
+    attack: Annotated[
+        str, typer.Option(help="with commas: pgd20, kl20, fab-t, … (a wrong name lists all); each on every image")
+    ] = "pgd20,pgd20-t,kl20,cw,apgd-ce,apgd-dlr",
+    samples: Annotated[int, typer.Option("-n", "--samples", help="test images")] = 1000,
+    epochs: Annotated[
+        str | None, typer.Option(help="stored epochs of run folders to follow: all, or 1,5,30 (see keep_every)")
+    ] = None,
+    epsilon: Annotated[str | None, typer.Option(help="e.g. 8/255; default: the evaluation's, if all agree")] = None,
+    seed: Annotated[int, typer.Option(help="of the attacks")] = 0,
+    shard: Annotated[int, typer.Option(help="images per shard, part of the protocol")] = 500,
+    batch_size: Annotated[int, typer.Option(help="images per attack batch, part of the protocol")] = 250,
+    checkpoint: Annotated[str | None, typer.Option(help="of run folders: best (default) or last")] = None,
+    model: Annotated[str | None, typer.Option(help="of the files of weights, as for evaluate")] = None,
+    model_option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="parameter of --model, e.g. width=16")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="the data set; for checkpoints of ours it is known")] = None,
+    normalization: Annotated[str | None, typer.Option(help="with --model, as for evaluate")] = None,
+    allow_code: Annotated[bool, typer.Option("--allow-code", help="execute the file that --model names")] = False,
+    output: Annotated[Path, typer.Option(help="folder of the page, figures, tables; resumable")] = Path("lens"),
+    address: Annotated[
+        str | None, typer.Option(help="shard over this Ray cluster; local starts one; default: this process")
+    ] = None,
+    track: Annotated[bool, typer.Option(help="log metrics, figures and tables to MLflow")] = True,
+    data_dir: DataDir = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads, of each shard")] = None,
+) -> None:
+    """See networks through their energies: the same attacks on all, then figures, tables and a page."""
+    from orchestrator.lens.networks import Foreign, choose_networks
+    from orchestrator.lens.verb import look
+
+    foreign = Foreign(model, tuple(model_option or ()), data, normalization, allow_code)
+    networks = choose_networks(checkpoints or [], rule=checkpoint, foreign=foreign, data_dir=data_dir)
+    look(
+        networks, attack=attack, samples=samples, epsilon=epsilon, seed=seed, shard=shard, batch_size=batch_size,
+        epochs=epochs, data_dir=data_dir, address=address, threads=threads, output=output, track=track,
+        console=_console(),
+    )  # fmt: skip
+
+
+@app.command()
 def methods(
     name: Annotated[str | None, typer.Argument(help="one method, in full")] = None, format: Format = "table"
 ) -> None:

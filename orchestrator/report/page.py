@@ -28,8 +28,8 @@ def write_report(study_folder: Path) -> Path:
     folder = journal.folder / sections.FIGURES_FOLDER
     folder.mkdir(exist_ok=True)
     tested, tried = results(runs), trial_rows(study, runs)
-    _write(folder / "results.csv", to_csv(row.flat() for row in tested))
-    _write(folder / "trials.csv", to_csv(row.flat() for row in tried))
+    write_whole(folder / "results.csv", to_csv(row.flat() for row in tested))
+    write_whole(folder / "trials.csv", to_csv(row.flat() for row in tried))
     shown = [_plate(plate, folder) for plate in plates(study, runs, journal.storage_url)]
     parts = [
         sections.opening(study, runs, journal.events()),
@@ -39,7 +39,7 @@ def write_report(study_folder: Path) -> Path:
         sections.study_file((journal.folder / STUDY_FILE).read_text(encoding="utf-8")),
         sections.citations(),
     ]
-    return _write(journal.folder / REPORT_FILE, _document(study.name, parts))
+    return write_whole(journal.folder / REPORT_FILE, document(study.name, parts))
 
 
 def _plate(plate: Plate, folder: Path) -> Markup:
@@ -49,13 +49,14 @@ def _plate(plate: Plate, folder: Path) -> Markup:
         drawing.unlink(missing_ok=True)
         data.unlink(missing_ok=True)
         return sections.plate(plate, None)
-    document = to_svg(plate.figure, plate.name)
-    _write(drawing, document)
-    _write(data, to_csv(plate.lines))
-    return sections.plate(plate, document)
+    svg = to_svg(plate.figure, plate.name)
+    write_whole(drawing, svg)
+    write_whole(data, to_csv(plate.lines))
+    return sections.plate(plate, svg)
 
 
-def _document(title: str, parts: Sequence[Markup]) -> str:
+def document(title: str, parts: Sequence[Markup]) -> str:
+    """A self-contained page of these parts."""
     # The policy makes the browser enforce what is promised: nothing is loaded, not even an icon.
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     lines = [
@@ -78,7 +79,7 @@ def _document(title: str, parts: Sequence[Markup]) -> str:
     return "\n".join(lines)
 
 
-def _write(file: Path, text: str) -> Path:
+def write_whole(file: Path, text: str) -> Path:
     """Whole or not at all; two writers at once don't meet."""
     temporary = file.with_name(f".{file.name}.{os.urandom(4).hex()}.tmp")
     temporary.write_text(text, encoding="utf-8")
