@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import json
+from dataclasses import fields
 
 import numpy as np
 import pyarrow.parquet
@@ -12,16 +13,19 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from PIL import Image
+from rich.console import Console
 
 from orchestrator import tracking
 from orchestrator.cli import main
+from orchestrator.evaluate import settings_of
 from orchestrator.exit_codes import BAD_INPUT, INTERRUPTED, OK
 from orchestrator.lens import measuring
 from orchestrator.lens.networks import Foreign, choose_networks
 from orchestrator.lens.training import abnormal_lines, training_lines
+from orchestrator.lens.verb import lens_protocol
 from tests.orchestrator.curves import records
 from trainers import checkpoint
-from trainers.data.images import load_splits
+from trainers.data.images import load_splits, training_indices
 from trainers.evaluation.ranges import fixed_subset
 from trainers.lens import measure as lens_measure
 from trainers.lens.points import Points
@@ -72,19 +76,55 @@ def lines(file):
         return list(csv.DictReader(opened))
 
 
-def everything(folder):
-    """Content of all files by name; a Parquet file as its table."""
-    return {
-        file.name: pyarrow.parquet.read_table(file) if file.suffix == ".parquet" else file.read_bytes()
-        for file in sorted(folder.rglob("*"))
-        if file.suffix in (".csv", ".parquet", ".svg", ".html")
-    }
+def equal(left, right):
+    return all(np.array_equal(getattr(left, field.name), getattr(right, field.name)) for field in fields(Points))
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """A list that grows by one whenever a range is measured."""
+    calls, original = [], lens_measure.measure_range
+
+    def called(*arguments):
+        calls.append(arguments[2].attack)
+        return original(*arguments)
+
+    monkeypatch.setattr(lens_measure, "measure_range", called)
+    return calls
+
+
+@pytest.fixture
+def measured(runs, tmp_path, monkeypatch):
+    """`measured("a")`: what one pass finds of a run, or of foreign weights, with the settings of QUICK."""
+    monkeypatch.chdir(tmp_path)
+
+    def called(word, foreign=None, *, output="lens", seed=0, address=None):
+        word = str(runs / word) if (runs / word).is_dir() else word
+        (network,) = choose_networks([word], rule=None, foreign=foreign or Foreign(), data_dir=None)
+        settings = settings_of(attack="pgd20,kl20", samples=24, seed=seed, shard=10, batch_size=10)
+        wanted = [(network, ("clean", "pgd20", "kl20"))]
+        protocol = lens_protocol([network], settings, "0.06")
+        (found,) = measuring.measure(
+            wanted, protocol, tmp_path / output, address=address, threads=1, console=Console(quiet=True)
+        )
+        return found
+
+    return called
+
+
+@pytest.fixture
+def foreign(runs, tmp_path):
+    """(file, options): the weights of the run `b` as somebody else would have saved them."""
+    net = checkpoint.load(runs / "b" / "checkpoints" / "best").load_model()
+    torch.save(net.network.state_dict(), tmp_path / "theirs.pt")
+    return tmp_path / "theirs.pt", Foreign("small", ("width=8",), "digits:8", "none")
 
 
 def test_every_figure_is_written_with_its_data_and_numbers_are_those_of_the_points(
     runs, lens, tmp_path, natural_net, experiment
 ):
-    code, printed, _ = lens(f"net={runs / 'a'}", runs / "b", "--data", "digits", *QUICK)
+    quick = [word for word in QUICK if word != "--no-track"]
+    code, printed, _ = lens(f"net={runs / 'a'}", runs / "b", "--data", "digits", *quick)
     assert code == OK
     figures = tmp_path / "lens" / "figures"
     drawn = {"distributions-net", "distributions-trades", "energy_over_steps", "drift", "training", "abnormal"}
@@ -117,79 +157,67 @@ def test_every_figure_is_written_with_its_data_and_numbers_are_those_of_the_poin
     assert (last["step"], float(last["energy_mean"])) == ("20", pytest.approx(attacked.energy.mean(), rel=1e-5))
     robust = [float(line["robust_accuracy"]) for line in lines(figures / "delta_energy.csv")]
     assert robust == sorted(robust)
+    client = MlflowClient(tracking_uri=tracking.resolved_uri(None))
+    (run,) = client.search_runs([client.get_experiment_by_name("adversarial-training").experiment_id])
+    assert run.data.metrics["net/pgd20/robust_accuracy"] == stands.mean()
+    assert {item.path for item in client.list_artifacts(run.info.run_id)} == {"figures", "lens.html"}
 
 
-def test_a_second_call_measures_nothing_and_a_lost_range_alone_is_measured_again(runs, lens, tmp_path, monkeypatch):
-    words = (runs / "a", *QUICK)
-    assert lens(*words)[0] == OK
-    before = everything(tmp_path / "lens")
-    measured = []
+def test_a_second_call_measures_nothing_and_a_lost_range_alone_is_measured_again(measured, counted, tmp_path):
+    whole = measured("a")
+    assert len(counted) == 3 * 3
+    again = measured("a")
+    assert len(counted) == 3 * 3
+    assert all(equal(again[stage], whole[stage]) for stage in whole)
+    sorted((tmp_path / "lens" / "points").iterdir())[0].unlink()
+    again = measured("a")
+    assert len(counted) == 3 * 3 + 1
+    assert all(equal(again[stage], whole[stage]) for stage in whole)
+    measured("a", seed=1)
+    # The seed is part of the protocol, of the natural points too.
+    assert len(counted) == 2 * 3 * 3 + 1
+
+
+def test_an_interrupted_lens_says_how_to_go_on_and_does_only_what_is_missing(
+    runs, lens, measured, counted, tmp_path, monkeypatch
+):
     original = lens_measure.measure_range
 
-    def counted(model, images, protocol, start, stop):
-        measured.append((protocol.attack, start, stop))
-        return original(model, images, protocol, start, stop)
-
-    monkeypatch.setattr(lens_measure, "measure_range", counted)
-    assert lens(*words)[0] == OK
-    assert not measured
-    sorted((tmp_path / "lens" / "points").iterdir())[0].unlink()
-    assert lens(*words)[0] == OK
-    assert len(measured) == 1
-    assert everything(tmp_path / "lens") == before
-    assert lens(runs / "a", *QUICK, "--seed", "1")[0] == OK
-    # The seed is part of the protocol, of the natural points too.
-    assert len(measured) == 1 + 3 * 3
-
-
-def test_an_interrupted_lens_goes_on_and_ends_as_an_undisturbed_one(runs, lens, tmp_path, monkeypatch):
-    words = (runs / "a", runs / "b", *QUICK)
-    assert lens(*words, "--output", "whole")[0] == OK
-    original, calls = lens_measure.measure_range, []
-
     def interrupted(*arguments):
-        calls.append(arguments[2].attack)
-        if len(calls) == 8:
+        if len(counted) == 7:
             raise KeyboardInterrupt
         return original(*arguments)
 
     monkeypatch.setattr(lens_measure, "measure_range", interrupted)
-    code, printed, _ = lens(*words, "--output", "cut")
+    code, printed, _ = lens(runs / "a", *QUICK)
     assert code == INTERRUPTED
-    assert "the same command again continues from cut" in printed
-    assert len(list((tmp_path / "cut" / "points").glob("*.npz"))) == 7
-    assert lens(*words, "--output", "cut")[0] == OK
-    assert len(calls) == 8 + 2 * 3 * 3 - 7
-    assert everything(tmp_path / "cut") == everything(tmp_path / "whole")
+    assert "the same command again continues from lens" in printed
+    assert len(list((tmp_path / "lens" / "points").glob("*.npz"))) == 7
+    monkeypatch.setattr(lens_measure, "measure_range", original)
+    found = measured("a")
+    assert len(counted) == 3 * 3
+    undisturbed = measured("a", output="other")
+    assert all(equal(found[stage], undisturbed[stage]) for stage in undisturbed)
 
 
 @pytest.mark.ray
-def test_shards_on_ray_give_the_points_of_one_process(runs, lens, tmp_path):
-    words = (runs / "a", "--model", "small", "--model-option", "width=8", "--normalization", "none", *QUICK)
-    net = checkpoint.load(runs / "b" / "checkpoints" / "best").load_model()
-    torch.save(net.network.state_dict(), tmp_path / "foreign.pt")
-    words = (runs / "a", tmp_path / "foreign.pt", "--data", "digits:8", *words[1:])
-    assert lens(*words, "--output", "here")[0] == OK
-    assert lens(*words, "--output", "there", "--address", "local", "--threads", "1")[0] == OK
-    here, there = (sorted((tmp_path / name / "points").iterdir()) for name in ("here", "there"))
-    assert [file.name for file in here] == [file.name for file in there]
-    for one, other in zip(here, there, strict=True):
-        left, right = Points.load(one), Points.load(other)
-        assert np.allclose(left.energy, right.energy, atol=1e-4)
-        assert np.array_equal(left.correct, right.correct)
+def test_shards_on_ray_give_the_points_of_one_process(measured, foreign, tmp_path):
+    for word, options in (("a", Foreign()), (str(foreign[0]), foreign[1])):
+        here = measured(word, options, output="here")
+        there = measured(word, options, output="there", address="local")
+        for stage, points in here.items():
+            assert np.allclose(points.energy, there[stage].energy, atol=1e-4)
+            assert np.array_equal(points.correct, there[stage].correct)
+    names = [sorted(file.name for file in (tmp_path / name / "points").iterdir()) for name in ("here", "there")]
+    assert names[0] == names[1]
 
 
-def test_foreign_weights_are_seen_as_the_same_net_of_ours(runs, lens, tmp_path):
-    net = checkpoint.load(runs / "a" / "checkpoints" / "best").load_model()
-    torch.save(net.network.state_dict(), tmp_path / "theirs.pt")
-    foreign = ("--model", "small", "--model-option", "width=8", "--data", "digits:8", "--normalization", "none")
-    assert lens(f"ours={runs / 'a'}", tmp_path / "theirs.pt", *foreign, *QUICK)[0] == OK
-    found = lines(tmp_path / "lens" / "figures" / "delta_energy.csv")
-    assert {line.pop("network") for line in found} == {"ours", "theirs"}
-    assert found[0] == found[1]
+def test_foreign_weights_are_seen_as_the_same_net_of_ours(measured, foreign):
+    ours, theirs = measured("b"), measured(str(foreign[0]), foreign[1])
+    assert all(equal(ours[stage], theirs[stage]) for stage in ours)
 
 
-def test_stored_epochs_become_panels_and_frames(runs, lens, tmp_path):
+def test_stored_epochs_become_panels_and_frames_and_old_figures_go(runs, lens, tmp_path):
     assert lens(f"net={runs / 'a'}", "--epochs", "1,3", *QUICK)[0] == OK
     figures = tmp_path / "lens" / "figures"
     found = lines(figures / "drift-net.csv")
@@ -199,6 +227,12 @@ def test_stored_epochs_become_panels_and_frames(runs, lens, tmp_path):
     assert len(list((tmp_path / "lens" / "points").glob("*.npz"))) == 3 * 3 + 3 * 2
     assert Image.open(figures / "drift-net.gif").n_frames == 2
     assert (figures / "drift-net.svg").exists()
+    # What another selection of networks left behind would contradict the page.
+    assert (figures / "training.svg").exists()
+    assert lens(runs / "b" / "checkpoints" / "best", *QUICK, "--attack", "kl20")[0] == OK
+    assert not (figures / "training.svg").exists()
+    assert not (figures / "energy_over_steps.csv").exists()
+    assert "PGD-20 is not among the attacks" in (tmp_path / "lens" / "lens.html").read_text()
 
 
 def test_records_of_runs_are_read_with_onsets_and_gaps(runs):
@@ -210,15 +244,6 @@ def test_records_of_runs_are_read_with_onsets_and_gaps(runs):
     assert [line["epoch"] for line in found if line["onset"] == "catastrophic"] == [6]
     abnormal = abnormal_lines(networks)
     assert [line["probe/abnormal_energy/mean"] for line in abnormal] == [-3.0, -3.0, "", -3.0, -3.0, -3.0, -3.0]
-
-
-def test_figures_of_another_selection_do_not_stay(runs, lens, tmp_path):
-    assert lens(runs / "a", *QUICK)[0] == OK
-    assert (tmp_path / "lens" / "figures" / "training.svg").exists()
-    assert lens(runs / "b" / "checkpoints" / "best", *QUICK, "--attack", "kl20")[0] == OK
-    assert not (tmp_path / "lens" / "figures" / "training.svg").exists()
-    assert not (tmp_path / "lens" / "figures" / "energy_over_steps.csv").exists()
-    assert "PGD-20 is not among the attacks" in (tmp_path / "lens" / "lens.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -260,18 +285,22 @@ def test_networks_of_other_images_or_other_epsilons_are_not_mixed(runs, lens, na
     assert "--epsilon: is missing" in error
 
 
-def test_mlflow_gets_one_run_with_metrics_and_figures(runs, lens, tmp_path):
-    words = [word for word in QUICK if word != "--no-track"]
-    for _ in range(2):
-        assert lens(f"net={runs / 'a'}", *words)[0] == OK
+def test_a_folder_is_logged_to_mlflow_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "a.csv").write_text("x\n1\n")
     uri = tracking.resolved_uri(None)
+    for _ in range(2):
+        tracking.log_folder(
+            uri, identity="one", kind="lens", name="lens", time=1.7e9, params={"network.0": "net"},
+            metrics={"net/pgd20/robust_accuracy": 0.25}, artifacts=[tmp_path / "figures"],
+        )  # fmt: skip
     client = MlflowClient(tracking_uri=uri)
     (run,) = client.search_runs([client.get_experiment_by_name("adversarial-training").experiment_id])
-    row = lines(tmp_path / "lens" / "figures" / "distributions-net.csv")[1]
-    assert run.data.metrics["net/pgd20/robust_accuracy"] == float(row["robust_accuracy"])
-    assert len(client.get_metric_history(run.info.run_id, "net/pgd20/robust_accuracy")) == 1
-    assert run.data.params["network.0"] == "net"
-    assert {item.path for item in client.list_artifacts(run.info.run_id)} == {"figures", "lens.html"}
+    (metric,) = client.get_metric_history(run.info.run_id, "net/pgd20/robust_accuracy")
+    assert (metric.value, metric.timestamp) == (0.25, 1_700_000_000_000)
+    assert run.data.params == {"network.0": "net"}
+    assert [item.path for item in client.list_artifacts(run.info.run_id, "figures")] == ["figures/a.csv"]
 
 
 def test_nothing_is_measured_for_a_tracker_that_does_not_answer(runs, lens, monkeypatch, tmp_path):
@@ -288,8 +317,6 @@ def test_subsets_are_sorted_by_the_energy_of_the_reference(runs, lens, tmp_path,
     assert code == OK
     model = checkpoint.load(runs / "b" / "checkpoints" / "best").load_model()
     data = load_splits(experiment().data)
-    from trainers.data.images import training_indices
-
     places = {index: row for row, index in enumerate(training_indices(experiment().data).tolist())}
     with torch.no_grad():
         logits = model(data.train.floats())
