@@ -244,6 +244,25 @@ def lens(
 
 
 @app.command()
+def subsets(
+    checkpoint: Annotated[Path, typer.Argument(help="the reference: a run folder or checkpoint folder of ours")],
+    output: Annotated[Path, typer.Option(help="the file (JSON) that data.subset.file then names")] = Path(
+        "subsets.json"
+    ),
+    rule: Annotated[str | None, typer.Option("--checkpoint", help="of a run folder: best (default) or last")] = None,
+    seed: Annotated[int, typer.Option(help="of the random subset")] = 0,
+    batch_size: Annotated[int, typer.Option(help="images at a time")] = 500,
+    data_dir: DataDir = None,
+) -> None:
+    """Name the training images of high and low energy, misclassified ones and random ones, to train without them."""
+    from orchestrator.lens.subsets import write_subsets
+
+    write_subsets(
+        checkpoint, rule=rule, output=output, seed=seed, batch_size=batch_size, data_dir=data_dir, console=_console()
+    )
+
+
+@app.command()
 def methods(
     name: Annotated[str | None, typer.Argument(help="one method, in full")] = None, format: Format = "table"
 ) -> None:

@@ -19,6 +19,7 @@ from orchestrator.journal import STUDY_FILE, Journal
 from orchestrator.progress import StudyView
 from orchestrator.savings import savings
 from search_spaces.study import Study
+from trainers.config import Data
 from trainers.data.availability import check_available
 from trainers.problems import InvalidInput, Problem
 
@@ -37,7 +38,8 @@ def preflight(study: Study, root: Path, address: str | None) -> None:
             problems.extend(error.problems)
 
     attempt(_check_writable, root)
-    attempt(check_available, study.experiment_for(_first_point(study)).data)
+    for data in _data_of(study):
+        attempt(check_available, data)
     if not (root / study.name / STUDY_FILE).exists():
         attempt(tracking.check_reachable, tracking.tracking_uri(study))
     check_answers(address)
@@ -48,7 +50,7 @@ def preflight(study: Study, root: Path, address: str | None) -> None:
             confirm_resources = study.resources.model_copy(update={"workers": study.confirm.workers})
             attempt(capacity.require, confirm_resources, "confirm")
     if problems:
-        raise InvalidInput(problems)
+        raise InvalidInput(dict.fromkeys(problems))
 
 
 def run_study(
@@ -198,10 +200,16 @@ def _check_writable(root: Path) -> None:
     disk.check_space(root)
 
 
-def _first_point(study: Study) -> dict[str, object]:
+def _data_of(study: Study) -> list[Data]:
+    """Each data section that occurs at a corner of the space, once."""
     from search_spaces.space import corners
 
-    return corners(study.space)[0] if study.space else {}
+    found: list[Data] = []
+    for point in corners(study.space) if study.space else [{}]:
+        data = study.experiment_for(point).data
+        if data not in found:
+            found.append(data)
+    return found
 
 
 def _relative(path: Path) -> str:

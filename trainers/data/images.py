@@ -87,6 +87,11 @@ def cut(data: Data, labels: Tensor) -> tuple[np.ndarray, np.ndarray]:
     return pool, validation
 
 
+def training_indices(data: Data) -> np.ndarray:
+    """Where the rows of the training split lie in the whole training set; the images of a subset are among them."""
+    return cut(data, torch.from_numpy(np.asarray(_arrays(data)[1])).long())[0]
+
+
 def _subset(subset: Subset, pool: np.ndarray, validation: np.ndarray) -> np.ndarray:
     """Its indices. Raises InvalidInput if it was made for another split, or leaves nothing to train on."""
     indices = np.array(read_subset(subset.file, subset.name, subset.sha256))

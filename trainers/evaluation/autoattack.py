@@ -6,6 +6,7 @@ whole run with the same seed and batch size, and it can be cut into shards, whic
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,13 +54,25 @@ def apgd_points(
 
     _check_classes(model, pixels, stage)
     found = []
-    with _undisturbed(model, pixels.device):
+    with _undisturbed(model, pixels.device), _without_remarks():
         runner = AutoAttack(model, norm="Linf", eps=epsilon, version="standard", device=str(pixels.device), seed=seed)
         runner.apgd.loss = stage.removeprefix("apgd-")
         for images, truth in zip(torch.split(pixels, batch_size), torch.split(labels, batch_size), strict=True):
             torch.manual_seed(seed)  # for every batch, as the package does elsewhere
             found.append(runner.apgd.perturb(images, truth, best_loss=True).detach())
     return torch.cat(found)
+
+
+@contextmanager
+def _without_remarks() -> Iterator[None]:
+    """The package remarks on single points without a gradient: usual where a net is sure, no verdict here."""
+    logger = logging.getLogger("auto-attack")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _check_classes(model: nn.Module, pixels: Tensor, stage: str) -> int:
