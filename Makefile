@@ -1,6 +1,7 @@
 # make demo   sets up, then runs the study search_spaces/quickstart.yaml
 # make test   sets up, then runs all tests and prints the coverage
 # make chaos  injects FAULTS (default 30) faults at random times into running studies
+# make bench  measures and writes benchmarks/RESULTS.md, or only BENCH=NAME
 # make lint   ruff and mypy
 # make docs   writes docs/methods.md from the catalog
 # make lock   renews requirements.lock from pyproject.toml
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test chaos lint docs lock setup clean
+.PHONY: demo test chaos bench lint docs lock setup clean
 
 setup: $(READY)
 
@@ -35,6 +36,9 @@ FAULTS ?= 30
 
 chaos: setup
 	$(BIN)/python -m tests.faults.chaos $(FAULTS)
+
+bench: setup
+	$(BIN)/python -m benchmarks $(BENCH)
 
 lint: setup
 	$(BIN)/ruff check .

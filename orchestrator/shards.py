@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +97,7 @@ def evaluate_on_ray(session: Session, runs: Sequence[Run]) -> None:
 def evaluate_shard(
     checkpoint: str, protocol: dict[str, Any], start: int, stop: int, run_dir: str, threads: int
 ) -> None:
-    """Attack one range of the test set and keep its flags; a range that was kept before is not attacked again."""
+    """Attack one range of the test set and keep its flags; attacks whose flags were kept are not run again."""
     from trainers.checkpoint import load
     from trainers.data.images import load_splits
     from trainers.evaluation.ranges import evaluate_range, fixed_subset
@@ -113,11 +113,14 @@ def evaluate_shard(
     device = Ranks.current().device
     opened = load(Path(checkpoint))
     images = fixed_subset(load_splits(opened.experiment.data).test, wanted.samples).to(device)
-    flags = evaluate_range(opened.load_model(device), images, wanted, start, stop)
+    unfinished = file.with_suffix(".partial")
+    known = _read_flags(unfinished) if unfinished.exists() else None
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(asdict(flags)) + "\n")
-    temporary.replace(file)
+    flags = evaluate_range(
+        opened.load_model(device), images, wanted, start, stop, known=known, keep=partial(_write_flags, file=unfinished)
+    )
+    _write_flags(flags, file)
+    unfinished.unlink(missing_ok=True)
 
 
 def collect(run_dir: Path, checkpoint: Path, protocol: Protocol) -> Evaluation:
@@ -149,3 +152,9 @@ def _shard_file(run_dir: Path, protocol: Protocol, start: int, stop: int) -> Pat
 
 def _read_flags(file: Path) -> Flags:
     return Flags.from_plain(json.loads(file.read_text()))
+
+
+def _write_flags(flags: Flags, file: Path) -> None:
+    temporary = file.with_name(f"{file.name}.tmp")
+    temporary.write_text(json.dumps(asdict(flags)) + "\n")
+    temporary.replace(file)

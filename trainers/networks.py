@@ -41,15 +41,14 @@ class Networks:
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Let the average follow the weights, from those after the first step on; counts are copied."""
+        """Let the average follow the weights, from those after the first step on."""
         if self._average is None or self._decay is None:
             return
-        pairs = zip(self._average.state_dict().values(), self.trained.state_dict().values(), strict=True)
-        for kept, trained in pairs:
-            if self._followed and kept.is_floating_point():
-                kept.lerp_(trained, 1.0 - self._decay)
-            else:
-                kept.copy_(trained)
+        kept, trained = list(self._average.state_dict().values()), list(self.trained.state_dict().values())
+        if self._followed:
+            torch._foreach_lerp_(kept, trained, 1.0 - self._decay)
+        else:
+            torch._foreach_copy_(kept, trained)
         self._followed = True
 
     def after_epoch(self) -> None:

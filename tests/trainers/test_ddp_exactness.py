@@ -16,6 +16,7 @@ import torch.multiprocessing as mp
 
 from trainers import catalog
 from trainers.config import apply_values, parse
+from trainers.models.batch_norm import BatchNorm2d
 from trainers.models.build import build_model
 from trainers.models.synchronized import synchronize_batch_norm
 from trainers.randomness import Noise, generator
@@ -65,7 +66,7 @@ def update(experiment, images, labels, ranks, *, synchronized=True):
 def rounded_statistics(ranks):
     """Batch-norm buffers and the type of the output after a bfloat16 batch with a large mean, a part on each rank."""
     values = (100 + torch.randn(16, 3, 4, 4, generator=torch.Generator().manual_seed(0))).bfloat16()
-    layer = synchronize_batch_norm(torch.nn.Sequential(torch.nn.BatchNorm2d(3)).train())
+    layer = synchronize_batch_norm(torch.nn.Sequential(BatchNorm2d(3)).train())
     output = layer(values[ranks.share(len(values))])
     return {name: value for name, value in layer.state_dict().items() if "running" in name} | {
         "output": output.detach()

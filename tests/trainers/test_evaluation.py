@@ -120,6 +120,19 @@ def test_every_stage_draws_the_random_numbers_of_the_package_at_this_seed(shatte
     assert not torch.equal(crafted[0], package(model, pixels, labels, replace(protocol, seed=4)))
 
 
+def test_attacks_whose_flags_were_kept_are_not_run_again(flags, shattered, images, monkeypatch):
+    kept, announced = [], []
+    model = shattered(0)
+    monkeypatch.setattr("trainers.evaluation.ranges.autoattack_stage", lambda model, pixels, *_, **__: pixels)
+    untouched = evaluate_range(model, images, PROTOCOL, 0, 24, keep=kept.append)
+    assert [list(known.standing) for known in kept] == [["clean", *AUTOATTACK[: n + 1]] for n in range(len(AUTOATTACK))]
+    assert kept[-1] == untouched
+    monkeypatch.undo()
+    begun = Flags(0, 24, {stage: flags.standing[stage] for stage in ("clean", *AUTOATTACK[:3])})
+    assert evaluate_range(model, images, PROTOCOL, 0, 24, announced.append, known=begun) == flags
+    assert announced == [AUTOATTACK[3]]
+
+
 def test_who_has_fallen_does_not_stand_up_again(flags):
     for before, after in pairwise(flags.standing.values()):
         assert all(was or not stands for was, stands in zip(before, after, strict=True))

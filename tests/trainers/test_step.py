@@ -22,7 +22,7 @@ aten = torch.ops.aten
 def step_of(settings, splits, device="cpu"):
     """A function that takes one training step of the settings, with every slot acting."""
     model = build_model(settings).to(device).train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
     method = build_method(settings)
     images, labels = splits.train.floats(0, 8).to(device), splits.train.labels[:8].to(device)
     noise = Noise(generator(device, 0, "attack"))
@@ -56,6 +56,29 @@ def test_a_step_costs_the_passes_of_the_catalog(name, experiment, splits):
     with Passes((8, 4, 3, 3)) as counted:
         step()
     assert counted.passes == settings.training_passes
+
+
+class Kernels(TorchDispatchMode):
+    """Counts operations that compute something: neither views nor allocations nor marks for profilers."""
+
+    idle = ("empty", "_record_function_enter_new", "_record_function_exit")
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.count += not operation.is_view and operation.overloadpacket.__name__ not in self.idle
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("network", ["resnet18", "preact_resnet18"])
+def test_a_single_step_update_of_resnet18_is_at_most_330_kernels(network, experiment, splits):
+    settings = experiment({"method.name": "fgsm_rs", "model": {"name": network, "width": 2}})
+    _, step = step_of(settings, splits)
+    with Kernels() as kernels:
+        step()
+    assert 200 < kernels.count <= 330
 
 
 class HostSyncs(TorchDispatchMode):

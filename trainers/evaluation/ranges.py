@@ -6,7 +6,7 @@ of the cluster.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from trainers.data.images import ImageSet
 from trainers.evaluation.autoattack import autoattack_stage
 from trainers.evaluation.gradient import GRADIENT_ATTACKS
 from trainers.evaluation.result import Flags, Protocol
+from trainers.evaluation.searching import for_search
 from trainers.pixels import PixelValue
 from trainers.precision import tf32
 from trainers.randomness import Noise, generator
@@ -24,34 +25,48 @@ from trainers.randomness import Noise, generator
 
 def evaluate_range(
     model: nn.Module, images: ImageSet, protocol: Protocol, start: int, stop: int,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[str], None] | None = None, known: Flags | None = None,
+    keep: Callable[[Flags], None] | None = None,
 ) -> Flags:  # fmt: skip
     """Attack images `start`..`stop` with every stage of the protocol, each stage on those still standing.
 
     `model` takes images in [0,1] and returns logits; it is put into eval mode. The global random state and the
-    gradients of the parameters are left as they were. Raises InvalidInput if the model has too few classes for a stage.
+    gradients of the parameters are left as they were. `progress` hears of a stage that begins, `keep` gets the flags
+    so far when one ends; given back as `known`, those stages are not attacked again. Raises InvalidInput if the model
+    has too few classes for a stage.
     """
     pixels, labels = images.floats(start, stop), images.labels[start:stop]
     model.eval()
+    searching = for_search(model)
+    done = {} if known is None else {stage: torch.tensor(values) for stage, values in known.standing.items()}
     with tf32(allowed=False):
         standing = _correct(model, pixels, labels, protocol.batch_size)
         flags = {"clean": standing}
         for stage in stages(protocol.attack):
+            if stage in done:
+                flags[stage] = standing = done[stage].to(labels.device)
+                continue
             if progress is not None:
                 progress(stage)
             survivors = torch.nonzero(standing).squeeze(1)
             if len(survivors):
-                adversarial = attack_range(model, pixels[survivors], labels[survivors], stage, protocol, start)
+                adversarial = attack_range(searching, pixels[survivors], labels[survivors], stage, protocol, start)
                 standing = standing.clone()
                 standing[survivors] = _correct(model, adversarial, labels[survivors], protocol.batch_size)
             flags[stage] = standing
-    return Flags(start, stop, {stage: tuple(values.tolist()) for stage, values in flags.items()})
+            if keep is not None:
+                keep(_as_flags(start, stop, flags))
+    return _as_flags(start, stop, flags)
 
 
 def fixed_subset(test: ImageSet, samples: int) -> ImageSet:
     """The first `samples` of a fixed, class-mixed order of the test set; all of it if it has no more."""
     order = np.random.default_rng(0).permutation(len(test))[: min(samples, len(test))]
     return test.select(np.sort(order))
+
+
+def _as_flags(start: int, stop: int, standing: Mapping[str, Tensor]) -> Flags:
+    return Flags(start, stop, {stage: tuple(values.tolist()) for stage, values in standing.items()})
 
 
 def _correct(model: nn.Module, pixels: Tensor, labels: Tensor, batch_size: int) -> Tensor:

@@ -18,8 +18,9 @@ from trainers.models.normalize import Normalized, input_statistics
 from trainers.problems import InvalidInput
 
 _MEAN, _DEVIATION = ("mean", "mu"), ("std", "sigma")
-# Wide residual networks after the code of TRADES carry a first stage that no forward uses.
-_UNUSED = re.compile(r"(.+\.)?sub_block1\.")
+# Wide residual networks after the code of TRADES carry a first stage that no forward uses; nothing reads the count of
+# batches while the momentum is constant.
+_UNUSED = re.compile(r"(.+\.)?sub_block1\.|.*num_batches_tracked$")
 SHOWN = 3
 # Statistics are written with four decimals or fewer in some places, and in full in others.
 WRITTEN = 5e-4
@@ -63,9 +64,6 @@ def _fitted(
             fitting[name] = our
     found = {our: weights[name] for name, our in fitting.items()}
     missing = [name for name in ours if name not in found]
-    # Files from before 2018 do not count batches, and with a constant momentum nothing reads the count.
-    counters = [name for name in missing if name.endswith("num_batches_tracked")]
-    missing = [name for name in missing if name not in counters]
     unexpected = [name for name in weights if name not in fitting]
     misshapen = [
         f"{name} {list(weights[name].shape)} instead of {list(ours[our].shape)}"
@@ -83,7 +81,7 @@ def _fitted(
             str(file), f"does not fit {architecture}: {'; '.join(problems)}. Its options: {chosen} (--model-option); "
             "classes and channels are the data set's (--data); anything else goes by --model FILE.py:FACTORY"
         )  # fmt: skip
-    return found | {name: ours[name] for name in counters}
+    return found
 
 
 def _statistics(

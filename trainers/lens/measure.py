@@ -12,6 +12,7 @@ from trainers.data.images import ImageSet
 from trainers.evaluation.autoattack import apgd_points
 from trainers.evaluation.ranges import attack_range
 from trainers.evaluation.result import Protocol
+from trainers.evaluation.searching import for_search
 from trainers.lens.points import Points, points
 from trainers.pixels import PixelValue
 from trainers.precision import tf32
@@ -34,20 +35,21 @@ def measure_range(model: nn.Module, images: ImageSet, protocol: Protocol, start:
     with tf32(allowed=False):
         if protocol.attack == NATURAL:
             return points(_logits(model, pixels, protocol.batch_size), labels)
+        searching = for_search(model)
         steps: list[Tensor] = []
         if protocol.attack in HIGHEST_LOSS:
             adversarial = apgd_points(
-                model, pixels, labels, protocol.attack,
+                searching, pixels, labels, protocol.attack,
                 epsilon=float(PixelValue(protocol.epsilon)), seed=protocol.seed, batch_size=protocol.batch_size,
             )  # fmt: skip
         elif protocol.attack == TRACED:
-            with _passes(model) as seen:
-                adversarial = attack_range(model, pixels, labels, protocol.attack, protocol, start)
+            with _passes(searching) as seen:
+                adversarial = attack_range(searching, pixels, labels, protocol.attack, protocol, start)
             batches = -(-len(labels) // protocol.batch_size)
             count = len(seen) // batches
             steps = [torch.cat(seen[step::count]) for step in range(count)]
         else:
-            adversarial = attack_range(model, pixels, labels, protocol.attack, protocol, start)
+            adversarial = attack_range(searching, pixels, labels, protocol.attack, protocol, start)
         logits = _logits(model, adversarial, protocol.batch_size)
         moved = (adversarial != pixels).flatten(1).any(dim=1)
     return points(logits, labels, moved=moved, steps=[*steps, logits] if steps else [])

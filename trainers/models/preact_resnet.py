@@ -5,15 +5,17 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trainers.models.batch_norm import BatchNorm2d
+
 
 class PreActBlock(nn.Module):
     """BN-ReLU-conv twice. `shortcut` says what a convolutional shortcut reads: the activated input, or the raw one."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, shortcut: str) -> None:
         super().__init__()
-        self.norm1 = nn.BatchNorm2d(inputs)
+        self.norm1 = BatchNorm2d(inputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(outputs)
+        self.norm2 = BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         reshapes = stride != 1 or inputs != outputs
         self.projection = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if reshapes else None
@@ -48,5 +50,5 @@ def preact_resnet18(
             layers.append(PreActBlock(inputs, outputs, stride, shortcut))
             inputs = outputs
     if final_norm:
-        layers += [nn.BatchNorm2d(inputs), nn.ReLU()]
+        layers += [BatchNorm2d(inputs), nn.ReLU()]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, num_classes))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trainers.models.batch_norm import BatchNorm2d
+
 
 class BasicBlock(nn.Module):
     """conv-BN-ReLU-conv-BN, plus the input (through 1x1 conv-BN where the shape changes), ReLU."""
@@ -12,12 +14,12 @@ class BasicBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(outputs)
+        self.norm1 = BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(outputs)
+        self.norm2 = BatchNorm2d(outputs)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), BatchNorm2d(outputs))
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C', H', W']."""
@@ -29,7 +31,7 @@ def resnet18(num_classes: int, channels: int, *, width: int = 64, blocks_per_sta
     """Four stages of widths w, 2w, 4w, 8w; adaptive pooling to 1x1, so that 64x64 images work too."""
     layers: list[nn.Module] = [
         nn.Conv2d(channels, width, 3, 1, 1, bias=False),
-        nn.BatchNorm2d(width),
+        BatchNorm2d(width),
         nn.ReLU(),
     ]
     inputs = width

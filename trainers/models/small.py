@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from torch import nn
 
+from trainers.models.batch_norm import BatchNorm2d
+
 
 def small(num_classes: int, channels: int, *, width: int = 16, norm: str = "batch", stem_stride: int = 1) -> nn.Module:
     """conv-norm-ReLU blocks of width, 2·width and 4·width (strides 1, 2, 2), average pooling, linear."""
 
     def block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
-        layer = nn.BatchNorm2d(outputs) if norm == "batch" else nn.GroupNorm(1, outputs)
+        layer = BatchNorm2d(outputs) if norm == "batch" else nn.GroupNorm(1, outputs)
         return [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), layer, nn.ReLU()]
 
     return nn.Sequential(

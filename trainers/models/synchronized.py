@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from trainers.models.batch_norm import BatchNorm2d
+
 
 class _MeanOverRanks(torch.autograd.Function):
     """The mean of a tensor over ranks. Its own derivative, so that it can be differentiated any number of times."""
@@ -27,7 +29,7 @@ class _MeanOverRanks(torch.autograd.Function):
         return result
 
 
-class SynchronizedBatchNorm2d(nn.BatchNorm2d):
+class SynchronizedBatchNorm2d(BatchNorm2d):
     """BatchNorm2d whose statistics in train mode are those of the global batch; ranks hold batches of equal size."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -46,9 +48,7 @@ class SynchronizedBatchNorm2d(nn.BatchNorm2d):
     def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
         assert self.running_mean is not None
         assert self.running_var is not None
-        assert self.num_batches_tracked is not None
         assert self.momentum is not None
-        self.num_batches_tracked.add_(1)
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
         unbiased = variance.to(self.running_var.dtype) * (count / max(count - 1, 1))
         self.running_var.lerp_(unbiased, self.momentum)
@@ -63,8 +63,8 @@ def synchronize_batch_norm(model: nn.Module) -> nn.Module:
     """Replace every BatchNorm2d in place by one over all ranks that shares its parameters and buffers."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.BatchNorm2d:
-                synchronized = SynchronizedBatchNorm2d(child.num_features, child.eps, child.momentum)
+            if type(child) is BatchNorm2d:
+                synchronized = SynchronizedBatchNorm2d(child.num_features)
                 synchronized.weight, synchronized.bias = child.weight, child.bias
                 for buffer, value in child.named_buffers():
                     setattr(synchronized, buffer, value)

@@ -5,15 +5,17 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trainers.models.batch_norm import BatchNorm2d
+
 
 class WideBlock(nn.Module):
     """BN-ReLU-conv twice, plus the input; where the shape changes, a 1x1 convolution of the activated input."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.norm1 = nn.BatchNorm2d(inputs)
+        self.norm1 = BatchNorm2d(inputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(outputs)
+        self.norm2 = BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.projection = None if inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
@@ -43,7 +45,7 @@ def wide_resnet(num_classes: int, channels: int, *, depth: int, widen_factor: in
             inputs = outputs
     linear = nn.Linear(inputs, num_classes)
     nn.init.zeros_(linear.bias)
-    layers += [nn.BatchNorm2d(inputs), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear]
+    layers += [BatchNorm2d(inputs), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear]
     network = nn.Sequential(*layers)
     for module in network.modules():
         if isinstance(module, nn.Conv2d):

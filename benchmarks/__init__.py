@@ -1,0 +1,1 @@
+"""Claims about speed, each a script that measures both sides in one run: `make bench` writes RESULTS.md."""

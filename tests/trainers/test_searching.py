@@ -1,0 +1,80 @@
+"""The copy in which attacks search is the same function, in fewer operations, and leaves the network alone."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from trainers.evaluation.searching import for_search
+from trainers.models.normalize import Normalized
+from trainers.models.preact_resnet import preact_resnet18
+from trainers.models.resnet import resnet18
+from trainers.models.small import small
+from trainers.models.wide_resnet import wide_resnet
+
+# network, and how many of its batch norms follow a convolution that nothing else reads, of how many
+NETWORKS = {
+    "small": (lambda: small(10, 3, width=4), 3, 3),
+    "resnet18": (lambda: resnet18(10, 3, width=4), 20, 20),
+    "preact_resnet18": (lambda: preact_resnet18(10, 3, width=4), 8, 17),
+    "wide_resnet": (lambda: wide_resnet(10, 3, depth=10, widen_factor=1), 3, 7),
+}
+
+
+def used(network):
+    """A network whose statistics and affine weights are far from their initial values, in eval mode."""
+    torch.manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, -2, 2)
+            nn.init.normal_(module.bias)
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.1, 3)
+    return Normalized(network, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)).eval()
+
+
+def batch_norms(model):
+    return sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_logits_and_input_gradients_are_the_networks(name):
+    build, folded, norms = NETWORKS[name]
+    model = used(build()).double()
+    searching = for_search(model)
+    found = []
+    for network in (model, searching):
+        images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)).double().requires_grad_()
+        logits = network(images)
+        found.append((logits.detach(), *torch.autograd.grad(logits.logsumexp(1).sum(), images)))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    assert (batch_norms(model), batch_norms(searching)) == (norms, norms - folded)
+
+
+def test_the_network_itself_stays_as_it_is(natural_net):
+    before = copy.deepcopy(natural_net)
+    searching = for_search(natural_net)
+    assert not any(parameter.requires_grad for parameter in searching.parameters())
+    assert [p.requires_grad for p in natural_net.parameters()] == [p.requires_grad for p in before.parameters()]
+    assert all(torch.equal(natural_net.state_dict()[name], value) for name, value in before.state_dict().items())
+
+
+def test_a_network_of_the_users_own_is_copied_as_it_is():
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convolution, self.norm = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)
+
+        def forward(self, images):
+            return self.norm(self.convolution(images if images.mean() > 0.5 else -images)).mean((2, 3))
+
+    model = Branching().train()
+    images = torch.rand(3, 1, 8, 8)
+    searching = for_search(model)
+    assert model.training
+    torch.testing.assert_close(searching(images), model.eval()(images))
+    assert batch_norms(searching) == 1

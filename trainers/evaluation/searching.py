@@ -1,0 +1,50 @@
+"""The copy of a network in which attacks search: the same function, computed faster."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from trainers.models.normalize import Normalized
+
+
+def for_search(model: nn.Module) -> nn.Module:
+    """A copy of `model` in eval mode and without parameter gradients, its convolutions channels-last.
+
+    In networks of the catalog a batch norm that follows a convolution becomes a part of it. The logits are those of
+    `model` up to rounding: it is `model` that judges what was found in the copy.
+    """
+    searching = copy.deepcopy(model).eval().requires_grad_(False)
+    if isinstance(searching, Normalized):
+        searching.network = _folded(searching.network)
+    return searching.to(memory_format=torch.channels_last)
+
+
+class _Layers(fx.Tracer):
+    """Sees every module without children as one operation."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return not any(m.children()) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _folded(network: nn.Module) -> nn.Module:
+    graph = _Layers().trace(network)
+    modules = dict(network.named_modules())
+    for node in list(graph.nodes):
+        norm, source = _module(modules, node), node.args[0] if node.args else None
+        if not isinstance(norm, nn.BatchNorm2d) or not isinstance(source, fx.Node) or len(source.users) > 1:
+            continue
+        convolution = _module(modules, source)
+        if isinstance(convolution, nn.Conv2d):
+            modules[source.target] = fuse_conv_bn_eval(convolution, norm).requires_grad_(False)
+            node.replace_all_uses_with(source)
+            graph.erase_node(node)
+    return fx.GraphModule(modules, graph)
+
+
+def _module(modules: dict[str, nn.Module], node: fx.Node) -> Any:
+    return modules[str(node.target)] if node.op == "call_module" else None
