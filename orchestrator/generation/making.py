@@ -101,9 +101,7 @@ def make(
             console.print(_line(network, recipe, bounds, file), soft_wrap=True, markup=False)
     elif tasks:
         _on_ray(tasks, address, threads, console)
-    return [
-        _joined(network.name, recipe, listed) for (network, recipe), listed in zip(wanted, files, strict=True)
-    ]
+    return [_joined(network.name, recipe, listed) for (network, recipe), listed in zip(wanted, files, strict=True)]
 
 
 def _on_ray(
@@ -202,12 +200,10 @@ def _write(file: Path, **arrays: Array | np.float64) -> None:
 def _joined(network: str, recipe: Recipe, files: Sequence[Path]) -> Made:
     parts = [dict(np.load(file, allow_pickle=False)) for file in files]
     chains = np.maximum(sum(part["chains"] for part in parts), 1)
-    return Made(
-        network, recipe.init,
-        *(np.concatenate([part[name] for part in parts]) for name in ("images", "labels", "steps")),
-        *(sum(part[name] for part in parts) / chains for name in ("target_energy", "other_energy")),
-        class_energy=parts[0]["class_energy"], seconds=float(sum(part["seconds"] for part in parts)),
-    )  # fmt: skip
+    images, labels, steps = (np.concatenate([part[name] for part in parts]) for name in ("images", "labels", "steps"))
+    target, other = (sum(part[name] for part in parts) / chains for name in ("target_energy", "other_energy"))
+    seconds = float(sum(part["seconds"] for part in parts))
+    return Made(network, recipe.init, images, labels, steps, target, other, parts[0]["class_energy"], seconds)
 
 
 def _line(network: Network, recipe: Recipe, bounds: tuple[int, int], file: Path) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from orchestrator.report.page import write_whole
+from orchestrator.report.files import write_whole
 from orchestrator.subjects import own_subjects
 from trainers.problems import InvalidInput
 

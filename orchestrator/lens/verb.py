@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import math
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from operator import methodcaller
 from pathlib import Path
 
 from rich.console import Console
@@ -17,13 +16,9 @@ from orchestrator.lens.measuring import POINTS_FOLDER, measure
 from orchestrator.lens.networks import Network, stored_epochs
 from orchestrator.lens.plates import Lens, followed, plates, samples, tables
 from orchestrator.lens.seen import Seen, file_name, label
-from orchestrator.report.figure_data import Line
+from orchestrator.report.files import write_parquet, write_plate, write_table, write_whole, write_with
 from orchestrator.report.markup import Markup, element
-from orchestrator.report.page import document, write_whole
-from orchestrator.report.plates import Plate
-from orchestrator.report.sections import plate as plate_section
-from orchestrator.report.style import to_svg
-from orchestrator.report.tables import to_csv
+from orchestrator.report.page import document
 from orchestrator.shards import protocol_for
 from search_spaces.study import Confirm
 from trainers.catalog.attacks import stages
@@ -33,7 +28,6 @@ from trainers.problems import InvalidInput
 
 PAGE_FILE = "lens.html"
 FIGURES_FOLDER = "figures"
-_DPI = 150
 
 
 def lens_protocol(networks: Sequence[Network], settings: Confirm, epsilon: str | None) -> Protocol:
@@ -111,16 +105,16 @@ def write(lens: Lens, output: Path) -> None:
     folder = output / FIGURES_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     sections: list[Markup] = [element("h1", "Energy lens"), element("p", lens.protocol.key, class_="kind")]
-    sections += [_write_plate(plate, folder) for plate in plates(lens)]
+    sections += [write_plate(plate, folder) for plate in plates(lens)]
     for name, lines in tables(lens).items():
-        _write_table(lines, folder / name)
+        write_table(lines, folder / name)
     for name, group in followed(lens).items():
         from orchestrator.lens.drift import drift_animation
 
         animation = drift_animation(group)
         if animation is not None:
-            _write_bytes(folder / f"drift-{file_name(name)}.gif", animation)
-    _write_parquet(samples(lens), folder / "samples.parquet")
+            write_with(folder / f"drift-{file_name(name)}.gif", methodcaller("write", animation))
+    write_parquet(samples(lens), folder / "samples.parquet")
     write_whole(output / PAGE_FILE, document("Energy lens", sections))
 
 
@@ -140,46 +134,6 @@ def metrics(lens: Lens) -> dict[str, float]:
     for line in tables(lens)["rank_correlations"]:
         found[f"rank_correlation/{line['quantity']}"] = float(str(line["spearman"]))
     return {name: value for name, value in found.items() if math.isfinite(value)}
-
-
-def _write_plate(plate: Plate, folder: Path) -> Markup:
-    files = {kind: folder / f"{plate.name}.{kind}" for kind in ("svg", "png", "csv", "parquet", "txt")}
-    if plate.figure is None:
-        # What another selection of networks left behind would contradict the page.
-        for file in files.values():
-            file.unlink(missing_ok=True)
-        return plate_section(plate, None)
-    svg = to_svg(plate.figure, plate.name)
-    write_whole(files["svg"], svg)
-    picture = io.BytesIO()
-    plate.figure.savefig(picture, format="png", dpi=_DPI)
-    _write_bytes(files["png"], picture.getvalue())
-    write_whole(files["txt"], f"{plate.heading}. {plate.caption}\n")
-    _write_table(plate.lines, folder / plate.name)
-    return plate_section(plate, svg)
-
-
-def _write_table(lines: Sequence[Line], stem: Path) -> None:
-    """As CSV and as Parquet; what is empty in a line is missing there."""
-    write_whole(stem.with_suffix(".csv"), to_csv(lines))
-    columns = list(dict.fromkeys(column for line in lines for column in line))
-    content = {column: [None if line.get(column, "") == "" else line[column] for line in lines] for column in columns}
-    _write_parquet(content, stem.with_suffix(".parquet"))
-
-
-def _write_parquet(columns: Mapping[str, object], file: Path) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    buffer = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table(dict(columns)), buffer)
-    _write_bytes(file, buffer.getvalue())
-
-
-def _write_bytes(file: Path, content: bytes) -> None:
-    temporary = file.with_name(f".{file.name}.{os.urandom(4).hex()}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(file)
 
 
 def _print(lens: Lens, console: Console) -> None:

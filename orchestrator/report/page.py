@@ -5,12 +5,12 @@ The page asks the network for nothing, works from a file, and is the same for th
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.journal import STUDY_FILE, Journal
 from orchestrator.report import sections
+from orchestrator.report.files import write_whole
 from orchestrator.report.markup import Markup, element, join
 from orchestrator.report.plates import Plate, plates
 from orchestrator.report.reading import confirmations
@@ -77,11 +77,3 @@ def document(title: str, parts: Sequence[Markup]) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def write_whole(file: Path, text: str) -> Path:
-    """Whole or not at all; two writers at once don't meet."""
-    temporary = file.with_name(f".{file.name}.{os.urandom(4).hex()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(file)
-    return file

@@ -97,10 +97,10 @@ def distribution_metrics(
     )
     score = InceptionScore(feature=extractor.logits, splits=min(_SPLITS, len(generated)))
     for images, is_real in ((real, True), (generated, False)):
-        for batch in images.split(batch_size):
+        for batch in torch.split(images, batch_size):
             fid.update(batch, real=is_real)
             kid.update(batch, real=is_real)
-    for batch in generated.split(batch_size):
+    for batch in torch.split(generated, batch_size):
         score.update(batch)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -120,9 +120,9 @@ def perceptual_distance(backbone: Path) -> nn.Module:
     """
     import lpips
 
-    network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False).eval().requires_grad_(False)
+    network: nn.Module = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False).eval().requires_grad_(False)
     weights = read_weights(backbone)
-    for piece in (getattr(network.net, f"slice{number}") for number in range(1, 6)):
+    for piece in (network.get_submodule(f"net.slice{number}") for number in range(1, 6)):
         for name, layer in piece.named_children():
             if isinstance(layer, nn.Conv2d):
                 try:
@@ -135,10 +135,10 @@ def perceptual_distance(backbone: Path) -> nn.Module:
 def perceptual_metrics(
     generated: Tensor, real: Tensor, labels: Tensor, real_labels: Tensor, distance: nn.Module, *, seed: int
 ) -> dict[str, float]:
-    """LPIPS from each uint8 image [N, C, H, W] to a real one of its class, and to another generated one of its class."""
+    """LPIPS from each uint8 image [N, C, H, W] to a real one of its class, and to a generated one of its class."""
     generator = torch.Generator().manual_seed(seed)
     to_real, within = [], []
-    for label in labels.unique().tolist():
+    for label in torch.unique(labels).tolist():
         own = _signed(generated[labels == label])
         others = real[real_labels == label]
         chosen = torch.randint(len(others), (len(own),), generator=generator)

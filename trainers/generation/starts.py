@@ -102,7 +102,7 @@ def starts_of(name: str, images: Tensor, labels: Tensor, settings: Settings) -> 
     Raises InvalidInput if a class has fewer than two images.
     """
     draws = {}
-    for label in labels.unique().tolist():
+    for label in torch.unique(labels).tolist():
         of_class = images[labels == label]
         if len(of_class) < 2 and name != "noise":
             raise InvalidInput.single("--init", f"{name}: class {label} has {len(of_class)} training image(s); needs 2")
