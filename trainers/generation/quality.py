@@ -8,6 +8,7 @@ take their place and the numbers are called FID-clf, KID-clf and IS-clf: they ne
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,10 +93,13 @@ def distribution_metrics(
     from torchmetrics.image.kid import KernelInceptionDistance
 
     fid = FrechetInceptionDistance(feature=extractor.features)
-    kid = KernelInceptionDistance(
-        feature=extractor.features, subset_size=min(_KID_SUBSET, len(generated), len(real)), subsets=50
-    )
-    score = InceptionScore(feature=extractor.logits, splits=min(_SPLITS, len(generated)))
+    with warnings.catch_warnings():
+        # That features are kept is not news: 50,000 of them are 0.4 GB.
+        warnings.filterwarnings("ignore", ".*save all extracted features")
+        kid = KernelInceptionDistance(
+            feature=extractor.features, subset_size=min(_KID_SUBSET, len(generated), len(real)), subsets=50
+        )
+        score = InceptionScore(feature=extractor.logits, splits=min(_SPLITS, len(generated)))
     for images, is_real in ((real, True), (generated, False)):
         for batch in torch.split(images, batch_size):
             fid.update(batch, real=is_real)
@@ -120,7 +124,9 @@ def perceptual_distance(backbone: Path) -> nn.Module:
     """
     import lpips
 
-    network: nn.Module = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False).eval().requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="torchvision")  # the package's own call is an old one
+        network: nn.Module = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False).eval().requires_grad_(False)
     weights = read_weights(backbone)
     for piece in (network.get_submodule(f"net.slice{number}") for number in range(1, 6)):
         for name, layer in piece.named_children():
