@@ -13,19 +13,21 @@ from orchestrator.report.figure_data import Line
 from orchestrator.report.style import ADVERSARIAL_COLOR, INK, NATURAL_COLOR, new_figure, styled
 
 SHOWN = 12
+_GAP = 1
 
 
 @styled
 def mosaic(made: Made) -> Figure:
     """A row a class, the first images of each."""
     classes = np.unique(made.labels)
-    rows = [_row(made.images[made.labels == label][:SHOWN]) for label in classes]
+    columns = min(SHOWN, int(np.bincount(made.labels).max()))
+    rows = [_row(made.images[made.labels == label][:columns], columns) for label in classes]
     picture = np.concatenate(rows)
     height, width = picture.shape[:2]
     figure = new_figure(4.2 * height / width + 0.2, 4.6)
     axes = figure.subplots()
     axes.imshow(picture.squeeze(-1) if picture.shape[-1] == 1 else picture, cmap="gray", vmin=0, vmax=255)
-    side = made.images.shape[1]
+    side = made.images.shape[1] + _GAP
     axes.set_yticks([side * (place + 0.5) for place in range(len(classes))], [str(label) for label in classes])
     axes.set(ylabel="class", xticks=[])
     axes.tick_params(length=0)
@@ -53,7 +55,7 @@ def energies(made: Sequence[Made]) -> Figure:
         if place % 3 == 0:
             axes.set_ylabel("joint energy [nats]")
     handles, labels = grid[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3 if len(made) > 1 else 1)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(made), 3))
     return figure
 
 
@@ -72,7 +74,8 @@ def energy_lines(made: Sequence[Made]) -> list[Line]:
     ]  # fmt: skip
 
 
-def _row(images: Array) -> Array:
-    blank = np.full((SHOWN - len(images), *images.shape[1:]), 255, images.dtype)
-    result: Array = np.concatenate([*images, *blank], axis=1)
+def _row(images: Array, columns: int) -> Array:
+    """Side by side, white where there are fewer, white lines between."""
+    padding = ((0, columns - len(images)), (0, _GAP), (0, _GAP), (0, 0))
+    result: Array = np.concatenate(np.pad(images, padding, constant_values=255), axis=1)
     return result
