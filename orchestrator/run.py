@@ -20,6 +20,7 @@ from orchestrator.progress import StudyView
 from orchestrator.savings import savings
 from orchestrator.storage import check_opens
 from search_spaces.study import Study
+from trainers.config import Data
 from trainers.data.availability import check_available
 from trainers.problems import InvalidInput, Problem
 
@@ -38,7 +39,8 @@ def preflight(study: Study, root: Path, address: str | None) -> None:
             problems.extend(error.problems)
 
     attempt(_check_writable, root)
-    attempt(check_available, study.experiment_for(_first_point(study)).data)
+    for data in _data_of(study):
+        attempt(check_available, data)
     if not (root / study.name / STUDY_FILE).exists():
         attempt(tracking.check_reachable, tracking.tracking_uri(study))
     attempt(check_opens, study)
@@ -49,7 +51,7 @@ def preflight(study: Study, root: Path, address: str | None) -> None:
         if study.confirm.top and study.confirm.workers:
             attempt(capacity.require, study.confirm_resources, "confirm")
     if problems:
-        raise InvalidInput(problems)
+        raise InvalidInput(dict.fromkeys(problems))
 
 
 def run_study(
@@ -203,10 +205,16 @@ def _check_writable(root: Path) -> None:
     disk.check_space(root)
 
 
-def _first_point(study: Study) -> dict[str, object]:
+def _data_of(study: Study) -> list[Data]:
+    """Each data section that occurs at a corner of the space, once."""
     from search_spaces.space import corners
 
-    return corners(study.space)[0] if study.space else {}
+    found: list[Data] = []
+    for point in corners(study.space) if study.space else [{}]:
+        data = study.experiment_for(point).data
+        if data not in found:
+            found.append(data)
+    return found
 
 
 def _relative(path: Path) -> str:

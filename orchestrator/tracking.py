@@ -17,7 +17,7 @@ import tempfile
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,12 +27,13 @@ from orchestrator.journal import EVALUATION_FILE, STUDY_FILE, Journal, Run, tria
 from orchestrator.ladder import RUNG
 from orchestrator.savings import epochs_saved, seconds_saved
 from orchestrator.seeds import spreads, trials
-from search_spaces.study import Study
+from search_spaces.study import Study, Tracking
 from trainers.diagnostics.overfitting import onsets
 from trainers.pixels import PixelValue
 from trainers.problems import InvalidInput
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities import RunInfo
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,12 @@ def tracking_uri(study: Study) -> str:
 
     Raises InvalidInput for an address with a password in it.
     """
-    uri = study.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    return resolved_uri(study.tracking.uri)
+
+
+def resolved_uri(own: str | None) -> str:
+    """An address of the user's own, the environment's, or a file beside the working directory; as `tracking_uri`."""
+    uri = own or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     refuse_password(uri, "tracking.uri")
     prefix = "sqlite:///"
     if uri.startswith(prefix):
@@ -116,23 +122,71 @@ def sync(journal: Journal, uri: str) -> None:
     Mirror(journal, uri).update(ended=True)
 
 
+def log_folder(
+    uri: str, *, identity: str, kind: str, name: str, time: float, params: Mapping[str, str],
+    metrics: Mapping[str, float], artifacts: Sequence[Path],
+) -> None:  # fmt: skip
+    """One run with files and folders, once for each `identity`; metrics are those of the moment `time` (Unix seconds).
+
+    Raises whatever the server raises.
+    """
+    from mlflow.entities import Metric, Param
+
+    client = _connected(uri)
+    experiment = _find_experiment(client, uri, Tracking().experiment)
+    tags = {KIND_TAG: kind, RUN_TAG: identity}
+    run_id = _find_or_create(client, experiment, identity, name, tags).run_id
+    client.log_batch(
+        run_id,
+        params=[Param(key, value) for key, value in params.items()],
+        metrics=[Metric(key, value, int(time * 1000), 0) for key, value in metrics.items()],
+    )
+    for path in artifacts:
+        if path.is_dir():
+            client.log_artifacts(run_id, str(path), path.name)
+        else:
+            client.log_artifact(run_id, str(path))
+    client.set_terminated(run_id, "FINISHED")
+
+
+def _connected(uri: str) -> MlflowClient:
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    from mlflow import MlflowClient
+
+    # After the import, which sets levels of its own.
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    return MlflowClient(tracking_uri=uri)
+
+
+def _find_experiment(client: MlflowClient, uri: str, name: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    location = None
+    if uri.startswith("sqlite:///"):
+        location = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
+    return str(client.create_experiment(name, artifact_location=location))
+
+
+def _find_or_create(
+    client: MlflowClient, experiment: str, identity: str, name: str, tags: Mapping[str, str]
+) -> RunInfo:
+    found = client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{identity}'", max_results=1)
+    return found[0].info if found else client.create_run(experiment, run_name=name, tags=dict(tags)).info
+
+
 class Mirror:
     """One study's runs on one server: remembers what this process has sent, asks the server for the rest."""
 
     def __init__(self, journal: Journal, uri: str) -> None:
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-        from mlflow import MlflowClient
-
-        # After the import, which sets levels of its own.
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
-        logging.getLogger("alembic").setLevel(logging.WARNING)
         self._journal = journal
         self._study = journal.study()
-        self._client = MlflowClient(tracking_uri=uri)
-        self._experiment = self._find_experiment(uri)
+        self._client = _connected(uri)
+        self._experiment = _find_experiment(self._client, uri, self._study.tracking.experiment)
         self._parent = self._find_or_create(journal.identity, self._study.name, "study", {}).run_id
         self._client.update_run(self._parent, status="RUNNING")
         self._log_study()
@@ -173,22 +227,9 @@ class Mirror:
 
     # Runs
 
-    def _find_experiment(self, uri: str) -> str:
-        name = self._study.tracking.experiment
-        found = self._client.get_experiment_by_name(name)
-        if found is not None:
-            return str(found.experiment_id)
-        location = None
-        if uri.startswith("sqlite:///"):
-            location = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
-        return str(self._client.create_experiment(name, artifact_location=location))
-
     def _find_or_create(self, identity: str, name: str, kind: str, tags: Mapping[str, str]) -> RunInfo:
-        found = self._client.search_runs([self._experiment], f"tags.`{RUN_TAG}` = '{identity}'", max_results=1)
-        if found:
-            return found[0].info
         everything = {RUN_TAG: identity, KIND_TAG: kind, STUDY_TAG: self._study.name, **tags}
-        return self._client.create_run(self._experiment, run_name=name, tags=everything).info
+        return _find_or_create(self._client, self._experiment, identity, name, everything)
 
     def _run_id(self, run: Run) -> str:
         known = self._run_ids

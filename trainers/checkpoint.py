@@ -75,7 +75,7 @@ class CorruptCheckpoint(InvalidInput):
 def save(
     run_dir: Path, experiment: Experiment, model: nn.Module, state: Mapping[str, Any], record: EpochRecord
 ) -> Path:
-    """Write `checkpoints/epoch_NNNN` atomically, then remove all but the newest `KEEP`.
+    """Write `checkpoints/epoch_NNNN` atomically, then remove all but the newest `KEEP` and those of `keep_every`.
 
     Raises OSError if it can't be written; what was written of it is removed.
     """
@@ -86,7 +86,8 @@ def save(
     torch.save(dict(state), training)
     _write(target, serialize(weights), training.getvalue(), record, experiment)
     for old in _by_epoch(folder)[KEEP:]:
-        shutil.rmtree(old)
+        if not _to_keep(int(old.name.removeprefix("epoch_")), experiment.keep_every):
+            shutil.rmtree(old)
     for abandoned in folder.glob(".writing-*"):
         shutil.rmtree(abandoned, ignore_errors=True)
     return target
@@ -143,6 +144,10 @@ def latest(run_dir: Path) -> Checkpoint | None:
         except CorruptCheckpoint as error:
             logger.warning("skipping a broken checkpoint: %s", error)
     return None
+
+
+def _to_keep(epoch: int, every: int | None) -> bool:
+    return every is not None and (epoch == 0 or (epoch + 1) % every == 0)
 
 
 def _by_epoch(folder: Path) -> list[Path]:

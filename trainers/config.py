@@ -56,6 +56,19 @@ class Choice(Section):
         return dict(self.model_extra or {})
 
 
+class Subset(Section):
+    """Some of the training images, treated apart: removed (`drop`), or trained on without perturbation (`no_perturb`).
+
+    `sha256` says which images they are; it is read from the file when the experiment is, and from then on the file has
+    to hold the same.
+    """
+
+    file: str = Field(min_length=1, description="written by `orchestrator subsets`")
+    name: str = Field(description="misclassified, high_energy, low_energy, random, or what else the file holds")
+    treatment: Literal["drop", "no_perturb"]
+    sha256: str | None = Field(None, description="of the sorted indices; default: those of the file")
+
+
 class Data(Section):
     """Which images. The held-out slice is cut from the training set, stratified, fixed by `split_seed`."""
 
@@ -77,6 +90,7 @@ class Data(Section):
     )
     extra_fraction: float | None = Field(None, gt=0, lt=1, description="share of every batch that comes from `extra`")
     split_seed: int = Field(0, ge=0)
+    subset: Subset | None = Field(None, description="training images that are treated apart")
 
 
 class Method(Section):
@@ -169,6 +183,9 @@ class Experiment(Section):
     optimizer: Optimizer = Optimizer()
     schedule: Choice
     epochs: int = Field(30, ge=1)
+    keep_every: int | None = Field(
+        None, ge=1, description="keep the checkpoint of every so manyth epoch and of the first, beside the newest"
+    )
     evaluation: Evaluation
     precision: Literal["float32", "tf32", "bfloat16"] = Field(
         "float32", description="of training (tf32: on GPUs that have it); measuring is float32 always"
@@ -185,11 +202,17 @@ class Experiment(Section):
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
     def identity(self) -> dict[str, Any]:
-        """What changes the result. Where data lie and values came from, how records are read do not."""
+        """What changes the result. Not where data lie, values came from, or what is kept and read."""
         content = self.to_dict()
-        del content["recipe"]
+        for how in ("recipe", "keep_every"):
+            del content[how]
         for where in ("directory", "download"):
             del content["data"][where]
+        subset = content["data"].pop("subset")
+        if subset is not None:
+            if subset["sha256"] is None:
+                raise InvalidInput.single("data.subset.file", f"{subset['file']!r}: is not there; what is in it counts")
+            content["data"]["subset"] = [subset["treatment"], subset["sha256"]]
         for rule in ("catastrophic", "robust"):
             del content["evaluation"][rule]
         return content

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -73,18 +73,22 @@ class StepResult:
 
 def train_step(
     model: nn.Module, method: TrainingMethod, optimizer: torch.optim.Optimizer,
-    images: Tensor, labels: Tensor, noise: Noise, *, progress: float,
+    images: Tensor, labels: Tensor, noise: Noise, *, progress: float, attacked: Tensor | None = None,
     epsilon_scale: float = 1.0, mean_over_ranks: Callable[[Tensor], Tensor] = identity,
 ) -> StepResult:  # fmt: skip
     """One update: images [B, C, H, W] in [0,1] and labels [B] of this rank. No host synchronization.
 
     The attack runs on the bare module (no collective, whatever the number of its steps); the outer loss goes through
     `model`, which under DDP averages the gradients once. Natural and adversarial images are two forwards: one joined
-    forward would give other batch statistics than the papers'.
+    forward would give other batch statistics than the papers'. Images that are not `attacked` [B] (default: all are)
+    keep their place in the batch, with x* = x.
     """
     bare = model.module if isinstance(model, DistributedDataParallel) else model
     objective, needs = method.objective, method.objective.needs(progress)
     adversarial = method.attacker(bare, images, labels, noise, epsilon_scale)
+    if attacked is not None:
+        kept = torch.where(attacked[:, None, None, None], adversarial.images, images)
+        adversarial = replace(adversarial, images=kept)
     noisy = images + noise.uniform(images, -method.epsilon, method.epsilon) if "input_gradients" in needs else None
     start_logits = adversarial.start_logits
     if "start_logits" in needs and not method.reuses_start:
@@ -118,10 +122,13 @@ def train_step(
         optimizer.step()
     with torch.no_grad():
         zero = parts.total.new_zeros(())
+        easier = abnormal(start_logits, adversarial_logits, labels)
+        if attacked is not None:
+            easier &= attacked
         return StepResult(
             loss=parts.total.detach(),
             adversarial_correct=(adversarial_logits.argmax(1) == labels).sum(),
-            abnormal=abnormal(start_logits, adversarial_logits, labels).sum(),
+            abnormal=easier.sum(),
             weight_sum=zero + len(labels) if parts.weights is None else parts.weights.sum(),
             regularizer=zero if parts.regularizer is None else parts.regularizer,
             perturbation_norm=(adversarial.images - images).flatten(1).norm(dim=1).sum(),

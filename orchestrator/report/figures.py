@@ -49,7 +49,7 @@ _MAX_COLUMNS = 4
 _WIDE = 6.6
 _LINEAR_BELOW = 1.0
 _DELTA_ENERGY_LABEL = r"mean $\Delta E(x)$ [nats]"
-_ONSETS = {"catastrophic": ("X", "catastrophic overfitting"), "robust": ("D", "robust overfitting")}
+ONSETS = {"catastrophic": ("X", "catastrophic overfitting"), "robust": ("D", "robust overfitting")}
 _OBJECTIVE_NAMES = {CLEAN_ACCURACY: "clean accuracy", ROBUST_ACCURACY: "robust accuracy (PGD-10)"}
 
 
@@ -76,7 +76,7 @@ def energy_curves(study: Study, runs: Sequence[Run]) -> Figure | None:
         bottom.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         if label is not None:
             top.set_title(label, color=method_colors(labels)[label], fontweight="bold")
-    _delta_energy_axis(grid[0, 0], [value for run in shown for value in curve(run, REFERENCE_DELTA_ENERGY)[1]])
+    delta_energy_axis(grid[0, 0], [value for run in shown for value in curve(run, REFERENCE_DELTA_ENERGY)[1]])
     grid[0, 0].set_ylabel(_DELTA_ENERGY_LABEL + "\ntraining images, PGD-10")
     grid[1, 0].set_ylim(bottom=0)
     grid[1, 0].set_ylabel(f"robust accuracy [%]\nheld out, PGD-10, ε = {evaluation_epsilon(shown)}")
@@ -195,7 +195,7 @@ def run_energies(run: Run) -> Figure | None:
     means = curve(run, "val/delta_energy/mean")
     bottom.plot(*means, color=INK, label=r"mean $\Delta E(x)$")
     bottom.axhline(0, color=MUTED, linewidth=0.8, zorder=1)
-    _delta_energy_axis(bottom, [*means[1], *lower[1], *upper[1]])
+    delta_energy_axis(bottom, [*means[1], *lower[1], *upper[1]])
     bottom.set_ylabel(r"$\Delta E(x)$ [nats]")
     bottom.set_xlabel("epoch")
     bottom.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
@@ -204,7 +204,7 @@ def run_energies(run: Run) -> Figure | None:
             axes.axvline(onset.epoch + 1, color=MUTED, linestyle=(0, (1, 1.5)), linewidth=1)
             if axes is bottom:
                 axes.annotate(
-                    _ONSETS[onset.kind][1], (onset.epoch + 1, 1), (4, -2), xycoords=("data", "axes fraction"),
+                    ONSETS[onset.kind][1], (onset.epoch + 1, 1), (4, -2), xycoords=("data", "axes fraction"),
                     textcoords="offset points", va="top", fontsize=7.5, color=MUTED,
                 )  # fmt: skip
     found = training_phases(run)
@@ -253,13 +253,13 @@ def _energy_column(top: Axes, bottom: Axes, group: Sequence[Run], shown: Sequenc
             for onset in overfitting(run):
                 at = dict(zip(epochs, values, strict=True))[onset.epoch + 1]
                 axes.plot(
-                    onset.epoch + 1, scale * at, linestyle="", marker=_ONSETS[onset.kind][0],
+                    onset.epoch + 1, scale * at, linestyle="", marker=ONSETS[onset.kind][0],
                     markersize=6 if thin else 8, markerfacecolor=color if onset.confirmed else "white",
                     markeredgecolor=INK, markeredgewidth=0.8, zorder=4,
                 )  # fmt: skip
 
 
-def _delta_energy_axis(axes: Axes, values: Iterable[float]) -> None:
+def delta_energy_axis(axes: Axes, values: Iterable[float]) -> None:
     """Symmetric logarithm once a collapse makes it necessary: values then reach from -2 to tens or hundreds."""
     finite = [value for value in values if math.isfinite(value)]
     low, high = min([*finite, 0.0]), max([*finite, 0.0])
@@ -288,7 +288,7 @@ def _curve_legend(shown: Sequence[Run], *, with_methods: bool) -> list[Line2D]:
             Line2D([], [], color=INK, **strokes[value], label=f"training ε = {texts[value]}") for value in named
         ]
     found = [onset for run in shown for onset in overfitting(run)]
-    for kind, (marker, name) in _ONSETS.items():
+    for kind, (marker, name) in ONSETS.items():
         for confirmed in (True, False):
             if any(onset.kind == kind and onset.confirmed == confirmed for onset in found):
                 handles.append(

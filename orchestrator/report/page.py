@@ -5,13 +5,13 @@ The page asks the network for nothing, works from a file, and is the same for th
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator import ladder
 from orchestrator.journal import STUDY_FILE, Journal
 from orchestrator.report import sections
+from orchestrator.report.files import write_whole
 from orchestrator.report.markup import Markup, element, join
 from orchestrator.report.plates import Plate, plates
 from orchestrator.report.reading import confirmations
@@ -31,8 +31,8 @@ def write_report(study_folder: Path) -> Path:
     tested, tried = results(runs), trial_rows(study, runs)
     events = journal.events()
     climbed = ladder.results(events)
-    _write(folder / "results.csv", to_csv(row.flat() for row in tested))
-    _write(folder / "trials.csv", to_csv(row.flat() for row in tried))
+    write_whole(folder / "results.csv", to_csv(row.flat() for row in tested))
+    write_whole(folder / "trials.csv", to_csv(row.flat() for row in tried))
     shown = [_plate(plate, folder) for plate in plates(study, runs, journal.storage_url)]
     parts = [
         sections.opening(study, runs, events),
@@ -43,7 +43,7 @@ def write_report(study_folder: Path) -> Path:
         sections.study_file((journal.folder / STUDY_FILE).read_text(encoding="utf-8")),
         sections.citations(),
     ]
-    return _write(journal.folder / REPORT_FILE, _document(study.name, parts))
+    return write_whole(journal.folder / REPORT_FILE, document(study.name, parts))
 
 
 def _plate(plate: Plate, folder: Path) -> Markup:
@@ -53,13 +53,14 @@ def _plate(plate: Plate, folder: Path) -> Markup:
         drawing.unlink(missing_ok=True)
         data.unlink(missing_ok=True)
         return sections.plate(plate, None)
-    document = to_svg(plate.figure, plate.name)
-    _write(drawing, document)
-    _write(data, to_csv(plate.lines))
-    return sections.plate(plate, document)
+    svg = to_svg(plate.figure, plate.name)
+    write_whole(drawing, svg)
+    write_whole(data, to_csv(plate.lines))
+    return sections.plate(plate, svg)
 
 
-def _document(title: str, parts: Sequence[Markup]) -> str:
+def document(title: str, parts: Sequence[Markup]) -> str:
+    """A self-contained page of these parts."""
     # The policy makes the browser enforce what is promised: nothing is loaded, not even an icon.
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     lines = [
@@ -80,11 +81,3 @@ def _document(title: str, parts: Sequence[Markup]) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def _write(file: Path, text: str) -> Path:
-    """Whole or not at all; two writers at once don't meet."""
-    temporary = file.with_name(f".{file.name}.{os.urandom(4).hex()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(file)
-    return file

@@ -28,7 +28,7 @@ from trainers.evaluation.result import Protocol
 from trainers.loop import fit
 from trainers.ranks import Ranks
 
-RUNGS = [{"attack": "pgd20", "samples": 30, "keep": 2}, {"attack": "pgd-t", "samples": 50, "keep": 1}]
+RUNGS = [{"attack": "pgd20", "samples": 30, "keep": 2}, {"attack": "margin-t", "samples": 50, "keep": 1}]
 STUDY = parse_study(
     {
         "name": "s",
@@ -72,7 +72,7 @@ def test_every_rung_attacks_those_that_are_left_and_is_climbed_once(journal: Jou
         left = climb(session, trials(journal.runs()))
     first, second = results(journal.events())
     assert first.accuracies == {number: expected(journal, number, "pgd20", 30) for number in (0, 1, 2)}
-    assert second.accuracies == {number: expected(journal, number, "pgd-t", 50) for number in first.kept}
+    assert second.accuracies == {number: expected(journal, number, "margin-t", 50) for number in first.kept}
     best = sorted(first.accuracies.values(), reverse=True)
     assert [first.accuracies[number] for number in first.kept] == best[:2]
     assert [run.trial for run in left] == list(second.kept)

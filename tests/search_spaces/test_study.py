@@ -122,7 +122,7 @@ def test_a_study_may_search_nothing():
             "confirm.top wants 3",
         ),
         (
-            {"confirm": {"ladder": [{"attack": name, "samples": 9, "keep": 4} for name in ("cw", "pgd-t")]}},
+            {"confirm": {"ladder": [{"attack": name, "samples": 9, "keep": 4} for name in ("cw", "margin-t")]}},
             "confirm.ladder.1.keep",
             "the rung before leaves 4",
         ),

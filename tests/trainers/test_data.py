@@ -30,7 +30,7 @@ def rows(images):
 
 def epoch(data, experiment, rank=0, world_size=1, number=0):
     batches = TrainingBatches(data, experiment, Ranks(rank, world_size, CPU))
-    return list(batches.epoch(number))
+    return [batch[:2] for batch in batches.epoch(number)]
 
 
 # Splits

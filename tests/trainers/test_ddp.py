@@ -58,7 +58,7 @@ def one_step(experiment, splits, rank=0, world=1, wrap=lambda model: model):
         wrap(model),
         build_method(experiment),
         torch.optim.SGD(model.parameters(), lr=0.1),
-        *next(batches.epoch(0)),
+        *next(batches.epoch(0))[:2],
         Noise(generator("cpu", experiment.seed, "attack", 0), *batches.rows),
         progress=1.0,
     )

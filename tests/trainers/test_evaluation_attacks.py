@@ -104,7 +104,7 @@ def corner(linear, images, labels, epsilon):
     return (images + epsilon * away).clamp(0, 1)
 
 
-@pytest.mark.parametrize("attack", ["pgd20", "cw", "pgd-t"])
+@pytest.mark.parametrize("attack", ["pgd20", "cw", "margin-t"])
 def test_on_a_linear_model_the_worst_corner_is_found(attack, linear, batch):
     images, labels = batch
     found = GRADIENT_ATTACKS[attack](linear, images, labels, epsilon=0.2, noise=noise())

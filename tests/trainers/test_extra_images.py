@@ -43,7 +43,8 @@ def bytes_of(images):
 
 def epoch(settings, number=0, rank=0, world_size=1):
     train = load_splits(settings.data).train
-    return list(TrainingBatches(train, settings, Ranks(rank, world_size, torch.device("cpu"))).epoch(number))
+    batches = TrainingBatches(train, settings, Ranks(rank, world_size, torch.device("cpu")))
+    return [batch[:2] for batch in batches.epoch(number)]
 
 
 GENERATED = {image.tobytes(): int(label) for image, label in zip(IMAGES, LABELS, strict=True)}

@@ -28,7 +28,7 @@ def test_the_average_is_that_of_the_recursion_over_the_weights_after_each_step(e
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     batches = TrainingBatches(splits.train, settings, alone)
     noise = Noise(generator("cpu", 0, "attack", 0), *batches.rows)
-    for images, labels in batches.epoch(0):
+    for images, labels, _ in batches.epoch(0):
         train_step(model, build_method(settings), optimizer, images, labels, noise, progress=0.0)
         now = {name: value.clone() for name, value in model.state_dict().items()}
         average = now if not average else {n: 0.9 * average[n] + 0.1 * now[n] for n in now}

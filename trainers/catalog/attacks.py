@@ -30,9 +30,17 @@ STAGES: dict[str, EvaluationAttack] = {
         "CW∞", "20 steps of ε/4 on the margin of the logits with κ = 50, uniform start, final iterate",
         "Carlini & Wagner 2017, arXiv 1608.04644", passes=40,
     ),
-    "pgd-t": EvaluationAttack(
-        "PGD-T", "20 steps of ε/4 on the margin to each of the 3 likeliest wrong classes, uniform starts",
+    "margin-t": EvaluationAttack(
+        "Margin-T", "20 steps of ε/4 on the margin to each of the 3 likeliest wrong classes, uniform starts",
         "Carlini & Wagner 2017, arXiv 1608.04644, targeted; a short cut to APGD-T's order of models", passes=120,
+    ),
+    "pgd20-t": EvaluationAttack(
+        "PGD-20-T", "20 steps of ε/4 towards a wrong class drawn at random, uniform start, final iterate",
+        "Kurakin et al. 2017, arXiv 1611.01236", passes=40,
+    ),
+    "kl20": EvaluationAttack(
+        "KL-PGD-20", "20 steps of ε/4 on KL(p(x) || p(x*)) from x + 0.001·N(0,1), final iterate",
+        "Zhang et al. 2019, arXiv 1901.08573", passes=41,
     ),
     "apgd-ce": EvaluationAttack(
         "APGD-CE", "AutoAttack's: 100 steps of adaptive size on the cross-entropy",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from trainers import catalog
 from trainers.config import Data
+from trainers.data.subset import read_subset
 from trainers.problems import InvalidInput
 
 DIRECTORY_VARIABLE = "ORCHESTRATOR_DATA"
@@ -21,13 +22,15 @@ def data_directory(data: Data) -> Path | None:
 
 
 def check_available(data: Data) -> None:
-    """Raise InvalidInput unless the data set is bundled, there, or to be downloaded, and the extra images are right."""
+    """Raise InvalidInput unless the data set is bundled, there, or to be downloaded, and what it names is right."""
     if catalog.DATASETS[data.name].files:
         check_directory(data)
     if data.extra is not None:
         from trainers.data.extra import check_extra
 
         check_extra(data)
+    if data.subset is not None:
+        read_subset(data.subset.file, data.subset.name, data.subset.sha256)
 
 
 def check_directory(data: Data) -> None:

@@ -15,7 +15,9 @@ from trainers.ranks import Ranks
 
 
 class TrainingBatches:
-    """Iterates one epoch's batches for one rank: (images [B/world, C, H, W] in [0,1], labels).
+    """Iterates one epoch's batches for one rank: (images [B/world, C, H, W] in [0,1], labels, attacked).
+
+    `attacked` [B/world] says which images are to be attacked; None: all of them.
 
     Every epoch is a new permutation, the same on all ranks; a global batch is cut into contiguous rows, one piece a
     rank, so ranks never overlap. A last partial batch is dropped. A sample's crop and flip do not depend on the
@@ -57,31 +59,32 @@ class TrainingBatches:
     def __len__(self) -> int:
         return len(self._data) // self._batch_size
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """The batches of one epoch; a function of (seed, epoch) alone."""
         device = self._data.labels.device
         augmentation = generator(device, self._seed, "augmentation", epoch)
         padding = self._settings.padding
-        for images, labels in self._drawn(epoch):
+        for images, labels, attacked in self._drawn(epoch):
             if not self._settings.augment:
-                yield to_floats(images), labels
+                yield to_floats(images), labels, attacked
                 continue
             shape = (2, self._batch_size)
             top, left = torch.randint(0, 2 * padding + 1, shape, generator=augmentation, device=device)[:, self._own]
             mirrored = torch.rand(self._batch_size, generator=augmentation, device=device)[self._own] < 0.5
             flips = mirrored & self._settings.flip
             reflect = self._settings.padding_mode == "reflect"
-            yield to_floats(crop_and_flip(images, top - padding, left - padding, flips, reflect=reflect)), labels
+            cropped = crop_and_flip(images, top - padding, left - padding, flips, reflect=reflect)
+            yield to_floats(cropped), labels, attacked
 
-    def _drawn(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """This rank's rows of every global batch as they are stored: uint8 [B/world, H, W, C], labels."""
+    def _drawn(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """This rank's rows of every global batch as they are stored: uint8 [B/world, H, W, C], labels, attacked."""
         data, extra = self._data, self._extra
         device = data.labels.device
         order = torch.randperm(len(data), generator=generator("cpu", self._seed, "order", epoch)).to(device)
         if extra is None:
             for batch in range(len(self)):
                 indices = order[batch * self._batch_size :][self._own]
-                yield data.images[indices], data.labels[indices]
+                yield data.images[indices], data.labels[indices], self._attacked(indices)
             return
         drawn = torch.randint(
             len(extra), (len(self), self._num_extra), generator=generator("cpu", self._seed, "extra", epoch)
@@ -97,7 +100,13 @@ class TrainingBatches:
             more = chosen[own_extra]
             images = torch.cat([data.images[indices], _sent(extra.images[more], device)])
             labels = torch.cat([data.labels[indices], _sent(extra.labels[more], device)])
-            yield images[places], labels[places]
+            attacked = self._attacked(indices)
+            if attacked is not None:
+                attacked = torch.cat([attacked, attacked.new_ones(len(more))])[places]
+            yield images[places], labels[places], attacked
+
+    def _attacked(self, indices: Tensor) -> Tensor | None:
+        return None if self._data.attacked is None else self._data.attacked[indices]
 
 
 def _sent(rows: Tensor, device: torch.device) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +12,24 @@ import torch
 from torch import Tensor
 
 from trainers import catalog
-from trainers.config import Data
+from trainers.config import Data, Subset
 from trainers.data.availability import PARTS, cache_folder, check_directory, data_directory
 from trainers.data.decoded import Array, Decoded, cached
 from trainers.data.extra import read_extra
+from trainers.data.subset import read_subset
 from trainers.problems import InvalidInput
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """uint8 images [N, H, W, C] and int64 labels [N], on one device."""
+    """uint8 images [N, H, W, C] and int64 labels [N], on one device.
+
+    `attacked` [N] says which images training may attack; None: all of them.
+    """
 
     images: Tensor
     labels: Tensor
+    attacked: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -32,11 +37,13 @@ class ImageSet:
     def select(self, indices: np.ndarray) -> ImageSet:
         """The rows at `indices`, copied."""
         chosen = torch.from_numpy(indices).to(self.labels.device)
-        return ImageSet(self.images[chosen], self.labels[chosen])
+        attacked = None if self.attacked is None else self.attacked[chosen]
+        return ImageSet(self.images[chosen], self.labels[chosen], attacked)
 
     def to(self, device: torch.device | str) -> ImageSet:
         """The same set on `device`."""
-        return ImageSet(self.images.to(device), self.labels.to(device))
+        attacked = None if self.attacked is None else self.attacked.to(device)
+        return ImageSet(self.images.to(device), self.labels.to(device), attacked)
 
     def floats(self, start: int = 0, stop: int | None = None) -> Tensor:
         """Rows `start` to `stop` as float32 [n, C, H, W] in [0,1]."""
@@ -61,11 +68,43 @@ def load_splits(data: Data) -> Splits:
     """Load a data set and cut it. Raises InvalidInput if it is not there."""
     train_images, train_labels, test_images, test_labels = _arrays(data)
     train, test = _image_set(train_images, train_labels), _image_set(test_images, test_labels)
-    pool, validation = stratified(train.labels, data.holdout, data.split_seed)
+    pool, validation = cut(data, train.labels)
+    if data.subset is None:
+        return Splits(train.select(pool), train.select(validation), test)
+    treated = np.isin(pool, _subset(data.subset, pool, validation))
+    if data.subset.treatment == "drop":
+        return Splits(train.select(pool[~treated]), train.select(validation), test)
+    trained = replace(train.select(pool), attacked=torch.from_numpy(~treated))
+    return Splits(trained, train.select(validation), test)
+
+
+def cut(data: Data, labels: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """(trained on, held out): sorted indices into the whole training set with these labels, any subset apart."""
+    pool, validation = stratified(labels, data.holdout, data.split_seed)
     if data.train_samples is not None and data.train_samples < len(pool):
-        _, chosen = stratified(train.labels[torch.from_numpy(pool)], data.train_samples, data.split_seed)
+        _, chosen = stratified(labels[torch.from_numpy(pool)], data.train_samples, data.split_seed)
         pool = pool[chosen]
-    return Splits(train.select(pool), train.select(validation), test)
+    return pool, validation
+
+
+def training_indices(data: Data) -> np.ndarray:
+    """Where the rows of the training split lie in the whole training set; the images of a subset are among them."""
+    return cut(data, torch.from_numpy(np.asarray(_arrays(data)[1])).long())[0]
+
+
+def _subset(subset: Subset, pool: np.ndarray, validation: np.ndarray) -> np.ndarray:
+    """Its indices. Raises InvalidInput if it was made for another split, or leaves nothing to train on."""
+    indices = np.array(read_subset(subset.file, subset.name, subset.sha256))
+    held_out, trained_on = np.isin(indices, validation).sum(), np.isin(pool, indices).sum()
+    if held_out or not trained_on:
+        raise InvalidInput.single(
+            "data.subset",
+            f"{held_out} of the {len(indices)} images of {subset.name!r} are held out here and {trained_on} trained "
+            "on: it was made for another data set, data.holdout or data.split_seed",
+        )
+    if trained_on == len(pool) and subset.treatment == "drop":
+        raise InvalidInput.single("data.subset", f"{subset.name!r} is all that there is to train on")
+    return indices
 
 
 def stratified(labels: Tensor, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

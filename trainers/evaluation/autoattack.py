@@ -6,6 +6,7 @@ whole run with the same seed and batch size, and it can be cut into shards, whic
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,13 +32,7 @@ def autoattack_stage(
     """
     from pyautoattack import AutoAttack
 
-    with torch.no_grad():
-        num_classes = model(pixels[:1]).shape[1]
-    fewest = FEWEST_CLASSES.get(stage, 2)
-    if num_classes < fewest:
-        raise InvalidInput.single(
-            "attack", f"{stage} needs at least {fewest} classes for its loss; this model has {num_classes}"
-        )
+    num_classes = _check_classes(model, pixels, stage)
     with _undisturbed(model, pixels.device):
         runner = AutoAttack(model, norm="Linf", eps=epsilon, version="standard", device=str(pixels.device), seed=seed)
         runner.attacks_to_run = [stage]
@@ -45,6 +40,51 @@ def autoattack_stage(
         adversarial, _ = runner.run_standard_evaluation(pixels, labels, batch_size=batch_size)
     result: Tensor = adversarial.detach()
     return result
+
+
+def apgd_points(
+    model: nn.Module, pixels: Tensor, labels: Tensor, stage: str, *, epsilon: float, seed: int, batch_size: int
+) -> Tensor:
+    """x* [N, C, H, W] of `apgd-ce` or `apgd-dlr` for every image: the point of highest loss, adversarial or not.
+
+    As a stage of AutoAttack the same attack gives back the image where it fails or the model was wrong before. Raises
+    InvalidInput if there are too few classes for the loss.
+    """
+    from pyautoattack import AutoAttack
+
+    _check_classes(model, pixels, stage)
+    found = []
+    with _undisturbed(model, pixels.device), _without_remarks():
+        runner = AutoAttack(model, norm="Linf", eps=epsilon, version="standard", device=str(pixels.device), seed=seed)
+        runner.apgd.loss = stage.removeprefix("apgd-")
+        for images, truth in zip(torch.split(pixels, batch_size), torch.split(labels, batch_size), strict=True):
+            torch.manual_seed(seed)  # for every batch, as the package does elsewhere
+            found.append(runner.apgd.perturb(images, truth, best_loss=True).detach())
+    return torch.cat(found)
+
+
+@contextmanager
+def _without_remarks() -> Iterator[None]:
+    """The package remarks on single points without a gradient: usual where a net is sure, no verdict here."""
+    logger = logging.getLogger("auto-attack")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _check_classes(model: nn.Module, pixels: Tensor, stage: str) -> int:
+    """How many classes the model has. Raises InvalidInput if they are too few for the loss of a stage."""
+    with torch.no_grad():
+        num_classes = int(model(pixels[:1]).shape[1])
+    fewest = FEWEST_CLASSES.get(stage, 2)
+    if num_classes < fewest:
+        raise InvalidInput.single(
+            "attack", f"{stage} needs at least {fewest} classes for its loss; this model has {num_classes}"
+        )
+    return num_classes
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainers.attacks.linf import ascend, project, uniform_start
-from trainers.attacks.pgd import pgd, pgd_margin
+from trainers.attacks.pgd import pgd, pgd_kl, pgd_margin, pgd_targeted
 from trainers.randomness import Noise
 
 
@@ -35,7 +35,7 @@ def cw(model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float, nois
     return attacked.images
 
 
-def pgd_t(
+def margin_t(
     model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float, noise: Noise, steps: int, targets: int
 ) -> Tensor:
     """PGD that raises z_t − z_y for each of the likeliest wrong classes t in turn, from a uniform start each.
@@ -65,6 +65,22 @@ def pgd_t(
         with torch.no_grad():
             standing = standing[model(attacked.images).argmax(1) == labels[standing]]
     return found
+
+
+def targeted(model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float, noise: Noise) -> Tensor:
+    """PGD-20 towards a wrong class drawn at random for each image (Kurakin et al. 2017, arXiv 1611.01236)."""
+    attacked = pgd_targeted(
+        model, images, labels, epsilon=epsilon, step_size=epsilon / 4, steps=20, batch_norm="eval", noise=noise
+    )
+    return attacked.images
+
+
+def kl20(model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float, noise: Noise) -> Tensor:
+    """TRADES's inner attack with 20 steps: it raises KL(p(x) || p(x*)) and never sees the label (arXiv 1901.08573)."""
+    attacked = pgd_kl(
+        model, images, labels, epsilon=epsilon, step_size=epsilon / 4, steps=20, batch_norm="eval", noise=noise
+    )
+    return attacked.images
 
 
 def pgd_restarts(
@@ -119,5 +135,7 @@ GRADIENT_ATTACKS: dict[str, GradientAttack] = {
     "pgd20": pgd20,
     "pgd50-10": partial(pgd_restarts, steps=50, restarts=10),
     "cw": cw,
-    "pgd-t": partial(pgd_t, steps=20, targets=3),
+    "margin-t": partial(margin_t, steps=20, targets=3),
+    "pgd20-t": targeted,
+    "kl20": kl20,
 }

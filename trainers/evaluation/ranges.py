@@ -50,7 +50,7 @@ def evaluate_range(
                 progress(stage)
             survivors = torch.nonzero(standing).squeeze(1)
             if len(survivors):
-                adversarial = _attacked(searching, pixels[survivors], labels[survivors], stage, protocol, start)
+                adversarial = attack_range(searching, pixels[survivors], labels[survivors], stage, protocol, start)
                 standing = standing.clone()
                 standing[survivors] = _correct(model, adversarial, labels[survivors], protocol.batch_size)
             flags[stage] = standing
@@ -76,7 +76,10 @@ def _correct(model: nn.Module, pixels: Tensor, labels: Tensor, batch_size: int) 
     return (logits.argmax(1) == labels) & logits.isfinite().all(1)
 
 
-def _attacked(model: nn.Module, pixels: Tensor, labels: Tensor, stage: str, protocol: Protocol, start: int) -> Tensor:
+def attack_range(
+    model: nn.Module, pixels: Tensor, labels: Tensor, stage: str, protocol: Protocol, start: int
+) -> Tensor:
+    """x* [N, C, H, W] of one stage on images of the range that begins at `start`. `model` is in eval mode already."""
     epsilon = float(PixelValue(protocol.epsilon))
     if stage not in GRADIENT_ATTACKS:
         return autoattack_stage(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from trainers import catalog
+from trainers.data.subset import read_subset, subset_hash
 from trainers.filling.choices import fill_choice, table
 from trainers.filling.method import fill_method
 from trainers.pixels import PixelValue
-from trainers.problems import Problem, unknown_name
+from trainers.problems import InvalidInput, Problem, unknown_name
 
 
 def fill(raw: dict[str, Any]) -> list[Problem]:
@@ -18,6 +20,7 @@ def fill(raw: dict[str, Any]) -> list[Problem]:
     problems: list[Problem] = []
     _fill_recipe(raw, problems)
     dataset = _fill_data(table(raw, "data"), problems)
+    _fill_subset(raw, problems)
     method = table(raw, "method")
     preset = catalog.PRESETS.get(str(method.setdefault("name", "fgsm")))
     if preset is None:
@@ -87,6 +90,14 @@ def _check_combinations(raw: dict[str, Any], schedule: dict[str, Any], problems:
             Problem("attack.warmup_epochs", f"{warmup!r}: must be below the {epochs} epochs, or ε is never reached")
         )
     regularizer = table(raw, "method").get("regularizer")
+    subset = table(raw, "data").get("subset")
+    if isinstance(subset, dict) and subset.get("treatment") == "no_perturb" and regularizer is not None:
+        problems.append(
+            Problem(
+                "data.subset.treatment",
+                "'no_perturb': a regularizer compares images with their attacked versions; use 'drop', or none",
+            )
+        )
     aligned = isinstance(regularizer, dict) and regularizer.get("name") == "grad_align"
     if raw.get("precision") == "bfloat16" and aligned:
         problems.append(Problem("precision", "'bfloat16': grad_align differentiates twice and needs float32"))
@@ -122,6 +133,20 @@ def _fill_data(data: dict[str, Any], problems: list[Problem]) -> catalog.Dataset
         left = dataset.num_train - held
         problems.append(Problem("data.train_samples", f"{wanted}: only {left} are left beside the {held} held out"))
     return dataset
+
+
+def _fill_subset(raw: dict[str, Any], problems: list[Problem]) -> None:
+    """What the file of a subset holds, if it is there already: a study can be looked at before its file is made."""
+    subset = table(raw, "data").get("subset")
+    if not isinstance(subset, dict) or subset.get("sha256") is not None:
+        return
+    file = Path(str(subset.get("file"))).expanduser().absolute()
+    if file.is_file():
+        try:
+            subset["sha256"] = subset_hash(read_subset(str(file), str(subset.get("name"))))
+        except InvalidInput as error:
+            problems.extend(error.problems)
+        subset["file"] = str(file)  # workers have other working directories
 
 
 def _usable_epsilon(given: Any, dataset: catalog.Dataset) -> PixelValue:

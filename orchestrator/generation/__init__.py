@@ -1,0 +1,1 @@
+"""`orchestrator generate`: images from classifiers, made in shards, looked at and measured."""

@@ -1,0 +1,1 @@
+"""`orchestrator lens`: networks under the same attacks, seen through their energies."""

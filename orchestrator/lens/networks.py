@@ -1,0 +1,159 @@
+"""Which networks a lens compares: checkpoints of ours, weights of others, and the stored epochs of a run."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.journal import Run
+from orchestrator.report.reading import method_label
+from orchestrator.subjects import Subject, choose_subjects, own_subjects
+from trainers.problems import InvalidInput, Problem, unknown_name
+from trainers.records import read_records
+
+_EPOCH_FOLDER = "checkpoints/epoch_{:04d}"
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """The options for models that are not ours; they hold for every file of weights that is given."""
+
+    model: str | None = None
+    options: tuple[str, ...] = ()
+    data: str | None = None
+    normalization: str | None = None
+    allow_code: bool = False
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network by the name that it has in figures. `run` has the records of training, where there are any.
+
+    `epoch` (from 0) is given for a stored epoch of a run that is followed through its training.
+    """
+
+    name: str
+    subject: Subject
+    run: Run | None = None
+    epoch: int | None = None
+
+
+def choose_networks(
+    words: Sequence[str], *, rule: str | None, foreign: Foreign, data_dir: Path | None
+) -> list[Network]:
+    """`[NAME=]PATH` words as networks: folders are ours, files are weights of others. Raises InvalidInput."""
+    if not words and foreign.model is None:
+        raise InvalidInput.single("CHECKPOINT", "is missing: run folders, checkpoint folders, or files of weights")
+    if rule not in (None, "best", "last"):
+        raise InvalidInput.single("--checkpoint", unknown_name(rule, ("best", "last"), "rule"))
+    named = [_split(word) for word in words]
+    if foreign.model is not None and named and all(path.is_dir() for _, path in named):
+        raise InvalidInput.single("--model", f"{foreign.model}: no file of weights is given that it could be for")
+    subjects = [
+        own_subjects(path, rule if _is_run(path) else None, data_dir)[0]
+        if path.is_dir()
+        else _foreign(path, foreign, data_dir)
+        for _, path in named
+    ]
+    if not words:  # a factory with weights of its own
+        named, subjects = [(None, Path(str(foreign.model)))], [_foreign(None, foreign, data_dir)]
+    names = _names([(given, path, subject) for (given, path), subject in zip(named, subjects, strict=True)])
+    networks = [
+        Network(name, subject, _run(path, subject) if _is_run(path) else None)
+        for name, (_, path), subject in zip(names, named, subjects, strict=True)
+    ]
+    _check_comparable(networks, foreign.data)
+    return networks
+
+
+def stored_epochs(networks: Sequence[Network], wanted: str, data_dir: Path | None) -> list[Network]:
+    """The stored epochs of every run among `networks`: `all`, or numbers from 1 with commas. Raises InvalidInput."""
+    found = []
+    for network in networks:
+        if network.run is None:
+            continue
+        folders = sorted(network.run.folder.glob("checkpoints/epoch_*"))
+        available = [int(folder.name.removeprefix("epoch_")) + 1 for folder in folders]
+        chosen = available if wanted == "all" else _numbers(wanted)
+        missing = [epoch for epoch in chosen if epoch not in available]
+        if missing:
+            raise InvalidInput.single(
+                "--epochs", f"{', '.join(map(str, missing))}: {network.run.folder} has the epochs "
+                f"{', '.join(map(str, available))}; keep_every=N keeps more while training"
+            )  # fmt: skip
+        for epoch in chosen:
+            (subject,) = own_subjects(network.run.folder / _EPOCH_FOLDER.format(epoch - 1), None, data_dir)
+            found.append(Network(network.name, subject, network.run, epoch - 1))
+    if not found:
+        raise InvalidInput.single("--epochs", f"{wanted}: none of the networks is a run folder with stored epochs")
+    return found
+
+
+def _split(word: str) -> tuple[str | None, Path]:
+    name, equals, path = word.partition("=")
+    return (name, Path(path)) if equals and name and not Path(word).exists() else (None, Path(word))
+
+
+def _numbers(text: str) -> list[int]:
+    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
+        raise InvalidInput.single("--epochs", f"{text!r}: allowed: all, or epochs from 1 on such as 1,5,30")
+    return sorted({int(part) for part in text.split(",")})
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "checkpoints").is_dir()
+
+
+def _run(path: Path, subject: Subject) -> Run:
+    """A run folder as the report's figures read it."""
+    return Run(path.name, "trial", 0, {}, subject.experiment, path.absolute(), records=tuple(read_records(path)))
+
+
+def _foreign(weights: Path | None, foreign: Foreign, data_dir: Path | None) -> Subject:
+    if weights is not None and not weights.exists():
+        raise InvalidInput.single(str(weights), "no such run folder, checkpoint folder or file of weights")
+    if foreign.model is None:
+        raise InvalidInput.single(str(weights), "is a file of weights: say --model, --data and --normalization")
+    (subject,) = choose_subjects(
+        weights, rule=None, model=foreign.model, model_options=foreign.options, data=foreign.data,
+        normalization=foreign.normalization, allow_code=foreign.allow_code, data_dir=data_dir,
+    )  # fmt: skip
+    return subject
+
+
+def _names(found: Sequence[tuple[str | None, Path, Subject]]) -> list[str]:
+    """As given; else the method of ours or the stem of a file, with the folder's name where that is not unique."""
+    short = [
+        given or (method_label(subject.experiment) if subject.foreign is None else path.stem)
+        for given, path, subject in found
+    ]
+    counts = Counter(short)
+    names = [
+        f"{name} ({path.name})" if counts[name] > 1 and given is None else name
+        for name, (given, path, _) in zip(short, found, strict=True)
+    ]
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if twice:
+        raise InvalidInput.single("CHECKPOINT", f"{', '.join(twice)}: names two networks; say NAME=PATH")
+    return names
+
+
+def _check_comparable(networks: Sequence[Network], data: str | None) -> None:
+    """Raise InvalidInput unless all networks see the same images."""
+    sets = {network.name: _data_text(network.subject) for network in networks}
+    problems = []
+    if len(set(sets.values())) > 1:
+        listed = ", ".join(f"{name}: {text}" for name, text in sets.items())
+        problems.append(Problem("CHECKPOINT", f"networks of different data can't share attacks ({listed})"))
+    elif data is not None and data.partition(":")[0] != networks[0].subject.experiment.data.name:
+        problems.append(Problem("--data", f"{data}: the networks are for {next(iter(sets.values()))}"))
+    if problems:
+        raise InvalidInput(problems)
+
+
+def _data_text(subject: Subject) -> str:
+    data = subject.experiment.data
+    return f"{data.name} {data.size}x{data.size}"

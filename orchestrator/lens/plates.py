@@ -1,0 +1,203 @@
+"""All figures of a lens with their captions and data, and the tables without a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from orchestrator.lens import classes, distributions, drift, smoothness, steps, training
+from orchestrator.lens.networks import Network
+from orchestrator.lens.seen import Seen, file_name, label, main_stage
+from orchestrator.report.figure_data import Line
+from orchestrator.report.plates import Plate
+from trainers.evaluation.result import Protocol
+from trainers.lens.points import Array
+
+_NO_RUN = "None of the networks is a run folder with records."
+_NO_ATTACK = "No attack was asked for."
+
+
+@dataclass(frozen=True)
+class Lens:
+    """What the figures are drawn from: every network under every attack, and the stored epochs of runs."""
+
+    protocol: Protocol
+    seen: Sequence[Seen]
+    epochs: Sequence[Seen] = ()
+
+    @property
+    def protocol_text(self) -> str:
+        """What a caption says of how it was measured."""
+        protocol = self.protocol
+        return (
+            f"{protocol.samples} {protocol.split} images of {protocol.data}, L∞ attacks with ε = {protocol.epsilon} "
+            f"(pixels in [0, 1]), seed {protocol.seed}, batches of {protocol.batch_size}, float32. Networks: "
+            + "; ".join(f"{one.name} = {_who(one.network)}" for one in self.seen)
+            + "."
+        )
+
+
+def plates(lens: Lens) -> list[Plate]:
+    """Every figure, in the order of the page."""
+    seen, networks = lens.seen, [one.network for one in lens.seen]
+    stage = main_stage(seen)
+    attack, tail = label(stage) if stage else "no attack", f" {lens.protocol_text}"
+    return [
+        *(
+            Plate(
+                f"distributions-{file_name(one.name)}",
+                f"Energies before and after each attack: {one.name}",
+                "Histograms of E(x) and E(x,y) of natural images (filled) and of adversarial ones (outline); values in "
+                "the outermost half percent are drawn at the edge. Robust: share of images classified correctly before "
+                f"and after the attack.{_explanation(one)}{tail}",
+                distributions.energy_distributions(one),
+                distributions.distribution_lines(one),
+                _NO_ATTACK,
+            )
+            for one in seen
+        ),
+        Plate(
+            "energy_over_steps",
+            "Energies at every step of PGD",
+            "Mean E(x_t) and E(x_t,y) at the image (x), at the random start of PGD-20 (t = 0) and after each of its "
+            f"steps of ε/4 on the cross-entropy.{tail}",
+            steps.energy_over_steps(seen),
+            steps.step_lines(seen),
+            "PGD-20 is not among the attacks.",
+        ),
+        Plate(
+            "drift",
+            "Where the attack drives images",
+            f"Arrows from (E(x), E(x,y)) to (E(x*), E(x*,y)) under {attack}, for {_arrows(seen)}; colored by length in "
+            "nats. On the dashed line E(x,y) = E(x) the cross-entropy is 0; above it, the vertical distance is the "
+            f"loss. Outliers beyond the 0.5 % quantiles leave the panel.{tail}",
+            drift.drift(seen),
+            drift.drift_lines(seen),
+            _NO_ATTACK,
+        ),
+        *(_drift_over_epochs(name, group, attack, tail) for name, group in followed(lens).items()),
+        Plate(
+            "training",
+            "ΔE(x) and robust error during training",
+            "Top: mean ΔE(x) = E(x) − E(x*) on fixed training images under PGD-10 at each run's training ε (symmetric "
+            "logarithm beyond ±1 where values demand it). Bottom: error on held-out images under PGD-10 at the "
+            "evaluation ε of the runs. Markers: onset of overfitting (filled: confirmed), and where the second and "
+            "third phase begin in runs of 30 epochs and more. From the records of the runs.",
+            training.energy_and_error(networks),
+            training.training_lines(networks),
+            _NO_RUN,
+        ),
+        Plate(
+            "abnormal",
+            "Abnormal adversarial examples during training",
+            "Fixed training images whose cross-entropy the run's own training attack lowers: their share; how many of "
+            "them have E(x*) above the 90 % quantile of E(x) of all; and their mean energy, where there are any. "
+            "From the records of the runs.",
+            training.abnormal_examples(networks),
+            training.abnormal_lines(networks),
+            _NO_RUN,
+        ),
+        Plate(
+            "delta_energy",
+            "How far the energies move, from the least to the most robust network",
+            f"Distributions of ΔE(x) and ΔE(x,y) under {attack}, natural minus adversarial, with median and quartiles, "
+            f"on an axis that is linear within ±0.1 and logarithmic beyond.{_ranks(seen)}{tail}",
+            smoothness.delta_energy_distributions(seen),
+            smoothness.smoothness_lines(seen),
+            _NO_ATTACK,
+        ),
+        Plate(
+            "classes",
+            "Energy, entropy and error by class",
+            "Means over the natural images of a class; 1 − p_y is the probabilistic error, robust error the share of "
+            f"images that some attack of this lens fools or that were wrong before. At most four networks.{tail}",
+            classes.class_profile(seen),
+            classes.class_lines(seen),
+            _NO_ATTACK,
+        ),
+        Plate(
+            "margin",
+            "Probabilistic margin against energy",
+            f"Margin p_y − max p_k at x* under {attack} over both energies of x*; crosses are misclassified. r: "
+            f"Pearson, ρ: Spearman, over all images.{tail}",
+            classes.margin_against_energy(seen),
+            classes.margin_lines(seen),
+            _NO_ATTACK,
+        ),
+    ]  # fmt: skip
+
+
+def tables(lens: Lens) -> dict[str, list[Line]]:
+    """Tables that no figure has."""
+    return {
+        "class_correlations": classes.class_correlation_lines(lens.seen),
+        "rank_correlations": smoothness.rank_correlations(lens.seen),
+    }
+
+
+def samples(lens: Lens) -> dict[str, Array]:
+    """Column -> one value per network, attack and image: what every figure of the networks is drawn from."""
+    names, stages, images, columns = [], [], [], []
+    for one in lens.seen:
+        for stage, points in {"clean": one.natural, **one.attacked}.items():
+            names += [one.name] * len(points)
+            stages += [stage] * len(points)
+            images.append(np.arange(len(points)))
+            columns.append(points)
+    scalars = [field.name for field in fields(columns[0]) if not field.name.startswith("step_")]
+    return {
+        "network": np.array(names),
+        "attack": np.array(stages),
+        "image": np.concatenate(images),
+        **{name: np.concatenate([getattr(points, name) for points in columns]) for name in scalars},
+    }
+
+
+def followed(lens: Lens) -> dict[str, list[Seen]]:
+    """The stored epochs of each run, in order."""
+    groups: dict[str, list[Seen]] = {}
+    for one in lens.epochs:
+        groups.setdefault(one.name, []).append(one)
+    return groups
+
+
+def _drift_over_epochs(name: str, group: Sequence[Seen], attack: str, tail: str) -> Plate:
+    return Plate(
+        f"drift-{file_name(name)}",
+        f"The same through training: {name}",
+        f"Arrows as above under {attack}, {_arrows(group)} of {len(group)} stored epochs, at most nine of them shown; "
+        f"all panels share axes and colors. The animation beside has a frame an epoch.{tail}",
+        drift.drift_over_epochs(group),
+        drift.drift_lines(group),
+        _NO_ATTACK,
+    )
+
+
+def _arrows(seen: Sequence[Seen]) -> str:
+    count = len(seen[0].natural)
+    shown = len(drift.shown_images(count))
+    return f"all {count} images" if shown == count else f"{shown} of {count} images, spread evenly"
+
+
+def _explanation(one: Seen) -> str:
+    still = [label(stage) for stage, points in one.attacked.items() if not points.moved.all()]
+    return f" Adversarial images that equal the natural one are left out ({', '.join(still)})." if still else ""
+
+
+def _ranks(seen: Sequence[Seen]) -> str:
+    lines = smoothness.rank_correlations(seen)
+    if not lines:
+        return " A rank correlation needs three networks."
+    words = {"absolute_mean": "|mean|", "std": "standard deviation", "small_share": "share below 0.1"}
+    parts = [
+        f"{words[measure]} {float(str(line['spearman'])):+.2f}"
+        for line, measure in zip(lines, smoothness.MEASURES, strict=False)
+    ]
+    return f" Spearman of robust accuracy with ΔE(x)'s {', '.join(parts)} (n = {len(seen)} networks)."
+
+
+def _who(network: Network) -> str:
+    subject = network.subject
+    return subject.source if subject.foreign is not None else f"{subject.rule} checkpoint, {subject.experiment_digest}"

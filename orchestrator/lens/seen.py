@@ -1,0 +1,77 @@
+"""What the lens saw of one network, and how its panels and colors are laid out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from orchestrator.lens.networks import Network
+from orchestrator.report.style import new_figure
+from trainers.catalog.attacks import STAGES
+from trainers.lens.points import Array, Points, standing
+
+COLUMNS = 3
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One network's answers to the images themselves and to each attack, by the name of its stage."""
+
+    network: Network
+    natural: Points
+    attacked: Mapping[str, Points]
+
+    @property
+    def name(self) -> str:
+        """The network's."""
+        return self.network.name
+
+    @property
+    def worst_case(self) -> Array:
+        """Which images are classified correctly before and after every attack [N]."""
+        result = self.natural.correct.copy()
+        for adversarial in self.attacked.values():
+            result &= standing(self.natural, adversarial)
+        return result
+
+    def robust_accuracy(self, stage: str) -> float:
+        """Share of images that are classified correctly before and after this attack."""
+        return float(standing(self.natural, self.attacked[stage]).mean())
+
+    def deltas(self, stage: str) -> tuple[Array, Array]:
+        """(ΔE(x), ΔE(x,y)) [N] each in float64, natural minus adversarial."""
+        adversarial = self.attacked[stage]
+        energy = self.natural.energy.astype(np.float64) - adversarial.energy
+        return energy, self.natural.joint_energy.astype(np.float64) - adversarial.joint_energy
+
+
+def main_stage(seen: Sequence[Seen]) -> str | None:
+    """The attack of the figures that show one: PGD-20, or else the first; None if there is none."""
+    stages = list(seen[0].attacked)
+    return "pgd20" if "pgd20" in stages else stages[0] if stages else None
+
+
+def label(stage: str) -> str:
+    """An attack as papers write it."""
+    return STAGES[stage].label
+
+
+def file_name(text: str) -> str:
+    """A name for a file: letters, digits and minus."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "network"
+
+
+def panels(count: int, height: float, width: float = 2.3) -> tuple[Figure, list[Axes]]:
+    """A figure with a grid of `count` panels, at most `COLUMNS` beside each other; sizes in inches of one panel."""
+    columns = min(count, COLUMNS)
+    rows = -(-count // columns)
+    figure = new_figure(height * rows, max(width * columns, 3.4))
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for unused in grid[count:]:
+        unused.set_visible(False)
+    return figure, list(grid[:count])

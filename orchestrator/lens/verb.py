@@ -1,0 +1,158 @@
+"""`orchestrator lens`: measure once, then write figures, tables and a page, and hand them to MLflow."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from operator import methodcaller
+from pathlib import Path
+
+from rich.console import Console
+
+from orchestrator import tracking
+from orchestrator.evaluate import settings_of
+from orchestrator.lens.measuring import POINTS_FOLDER, measure
+from orchestrator.lens.networks import Network, stored_epochs
+from orchestrator.lens.plates import Lens, followed, plates, samples, tables
+from orchestrator.lens.seen import Seen, file_name, label
+from orchestrator.report.files import write_parquet, write_plate, write_table, write_whole, write_with
+from orchestrator.report.markup import Markup, element
+from orchestrator.report.page import document
+from orchestrator.shards import protocol_for
+from search_spaces.study import Confirm
+from trainers.catalog.attacks import stages
+from trainers.evaluation.result import Protocol
+from trainers.pixels import pixels
+from trainers.problems import InvalidInput
+
+PAGE_FILE = "lens.html"
+FIGURES_FOLDER = "figures"
+
+
+def lens_protocol(networks: Sequence[Network], settings: Confirm, epsilon: str | None) -> Protocol:
+    """The protocol that all networks share. Raises InvalidInput if their ε differ and none is said."""
+    if epsilon is not None and not 0 < pixels(epsilon) <= 1:
+        raise InvalidInput.single("--epsilon", f"{epsilon!r}: must be above 0 and at most 1")
+    given = {str(one.subject.experiment.evaluation.epsilon.plain()) for one in networks}
+    if epsilon is None and len(given) > 1:
+        raise InvalidInput.single("--epsilon", f"is missing: the networks' own evaluation ε differ ({sorted(given)})")
+    found = protocol_for(networks[0].subject.experiment, settings, "weights")
+    fields = {name: getattr(found, name) for name in Protocol.__dataclass_fields__}
+    # A network is known by its weights: neither by the rule that chose its epoch nor by how it was trained.
+    return Protocol(**fields | {"epsilon": epsilon or found.epsilon, "training": ""})
+
+
+def look(
+    networks: Sequence[Network], *, attack: str, samples: int, epsilon: str | None, seed: int, shard: int,
+    batch_size: int, epochs: str | None, data_dir: Path | None, address: str | None, threads: int | None,
+    output: Path, track: bool, console: Console,
+) -> Lens:  # fmt: skip
+    """Measure all networks under all attacks, the stored `epochs` of runs under PGD-20, and write everything.
+
+    Without PGD-20 among the attacks, stored epochs are seen under the first.
+    """
+    settings = settings_of(attack=attack, samples=samples, seed=seed, shard=shard, batch_size=batch_size)
+    chosen = stages(settings.attack)
+    if not chosen:
+        raise InvalidInput.single("--attack", "clean: a lens compares images with their adversarial versions")
+    protocol = lens_protocol(networks, settings, epsilon)
+    uri = tracking.resolved_uri(None)
+    if track:
+        tracking.check_reachable(uri)
+    followed_stage = "pgd20" if "pgd20" in chosen else chosen[0]
+    stored = [] if epochs is None else stored_epochs(networks, epochs, data_dir)
+    wanted = [(one, ("clean", *chosen)) for one in networks] + [(one, ("clean", followed_stage)) for one in stored]
+    console.print(protocol.key, soft_wrap=True)
+    try:
+        measured = measure(wanted, protocol, output, address=address, threads=threads, console=console)
+    except KeyboardInterrupt:
+        console.print(f"the same command again continues from {output}", soft_wrap=True)
+        raise
+    seen = [
+        Seen(network, points["clean"], {stage: points[stage] for stage in listed if stage != "clean"})
+        for (network, listed), points in zip(wanted, measured, strict=True)
+    ]
+    lens = Lens(protocol, seen[: len(networks)], seen[len(networks) :])
+    write(lens, output)
+    _print(lens, console)
+    console.print(f"figures and tables: {output / PAGE_FILE}", soft_wrap=True)
+    if track:
+        _publish(lens, output, uri, console)
+    return lens
+
+
+def _publish(lens: Lens, output: Path, uri: str, console: Console) -> None:
+    """To MLflow; what is written already stands, whatever the server does."""
+    names = {f"network.{place}": one.name for place, one in enumerate(lens.seen)}
+    who = [one.network.subject.source for one in lens.seen]
+    identity = hashlib.sha256(repr((lens.protocol.key, names, who)).encode()).hexdigest()[:32]
+    born = max(file.stat().st_mtime for file in (output / POINTS_FOLDER).glob("*.npz"))
+    try:
+        tracking.log_folder(
+            uri, identity=identity, kind="lens", name=f"lens of {len(lens.seen)} networks", time=born,
+            params=names | {"protocol": lens.protocol.key}, metrics=metrics(lens),
+            artifacts=[output / PAGE_FILE, output / FIGURES_FOLDER],
+        )  # fmt: skip
+    except Exception as error:
+        console.print(f"MLflow has not got it ({error}); the same command again sends it", style="yellow", markup=False)
+        return
+    console.print(f"MLflow: {uri}", soft_wrap=True)
+
+
+def write(lens: Lens, output: Path) -> None:
+    """`lens.html`; beside it each figure as SVG and PNG with its data as CSV and Parquet; animations; all samples."""
+    folder = output / FIGURES_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    sections: list[Markup] = [element("h1", "Energy lens"), element("p", lens.protocol.key, class_="kind")]
+    sections += [write_plate(plate, folder) for plate in plates(lens)]
+    for name, lines in tables(lens).items():
+        write_table(lines, folder / name)
+    for name, group in followed(lens).items():
+        from orchestrator.lens.drift import drift_animation
+
+        animation = drift_animation(group)
+        if animation is not None:
+            write_with(folder / f"drift-{file_name(name)}.gif", methodcaller("write", animation))
+    write_parquet(samples(lens), folder / "samples.parquet")
+    write_whole(output / PAGE_FILE, document("Energy lens", sections))
+
+
+def metrics(lens: Lens) -> dict[str, float]:
+    """Name -> value of what a tracker should plot: accuracies and mean ΔE of each network under each attack."""
+    found: dict[str, float] = {}
+    for one in lens.seen:
+        name = file_name(one.name)
+        found[f"{name}/clean_accuracy"] = float(one.natural.correct.mean())
+        for stage in one.attacked:
+            marginal, joint = one.deltas(stage)
+            found |= {
+                f"{name}/{stage}/robust_accuracy": one.robust_accuracy(stage),
+                f"{name}/{stage}/delta_energy/mean": float(marginal.mean()),
+                f"{name}/{stage}/delta_joint_energy/mean": float(joint.mean()),
+            }
+    for line in tables(lens)["rank_correlations"]:
+        found[f"rank_correlation/{line['quantity']}"] = float(str(line["spearman"]))
+    return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def _print(lens: Lens, console: Console) -> None:
+    """Accuracy and mean ΔE(x) of every network under every attack, then the rank correlations over networks."""
+    from rich.table import Table
+
+    console.print("\nrobust accuracy in %, below it mean ΔE(x) in nats", soft_wrap=True)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("network", "clean", *(label(stage) for stage in lens.seen[0].attacked)):
+        table.add_column(heading, justify="left" if heading == "network" else "right")
+    for one in lens.seen:
+        accuracies = [f"{100 * one.robust_accuracy(stage):.1f}" for stage in one.attacked]
+        changes = [f"{one.deltas(stage)[0].mean():+.2f}" for stage in one.attacked]
+        table.add_row(one.name, f"{100 * one.natural.correct.mean():.1f}", *accuracies)
+        table.add_row("", "", *changes)
+    console.print(table)
+    for line in tables(lens)["rank_correlations"]:
+        console.print(
+            f"Spearman of robust accuracy with {line['quantity']} over {line['networks']} networks: "
+            f"{float(str(line['spearman'])):+.2f}",
+            soft_wrap=True,
+        )

@@ -1,0 +1,129 @@
+"""`orchestrator generate`: images, table, figures and page; what is made stays, what is missing is made the same."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orchestrator.cli import main
+from orchestrator.exit_codes import BAD_INPUT, OK
+from trainers import checkpoint
+from trainers.config import parse
+from trainers.data.extra import read_extra
+from trainers.records import EpochRecord
+
+QUICK = ("--per-class", "3", "--steps", "12", "--shard", "20", "--no-track", "--threads", "1")
+
+
+@pytest.fixture(scope="module")
+def run_folder(natural_net, experiment, tmp_path_factory):
+    folder, settings = tmp_path_factory.mktemp("run"), experiment({"model.width": 8})
+    checkpoint.mark_best(folder, checkpoint.save(folder, settings, natural_net, {}, EpochRecord(2, 0.0, {})))
+    return folder
+
+
+@pytest.fixture
+def generate(run_folder, capsys, tmp_path, monkeypatch):
+    """`generate(*words)` -> (exit code, stdout, stderr), in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def called(*words, quick=QUICK):
+        code = main(["generate", f"net={run_folder}", *quick, *map(str, words)])
+        return code, *capsys.readouterr()
+
+    return called
+
+
+def images_of(init="pca", folder="generated"):
+    with np.load(Path(folder) / "images" / f"net-{init}.npz") as content:
+        return content["image"], content["label"]
+
+
+def test_images_table_figures_and_page_are_written(generate, run_folder):
+    code, printed, _ = generate("--init", "pca,noise", "--classifier", run_folder)
+    assert code == OK
+    images, labels = images_of()
+    assert images.shape == (30, 8, 8, 1)
+    assert np.bincount(labels).tolist() == [3] * 10
+    with open("generated/metrics.csv") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["init"] for line in lines] == ["pca", "noise"]
+    for line in lines:
+        assert line["steps"] == "12.0"
+        assert float(line["FID-clf-30"]) > 0
+        assert f"{float(line['FID-clf-30']):.4g}" in printed
+    assert lines[0]["FID-clf-30"] != lines[1]["FID-clf-30"]
+    for name in ("mosaic-net-pca", "mosaic-net-noise", "energies"):
+        assert {file.suffix for file in Path("generated/figures").glob(f"{name}.*")} >= {".svg", ".png"}
+    page = Path("generated/generated.html").read_text()
+    assert page.count("<svg") == 3
+    assert "η = 0.025, ζ = 0.8" in page
+    assert len(list(Path("generated/images/net-pca").glob("class003-*.png"))) == 3
+
+
+def test_the_table_and_the_traces_say_what_the_chains_did(generate):
+    generate("--init", "noise", "--adaptive-stop", "--tolerance", "1", "--steps", "30")
+    with open("generated/metrics.csv") as file:
+        (line,) = csv.DictReader(file)
+    with open("generated/figures/energies.csv") as file:
+        traces = list(csv.DictReader(file))
+    last = [float(trace["target_energy"]) for trace in traces if trace["step"] == "30"]
+    assert float(line["final_energy"]) == pytest.approx(np.mean(last))
+    assert len({trace["training_energy"] for trace in traces}) == 10
+    assert 0 <= float(line["steps"]) <= 30
+
+
+def test_a_missing_shard_alone_is_made_again_and_the_same(generate):
+    _, first_time, _ = generate()
+    before = images_of()
+    shards = sorted(Path("generated/shards").glob("*.npz"))
+    assert len(shards) == 2
+    shards[1].unlink()
+    kept = shards[0].stat().st_mtime_ns
+    _, second_time, _ = generate()
+    assert first_time.count("chains") == 2
+    assert second_time.count("chains") == 1
+    assert shards[0].stat().st_mtime_ns == kept
+    assert all(np.array_equal(one, other) for one, other in zip(before, images_of(), strict=True))
+
+
+def test_seeds_give_other_images_and_what_decides_them_is_not_confused(generate):
+    generate()
+    first = images_of()[0]
+    generate("--seed", "1")
+    assert not np.array_equal(first, images_of()[0])
+    generate("--step-size", "0.05")
+    assert not np.array_equal(first, images_of()[0])
+    generate()
+    assert np.array_equal(first, images_of()[0])
+
+
+def test_generated_images_can_be_trained_on(generate, experiment):
+    generate("--classes", "2,7")
+    data = {"size": 8, "extra": str(Path("generated/images/net-pca.npz").absolute()), "extra_fraction": 0.5}
+    images, labels = read_extra(parse(experiment().to_dict() | {"data": data}).data)
+    assert len(images) == 6
+    assert sorted(set(labels.tolist())) == [2, 7]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--init", "pcs"), "--init.*pca"),
+        (("--classes", "3,10"), "--classes.*0 to 9"),
+        (("--inertia", "1"), "--inertia.*below 1"),
+        (("--per-class", "0"), "--per-class.*at least 1"),
+        (("--variance", "1.5"), "--variance.*at most 1"),
+        (("--inception", "absent.pth"), "absent.pth.*not a file"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_made(words, said, generate):
+    code, _, error = generate(*words)
+    assert code == BAD_INPUT
+    assert re.search(said, error, re.DOTALL)
+    assert not Path("generated/shards").exists()

@@ -1,0 +1,126 @@
+"""Quality metrics are what their names say, and pretrained networks come from files that execute nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import sqrtm
+from torchvision.models import alexnet
+
+from trainers.generation.quality import (
+    classifier,
+    distribution_metrics,
+    inception,
+    perceptual_distance,
+    perceptual_metrics,
+)  # fmt: skip
+from trainers.problems import InvalidInput
+
+
+def as_bytes(images):
+    return (images * 255).round().to(torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def judge(natural_net):
+    return classifier(natural_net)
+
+
+@pytest.fixture(scope="module")
+def real(digits):
+    return as_bytes(digits[0][:200])
+
+
+def test_a_classifiers_metrics_are_never_called_fid(judge, real):
+    found = distribution_metrics(real[:60], real, judge, batch_size=50, seed=0)
+    assert list(found) == ["IS-clf", "FID-clf-60", "KID-clf x 1000"]
+
+
+def test_fid_is_the_frechet_distance_of_what_the_last_layer_reads(judge, real, natural_net):
+    generated = as_bytes((real.float() / 255 + 0.2 * torch.rand(real.shape)).clamp(0, 1))[:150]
+    found = distribution_metrics(generated, real, judge, batch_size=64, seed=0)["FID-clf-150"]
+    body = natural_net.network[:-1]
+    with torch.no_grad():
+        first, second = (body(images.float() / 255).double().numpy() for images in (generated, real))
+    covariances = [np.cov(features, rowvar=False) for features in (first, second)]
+    expected = ((first.mean(0) - second.mean(0)) ** 2).sum() + np.trace(
+        covariances[0] + covariances[1] - 2 * sqrtm(covariances[0] @ covariances[1]).real
+    )
+    assert found == pytest.approx(expected, rel=1e-3)
+    itself = distribution_metrics(real, real, judge, batch_size=64, seed=0)["FID-clf-200"]
+    assert abs(itself) < 1e-3 * found
+
+
+def test_the_inception_score_is_that_of_its_definition(judge, real, natural_net):
+    found = distribution_metrics(real[:10], real, judge, batch_size=10, seed=0)["IS-clf"]
+    # Ten images in ten splits: each alone, so that KL(p(y|x) || p(y)) is zero and the score is one.
+    assert found == pytest.approx(1.0, abs=1e-5)
+    many = distribution_metrics(real, real, judge, batch_size=64, seed=0)["IS-clf"]
+    assert 1 < many < 10
+
+
+def test_a_network_without_a_linear_layer_is_refused():
+    with pytest.raises(InvalidInput, match=r"--classifier.*no linear layer"):
+        classifier(torch.nn.Sequential(torch.nn.Flatten()))
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = alexnet(weights=None)
+    file = tmp_path_factory.mktemp("alexnet") / "alexnet.pth"
+    torch.save({name: value for name, value in network.state_dict().items() if "features" in name}, file)
+    return file
+
+
+def test_lpips_is_zero_to_itself_and_grows_with_the_distance(backbone):
+    images = torch.rand(6, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    near, far = ((images + scale * torch.rand(images.shape)).clamp(0, 1) for scale in (0.05, 0.6))
+    distance = perceptual_distance(backbone)
+    labels = torch.arange(6)
+    to_data = [
+        perceptual_metrics(as_bytes(changed), as_bytes(images), labels, labels, distance, seed=0)["LPIPS to data"]
+        for changed in (images, near, far)
+    ]
+    assert to_data[0] == pytest.approx(0, abs=1e-6)
+    assert 0 < to_data[1] < to_data[2]
+    within = perceptual_metrics(as_bytes(images), as_bytes(images), labels * 0, labels * 0, distance, seed=0)
+    assert within["LPIPS within class"] > 0
+
+
+@pytest.mark.parametrize(("open_", "option"), [(perceptual_distance, "--alexnet"), (inception, "--inception")])
+def test_files_of_another_network_are_refused(open_, option, tmp_path):
+    torch.save({"conv.weight": torch.zeros(2)}, tmp_path / "other.pth")
+    with pytest.raises(InvalidInput, match=option):
+        open_(tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize("open_", [perceptual_distance, inception])
+def test_files_that_would_execute_something_are_refused(open_, tmp_path):
+    class Malicious:
+        def __reduce__(self):
+            return exec, (f"open({str(tmp_path / 'executed')!r}, 'w').close()",)
+
+    torch.save({"weight": Malicious()}, tmp_path / "bad.pth")
+    with pytest.raises(InvalidInput, match="refused"):
+        open_(tmp_path / "bad.pth")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_inception_reads_the_file_of_torch_fidelity(tmp_path, monkeypatch):
+    from torch_fidelity import feature_extractor_inceptionv3 as package
+
+    network = package.FeatureExtractorInceptionV3
+    with monkeypatch.context() as patch:
+        patch.setattr(package, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(network, "load_state_dict", lambda *_: None)
+        made = network("inception", ["2048"])
+    torch.save(made.state_dict(), tmp_path / "inception.pth")
+    judge = inception(tmp_path / "inception.pth")
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    features = judge.features(images)
+    assert features.shape == (2, 2048)
+    assert torch.equal(features, made.eval()(images)[0].flatten(1))
+    assert judge.suffix == ""

@@ -1,0 +1,1 @@
+"""Images from a classifier: starts of a class, Langevin dynamics on its energy, and how good they are."""

@@ -1,0 +1,1 @@
+"""What the energies of a trained net say: points measured under attacks, and the numbers drawn from them."""
