@@ -50,7 +50,7 @@ def plates(lens: Lens) -> list[Plate]:
                 f"distributions-{file_name(one.name)}",
                 f"Energies before and after each attack: {one.name}",
                 "Histograms of E(x) and E(x,y) of natural images (filled) and of adversarial ones (outline); values in "
-                "the outermost half percent are drawn at the edge. Robust: share of images classified correctly before "
+                "the outermost thousandth are drawn at the edge. Robust: share of images classified correctly before "
                 f"and after the attack.{_explanation(one)}{tail}",
                 distributions.energy_distributions(one),
                 distributions.distribution_lines(one),
