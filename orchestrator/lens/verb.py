@@ -18,7 +18,7 @@ from orchestrator.lens.networks import Network, stored_epochs
 from orchestrator.lens.plates import Lens, followed, plates, samples, tables
 from orchestrator.lens.seen import Seen, file_name, label
 from orchestrator.report.figure_data import Line
-from orchestrator.report.markup import Markup, element
+from orchestrator.report.markup import Markup, element, table
 from orchestrator.report.page import document, write_whole
 from orchestrator.report.plates import Plate
 from orchestrator.report.sections import plate as plate_section
@@ -111,6 +111,7 @@ def write(lens: Lens, output: Path) -> None:
     folder = output / FIGURES_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     sections: list[Markup] = [element("h1", "Energy lens"), element("p", lens.protocol.key, class_="kind")]
+    sections.append(_summary(lens))
     sections += [_write_plate(plate, folder) for plate in plates(lens)]
     for name, lines in tables(lens).items():
         _write_table(lines, folder / name)
@@ -140,6 +141,26 @@ def metrics(lens: Lens) -> dict[str, float]:
     for line in tables(lens)["rank_correlations"]:
         found[f"rank_correlation/{line['quantity']}"] = float(str(line["spearman"]))
     return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def _summary(lens: Lens) -> Markup:
+    """Accuracy under each attack, and mean ΔE(x) with its deviation, of every network."""
+    header = ["Network", "Clean [%]", *(label(stage) for stage in lens.seen[0].attacked)]
+    accuracies, changes = [], []
+    for one in lens.seen:
+        deltas = [one.deltas(stage)[0] for stage in one.attacked]
+        robust = [f"{100 * one.robust_accuracy(stage):.2f}" for stage in one.attacked]
+        accuracies.append([one.name, f"{100 * one.natural.correct.mean():.2f}", *robust])
+        changes.append([one.name, "", *(f"{values.mean():+.3f} ± {values.std():.3f}" for values in deltas)])
+    words = frozenset({0})
+    return element(
+        "section",
+        element("h2", "Robust accuracy [%] under each attack"),
+        table(header, accuracies, left=words),
+        element("h2", "Mean ΔE(x) ± standard deviation over images [nats]"),
+        table([header[0], "", *header[2:]], changes, left=words),
+        element("p", "Everything measured: ", element("code", f"{FIGURES_FOLDER}/samples.parquet"), class_="note"),
+    )
 
 
 def _write_plate(plate: Plate, folder: Path) -> Markup:
@@ -187,15 +208,15 @@ def _print(lens: Lens, console: Console) -> None:
     from rich.table import Table
 
     console.print("\nrobust accuracy in %, below it mean ΔE(x) in nats", soft_wrap=True)
-    table = Table(box=None, pad_edge=False)
+    printed = Table(box=None, pad_edge=False)
     for heading in ("network", "clean", *(label(stage) for stage in lens.seen[0].attacked)):
-        table.add_column(heading, justify="left" if heading == "network" else "right")
+        printed.add_column(heading, justify="left" if heading == "network" else "right")
     for one in lens.seen:
         accuracies = [f"{100 * one.robust_accuracy(stage):.1f}" for stage in one.attacked]
         changes = [f"{one.deltas(stage)[0].mean():+.2f}" for stage in one.attacked]
-        table.add_row(one.name, f"{100 * one.natural.correct.mean():.1f}", *accuracies)
-        table.add_row("", "", *changes)
-    console.print(table)
+        printed.add_row(one.name, f"{100 * one.natural.correct.mean():.1f}", *accuracies)
+        printed.add_row("", "", *changes)
+    console.print(printed)
     for line in tables(lens)["rank_correlations"]:
         console.print(
             f"Spearman of robust accuracy with {line['quantity']} over {line['networks']} networks: "
