@@ -58,7 +58,7 @@ docs: setup
 	$(BIN)/python -c "from orchestrator.methods_page import methods_page; print(methods_page(), end='')" > docs/methods.md
 
 lock: setup
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra server --universal --python-version 3.11 --generate-hashes \
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra generation --extra server --universal --python-version 3.11 --generate-hashes \
 	    --no-emit-index-url --no-annotate --no-header --output-file requirements.lock
 	echo uv | $(BIN)/uv pip compile - --universal --python-version 3.11 --generate-hashes \
 	    --no-emit-index-url --no-annotate --no-header --output-file requirements-uv.lock

@@ -87,9 +87,9 @@ def _note(seen: Seen, stage: str) -> str:
 
 
 def _edges(samples: list[Array]) -> Array:
-    """Bins over all samples together, without the outermost half percent, which would squeeze the rest."""
+    """Bins over all samples together, without the outermost thousandth, which would squeeze the rest."""
     everything = np.concatenate(samples).astype(np.float64)
-    low, high = np.quantile(everything[np.isfinite(everything)], (0.005, 0.995))
+    low, high = np.quantile(everything[np.isfinite(everything)], (0.001, 0.999))
     bins = min(_MOST_BINS, 8 + int(len(samples[0]) ** 0.5))
     result: Array = np.linspace(low, max(high, low + 1e-3), bins + 1)
     return result

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.quiver import Quiver
 from PIL import Image
 
-from orchestrator.lens.seen import Seen, main_stage, panels
+from orchestrator.lens.seen import COLUMNS, Seen, main_stage, panels
 from orchestrator.report.figure_data import Line
 from orchestrator.report.style import MUTED, new_figure, styled
 from trainers.lens.points import Array
@@ -44,7 +44,7 @@ def drift(seen: Sequence[Seen]) -> Figure | None:
         bar = figure.colorbar(arrows, ax=axes, fraction=0.08, pad=0.02)
         bar.outline.set_visible(False)
         bar.ax.tick_params(labelsize=7)
-        _name_axes(axes, first=place % 3 == 0)
+        _name_axes(axes, first=place % COLUMNS == 0)
     return figure
 
 
@@ -59,7 +59,7 @@ def drift_over_epochs(epochs: Sequence[Seen]) -> Figure | None:
     figure, grid = panels(len(chosen), 2.1, 2.15)
     for place, (axes, one) in enumerate(zip(grid, chosen, strict=True)):
         arrows = _panel(axes, one, stage, window, _epoch_title(one, stage))
-        _name_axes(axes, first=place % 3 == 0)
+        _name_axes(axes, first=place % COLUMNS == 0)
     bar = figure.colorbar(arrows, ax=grid, fraction=0.025, pad=0.01, label="length of the arrow [nats]")
     bar.outline.set_visible(False)
     return figure

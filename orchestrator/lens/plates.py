@@ -27,14 +27,13 @@ class Lens:
     seen: Sequence[Seen]
     epochs: Sequence[Seen] = ()
 
-    @property
-    def protocol_text(self) -> str:
-        """What a caption says of how it was measured."""
+    def protocol_text(self, shown: Sequence[Seen]) -> str:
+        """What a caption says of how it was measured, and of whom."""
         protocol = self.protocol
         return (
             f"{protocol.samples} {protocol.split} images of {protocol.data}, L∞ attacks with ε = {protocol.epsilon} "
             f"(pixels in [0, 1]), seed {protocol.seed}, batches of {protocol.batch_size}, float32. Networks: "
-            + "; ".join(f"{one.name} = {_who(one.network)}" for one in self.seen)
+            + "; ".join(f"{one.name} = {_who(one.network)}" for one in shown)
             + "."
         )
 
@@ -43,15 +42,15 @@ def plates(lens: Lens) -> list[Plate]:
     """Every figure, in the order of the page."""
     seen, networks = lens.seen, [one.network for one in lens.seen]
     stage = main_stage(seen)
-    attack, tail = label(stage) if stage else "no attack", f" {lens.protocol_text}"
+    attack, tail = label(stage) if stage else "no attack", f" {lens.protocol_text(seen)}"
     return [
         *(
             Plate(
                 f"distributions-{file_name(one.name)}",
                 f"Energies before and after each attack: {one.name}",
                 "Histograms of E(x) and E(x,y) of natural images (filled) and of adversarial ones (outline); values in "
-                "the outermost half percent are drawn at the edge. Robust: share of images classified correctly before "
-                f"and after the attack.{_explanation(one)}{tail}",
+                "the outermost thousandth are drawn at the edge. Robust: share of images classified correctly before "
+                f"and after the attack.{_explanation(one)} {lens.protocol_text([one])}",
                 distributions.energy_distributions(one),
                 distributions.distribution_lines(one),
                 _NO_ATTACK,
@@ -77,7 +76,7 @@ def plates(lens: Lens) -> list[Plate]:
             drift.drift_lines(seen),
             _NO_ATTACK,
         ),
-        *(_drift_over_epochs(name, group, attack, tail) for name, group in followed(lens).items()),
+        *(_drift_over_epochs(lens, name, group) for name, group in followed(lens).items()),
         Plate(
             "training",
             "ΔE(x) and robust error during training",
@@ -163,12 +162,14 @@ def followed(lens: Lens) -> dict[str, list[Seen]]:
     return groups
 
 
-def _drift_over_epochs(name: str, group: Sequence[Seen], attack: str, tail: str) -> Plate:
+def _drift_over_epochs(lens: Lens, name: str, group: Sequence[Seen]) -> Plate:
+    attack = label(str(main_stage(group)))
     return Plate(
         f"drift-{file_name(name)}",
         f"The same through training: {name}",
         f"Arrows as above under {attack}, {_arrows(group)} of {len(group)} stored epochs, at most nine of them shown; "
-        f"all panels share axes and colors. The animation beside has a frame an epoch.{tail}",
+        f"all panels share axes and colors. figures/drift-{file_name(name)}.gif has a frame an epoch. "
+        f"{lens.protocol_text(group[-1:])}",
         drift.drift_over_epochs(group),
         drift.drift_lines(group),
         _NO_ATTACK,

@@ -6,14 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from orchestrator.lens.networks import Network
 from orchestrator.report.style import new_figure
 from trainers.catalog.attacks import STAGES
-from trainers.lens.points import Array, Points, standing
+from trainers.lens.points import Array, Points, delta_energies, standing
 
 COLUMNS = 3
 
@@ -31,23 +30,13 @@ class Seen:
         """The network's."""
         return self.network.name
 
-    @property
-    def worst_case(self) -> Array:
-        """Which images are classified correctly before and after every attack [N]."""
-        result = self.natural.correct.copy()
-        for adversarial in self.attacked.values():
-            result &= standing(self.natural, adversarial)
-        return result
-
     def robust_accuracy(self, stage: str) -> float:
         """Share of images that are classified correctly before and after this attack."""
         return float(standing(self.natural, self.attacked[stage]).mean())
 
     def deltas(self, stage: str) -> tuple[Array, Array]:
-        """(ΔE(x), ΔE(x,y)) [N] each in float64, natural minus adversarial."""
-        adversarial = self.attacked[stage]
-        energy = self.natural.energy.astype(np.float64) - adversarial.energy
-        return energy, self.natural.joint_energy.astype(np.float64) - adversarial.joint_energy
+        """(ΔE(x), ΔE(x,y)) [N] each, natural minus adversarial."""
+        return delta_energies(self.natural, self.attacked[stage])
 
 
 def main_stage(seen: Sequence[Seen]) -> str | None:

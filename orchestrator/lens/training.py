@@ -23,7 +23,7 @@ ABNORMAL = {
     "probe/high_energy_abnormal_count/quantile": ("of high energy\n[images]", 1.0),
     "probe/abnormal_energy/mean": ("mean $E(x^*)$ of\nabnormal [nats]", 1.0),
 }
-_DASHES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
+_DASHES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (9, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 3)))
 
 
 @styled

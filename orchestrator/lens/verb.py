@@ -17,7 +17,7 @@ from orchestrator.lens.networks import Network, stored_epochs
 from orchestrator.lens.plates import Lens, followed, plates, samples, tables
 from orchestrator.lens.seen import Seen, file_name, label
 from orchestrator.report.files import write_parquet, write_plate, write_table, write_whole, write_with
-from orchestrator.report.markup import Markup, element
+from orchestrator.report.markup import Markup, element, table
 from orchestrator.report.page import document
 from orchestrator.shards import protocol_for
 from search_spaces.study import Confirm
@@ -105,6 +105,7 @@ def write(lens: Lens, output: Path) -> None:
     folder = output / FIGURES_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     sections: list[Markup] = [element("h1", "Energy lens"), element("p", lens.protocol.key, class_="kind")]
+    sections.append(_summary(lens))
     sections += [write_plate(plate, folder) for plate in plates(lens)]
     for name, lines in tables(lens).items():
         write_table(lines, folder / name)
@@ -136,20 +137,40 @@ def metrics(lens: Lens) -> dict[str, float]:
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
+def _summary(lens: Lens) -> Markup:
+    """Accuracy under each attack, and mean ΔE(x) with its deviation, of every network."""
+    header = ["Network", "Clean [%]", *(label(stage) for stage in lens.seen[0].attacked)]
+    accuracies, changes = [], []
+    for one in lens.seen:
+        deltas = [one.deltas(stage)[0] for stage in one.attacked]
+        robust = [f"{100 * one.robust_accuracy(stage):.2f}" for stage in one.attacked]
+        accuracies.append([one.name, f"{100 * one.natural.correct.mean():.2f}", *robust])
+        changes.append([one.name, "", *(f"{values.mean():+.3f} ± {values.std():.3f}" for values in deltas)])
+    words = frozenset({0})
+    return element(
+        "section",
+        element("h2", "Robust accuracy [%] under each attack"),
+        table(header, accuracies, left=words),
+        element("h2", "Mean ΔE(x) ± standard deviation over images [nats]"),
+        table([header[0], "", *header[2:]], changes, left=words),
+        element("p", "Everything measured: ", element("code", f"{FIGURES_FOLDER}/samples.parquet"), class_="note"),
+    )
+
+
 def _print(lens: Lens, console: Console) -> None:
     """Accuracy and mean ΔE(x) of every network under every attack, then the rank correlations over networks."""
     from rich.table import Table
 
     console.print("\nrobust accuracy in %, below it mean ΔE(x) in nats", soft_wrap=True)
-    table = Table(box=None, pad_edge=False)
+    printed = Table(box=None, pad_edge=False)
     for heading in ("network", "clean", *(label(stage) for stage in lens.seen[0].attacked)):
-        table.add_column(heading, justify="left" if heading == "network" else "right")
+        printed.add_column(heading, justify="left" if heading == "network" else "right")
     for one in lens.seen:
         accuracies = [f"{100 * one.robust_accuracy(stage):.1f}" for stage in one.attacked]
         changes = [f"{one.deltas(stage)[0].mean():+.2f}" for stage in one.attacked]
-        table.add_row(one.name, f"{100 * one.natural.correct.mean():.1f}", *accuracies)
-        table.add_row("", "", *changes)
-    console.print(table)
+        printed.add_row(one.name, f"{100 * one.natural.correct.mean():.1f}", *accuracies)
+        printed.add_row("", "", *changes)
+    console.print(printed)
     for line in tables(lens)["rank_correlations"]:
         console.print(
             f"Spearman of robust accuracy with {line['quantity']} over {line['networks']} networks: "

@@ -14,7 +14,7 @@ from trainers.attacks.linf import uniform_start
 from trainers.attacks.pgd import margin
 from trainers.catalog.attacks import AUTOATTACK, attack_label, canonical, evaluation_passes, stages
 from trainers.evaluation.classifier import check_classifier
-from trainers.evaluation.gradient import GRADIENT_ATTACKS, cw, pgd_restarts, pgd_t
+from trainers.evaluation.gradient import GRADIENT_ATTACKS, cw, margin_t, pgd_restarts
 from trainers.evaluation.ranges import evaluate_range, fixed_subset
 from trainers.evaluation.result import Protocol
 from trainers.problems import InvalidInput
@@ -130,7 +130,7 @@ def test_targets_are_the_likeliest_wrong_classes_and_one_that_gives_way_is_enoug
         model[1].bias.copy_(torch.tensor([1.0, 0.9, -1.0, -9.0]))
     images, labels = torch.full((1, 1, 1, 2), 0.3), torch.tensor([0])
     one, two = (
-        pgd_t(model, images, labels, epsilon=0.3, noise=noise(), steps=20, targets=targets) for targets in (1, 2)
+        margin_t(model, images, labels, epsilon=0.3, noise=noise(), steps=20, targets=targets) for targets in (1, 2)
     )
     assert model(one).argmax(1).item() == 0
     assert model(two).argmax(1).item() == 2

@@ -41,11 +41,6 @@ class Points:
     def __len__(self) -> int:
         return len(self.labels)
 
-    @property
-    def cross_entropy(self) -> Array:
-        """E(x,y) − E(x), the loss of each image."""
-        return self.joint_energy - self.energy
-
     def save(self, file: Path) -> None:
         """Write as `.npz`, whole or not at all; two writers at once do not meet."""
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -100,8 +95,9 @@ def standing(natural: Points, adversarial: Points) -> Array:
 
 
 def delta_energies(natural: Points, adversarial: Points) -> tuple[Array, Array]:
-    """(ΔE(x), ΔE(x,y)) [N] each, natural minus adversarial."""
-    return natural.energy - adversarial.energy, natural.joint_energy - adversarial.joint_energy
+    """(ΔE(x), ΔE(x,y)) [N] each in float64, natural minus adversarial."""
+    marginal = natural.energy.astype(np.float64) - adversarial.energy
+    return marginal, natural.joint_energy.astype(np.float64) - adversarial.joint_energy
 
 
 def _numbers(values: Tensor) -> Array:
