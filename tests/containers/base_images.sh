@@ -21,8 +21,10 @@ make_python() {
     # shellcheck disable=SC2016
     TMPDIR=$root mmdebstrap --quiet --variant=minbase \
         --include=ca-certificates,netbase,tzdata,python3,python3-venv,python3-pip \
-        --dpkgopt=force-unsafe-io --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
+        --dpkgopt=force-unsafe-io --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/doc/*' \
+        --dpkgopt='path-exclude=/usr/share/locale/*' \
         --customize-hook='rm -f "$1"/usr/lib/python3.*/EXTERNALLY-MANAGED "$1"/var/cache/apt/*.bin' \
+        --customize-hook='printf "Dir::Cache::pkgcache \"\";\nDir::Cache::srcpkgcache \"\";\nDPkg::Post-Invoke { \"rm -f /var/cache/apt/archives/*.deb\"; };\n" > "$1/etc/apt/apt.conf.d/clean"' \
         --customize-hook='for name in python python3; do ln -sf /usr/bin/python3.11 "$1/usr/local/bin/$name"; done' \
         bookworm "$root/python.tar" "deb $mirror bookworm main" "deb $mirror bookworm-updates main" \
         "deb $mirror-security bookworm-security main"

@@ -34,7 +34,7 @@ links=$(python3 -m pip config get global.find-links 2>/dev/null || true)
 [ ! -d "$links" ] || export WHEELS=${WHEELS:-$links}
 log=$(mktemp)
 (cd docker && docker compose --progress plain build) > "$log" 2>&1 || { tail -n 40 "$log"; exit 1; }
-step "image built: $(docker image inspect --format '{{.Size}}' energy-orchestrator:cpu | numfmt --to=si)B"
+step "image built: $(docker image ls --format '{{.Size}}' energy-orchestrator:cpu)"
 
 "${PYTHON:-python3}" -m pytest --exitfirst -p no:cacheprovider --durations=0 --durations-min=5 tests/containers/check_stack.py
 step "done"
