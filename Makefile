@@ -29,9 +29,11 @@ $(READY): requirements.lock requirements-uv.lock pyproject.toml
 demo: setup
 	$(BIN)/orchestrator sweep quickstart
 
+TEST_PROCESSES ?= 2
+
 test: setup lint
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest
+	$(BIN)/python -m coverage run -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 

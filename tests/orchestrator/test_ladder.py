@@ -83,7 +83,7 @@ def test_every_rung_attacks_those_that_are_left_and_is_climbed_once(journal: Jou
     assert climb(again, trials(journal.runs())) == left
     assert len(results(journal.events())) == 2
     page = write_report(journal.folder).read_text()
-    assert "PGD-T, n = 50 [%]" in page
+    assert "Margin-T, n = 50 [%]" in page
     assert f"<strong>{100 * second.accuracies[second.kept[0]]:.2f}</strong>" in page
     uri = f"sqlite:///{journal.folder}/mlflow.db"
     sync(journal, uri)
