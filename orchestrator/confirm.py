@@ -100,7 +100,7 @@ def _job(session: Session, beginnings: Beginnings, run: Run, seed: int) -> dict[
     origin = beginnings.begin(experiment, folder)
     journal.confirm(run.trial, seed, run.values, experiment, origin)
     resources = session.study.confirm_resources
-    return configuration(key, experiment, folder, resources, beginnings.sharing(experiment))
+    return configuration(key, experiment, folder, resources, beginnings.sharing(experiment, folder))
 
 
 class _Jobs(DriverOnly, Searcher):

@@ -91,7 +91,7 @@ class TrialRuns:
         self._journal.propose(
             number, values, experiment, seed=seed, seeds=self._study.search.seeds, folder=folder, origin=origin
         )
-        sharing = self._beginnings.sharing(experiment)
+        sharing = self._beginnings.sharing(experiment, folder)
         return configuration(key, experiment, folder, self._study.resources, sharing)
 
     def decided(self, number: int, seed: int) -> Outcome | None:

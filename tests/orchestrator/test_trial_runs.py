@@ -212,7 +212,19 @@ def test_a_run_that_another_study_finished_is_taken_over_if_its_checkpoints_are_
     from orchestrator.beginnings import Beginnings
 
     assert Beginnings(of, Journal.create(root / "two", of), of.resources).begin(first.experiment, root / "run") is None
-    assert not (root / "run").exists()
+    assert checkpoint.latest(root / "run") is None
+
+
+def test_a_run_that_went_on_with_other_resources_lends_nothing(tmp_path: Path) -> None:
+    two = {"resources": {"workers": 2}, "search": {"share_prefix": True}}
+    run_here(study("mixed", DER | NEVER, **two), tmp_path, kill_after=1)
+    (mixed,) = run_here(study("mixed", DER | NEVER, search={"share_prefix": True}), tmp_path).runs()
+    assert (mixed.state, len(mixed.records)) == ("complete", EPOCHS)
+    assert not (tmp_path / "mixed" / "prefixes").exists()
+    for name, workers in (("one", 1), ("two", 2)):
+        of = study(name, DER | NEVER, search={"reuse": True}, resources={"workers": workers})
+        (run,) = run_here(of, tmp_path).runs()
+        assert (run.state, run.origin) == ("complete", None)
 
 
 @pytest.fixture(scope="module")
