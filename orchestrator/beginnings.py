@@ -42,7 +42,8 @@ class Beginnings:
         if begun:
             return read_origin(run_dir)
         drop_origin(run_dir)  # of a beginning that a kill cut short
-        if self._study.search.reuse:
+        # Extra images are known by the name of their file, and another study's may have held others.
+        if self._study.search.reuse and experiment.data.extra is None:
             for found in self._finished_elsewhere(experiment.digest()):
                 origin = Origin("study", str(found.relative_to(self._folder.parent)), experiment.epochs)
                 if take_over(found, run_dir, experiment, origin):

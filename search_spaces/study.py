@@ -52,7 +52,8 @@ class Search(Section):
         description="runs that begin alike go on from the epochs that one of them has trained, in confirmations too",
     )
     reuse: bool = Field(
-        default=False, description="take over runs that another study under the same storage has finished"
+        default=False,
+        description="take over runs that another study under the same storage has finished; not those on data.extra",
     )
 
     @field_validator("storage")
