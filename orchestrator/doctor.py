@@ -14,7 +14,6 @@ from rich.markup import escape
 
 from orchestrator import tracking
 from orchestrator.cluster import address_in_use, connect, local_capacity
-from search_spaces.space import corners
 from search_spaces.study import Study, parse_study
 from trainers import catalog
 from trainers.config import Data, parse
@@ -42,8 +41,7 @@ def examine(address: str | None, storage: Path, data_dir: Path | None, study: St
         if study is None:
             console.print(_data(name, data_dir))
     if study is not None:
-        data = data_of(study, data_dir)
-        report.check("data", lambda: _required(data))
+        report.check("data", lambda: _required(data_of(study, data_dir)))
     return report.healthy
 
 
@@ -101,15 +99,17 @@ def _examine_cluster(
                 f"a sum over {training} nodes" if training > 1 else "one node trains",
             )
             if study is not None:
-                report.faults("data", nodes.data_faults(found, data_of(study, data_dir)), f"the same on {count}")
+                wanted = data_of(study, data_dir)
+                faults = [fault for data in wanted for fault in nodes.data_faults(found, data)]
+                report.faults("data", faults, f"the same on {count}")
     except (ConnectionError, RuntimeError) as error:
         report.faults("Ray", [str(error)])
 
 
-def data_of(study: Study, data_dir: Path | None) -> Data:
+def data_of(study: Study, data_dir: Path | None) -> list[Data]:
     """What a study trains on, from the folder that is given."""
-    data = study.experiment_for(corners(study.space)[0] if study.space else {}).data
-    return data if data_dir is None else data.model_copy(update={"directory": str(data_dir.absolute())})
+    changes = {} if data_dir is None else {"directory": str(data_dir.absolute())}
+    return [data.model_copy(update=changes) for data in study.data]
 
 
 def _python() -> str:
@@ -154,9 +154,10 @@ def _private_ray() -> str:
         return f"{ray.__version__} (private): {capacity.cpus} CPUs, {capacity.gpus:g} GPUs, workers run Python {answer}"
 
 
-def _required(data: Data) -> str:
-    check_available(data)
-    return f"{data.name} is there"
+def _required(wanted: Sequence[Data]) -> str:
+    for data in wanted:
+        check_available(data)
+    return f"{' and '.join(dict.fromkeys(data.name for data in wanted))} can be read"
 
 
 def _data(name: str, data_dir: Path | None) -> str:

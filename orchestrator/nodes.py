@@ -10,6 +10,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from trainers import catalog
 from trainers.catalog.extensions import GROUP
 from trainers.config import Data
 from trainers.data.availability import PARTS, cache_folder, data_directory
+from trainers.data.extra import extra_path
+from trainers.problems import InvalidInput
 
 ray.cloudpickle.register_pickle_by_value(interfaces)
 ray.cloudpickle.register_pickle_by_value(node_probe)
@@ -151,7 +154,7 @@ def storage_faults(nodes: Sequence[Node], storage: Path) -> list[str]:
 
 def data_faults(nodes: Sequence[Node], data: Data) -> list[str]:
     """The images of a study, in the same form and with the same content everywhere."""
-    forms = _forms(data)
+    forms = data_files(data)
     paths = [path for form in forms for path in form]
     answers, faults = _ask({node: node.start(node_probe.contents, paths) for node in nodes}) if paths else ({}, [])
     first: dict[tuple[str, ...], tuple[str, list[str]]] = {}
@@ -168,15 +171,20 @@ def data_faults(nodes: Sequence[Node], data: Data) -> list[str]:
     return faults
 
 
-def _forms(data: Data) -> list[tuple[str, ...]]:
-    """The sets of paths of which a node needs one."""
-    directory, extra = data_directory(data), (data.extra,) if data.extra is not None else ()
+def data_files(data: Data) -> list[tuple[str, ...]]:
+    """The sets of paths of which a node needs one: as they were published or decoded, with extra images and subsets."""
+    directory, more = data_directory(data), []
+    if data.subset is not None:
+        more.append(data.subset.file)
+    if data.extra is not None:
+        with suppress(InvalidInput):  # it can't be said where; the check of this process says so
+            more.append(str(extra_path(data)))
     dataset = catalog.DATASETS[data.name]
     if not dataset.files or directory is None:
-        return [extra] if extra else []
+        return [tuple(more)] if more else []
     decoded = cache_folder(directory, data.name)
     raw = tuple(str(directory / name) for name in dataset.files)
-    return [(*raw, *extra), (*(str(decoded / f"{part}.npy") for part in PARTS), *extra)]
+    return [(*raw, *more), (*(str(decoded / f"{part}.npy") for part in PARTS), *more)]
 
 
 def gpu_faults(nodes: Sequence[Node]) -> list[str]:

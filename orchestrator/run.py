@@ -20,7 +20,6 @@ from orchestrator.progress import StudyView
 from orchestrator.savings import savings
 from orchestrator.storage import check_opens
 from search_spaces.study import Study
-from trainers.config import Data
 from trainers.data.availability import check_available
 from trainers.problems import InvalidInput, Problem
 
@@ -39,7 +38,7 @@ def preflight(study: Study, root: Path, address: str | None) -> None:
             problems.extend(error.problems)
 
     attempt(_check_writable, root)
-    for data in _data_of(study):
+    for data in study.data:
         attempt(check_available, data)
     if not (root / study.name / STUDY_FILE).exists():
         attempt(tracking.check_reachable, tracking.tracking_uri(study))
@@ -206,18 +205,6 @@ def _check_writable(root: Path) -> None:
     if not os.access(root, os.W_OK):
         raise InvalidInput.single("--storage", f"{str(root)!r} is not writable")
     disk.check_space(root)
-
-
-def _data_of(study: Study) -> list[Data]:
-    """Each data section that occurs at a corner of the space, once."""
-    from search_spaces.space import corners
-
-    found: list[Data] = []
-    for point in corners(study.space) if study.space else [{}]:
-        data = study.experiment_for(point).data
-        if data not in found:
-            found.append(data)
-    return found
 
 
 def _relative(path: Path) -> str:

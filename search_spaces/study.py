@@ -15,7 +15,7 @@ from search_spaces.constraints import Constraint
 from search_spaces.space import Dimension, check_space, corners, grid_size, read_space, settings
 from search_spaces.stopping import Stopping
 from trainers.catalog.attacks import canonical
-from trainers.config import Experiment, Section, apply_values, explain, parse
+from trainers.config import Data, Experiment, Section, apply_values, explain, parse
 from trainers.problems import InvalidInput, Problem, unknown_name
 
 Metric = Literal["val/clean_accuracy", "val/pgd10_accuracy"]
@@ -130,6 +130,11 @@ class Study(Section):
     def experiment_for(self, values: Mapping[str, Any]) -> Experiment:
         """The complete Experiment at one point of the space."""
         return parse(apply_values(self.experiment, settings(self.space, values)))
+
+    @property
+    def data(self) -> list[Data]:
+        """Each data section that occurs at a corner of the space, once."""
+        return list(dict.fromkeys(self.experiment_for(point).data for point in corners(self.space)))
 
     @property
     def confirm_resources(self) -> Resources:

@@ -11,7 +11,8 @@ import pytest
 
 from orchestrator.interfaces import interface_of, use_interface_of
 from orchestrator.node_probe import contents, unseen, versions, write
-from orchestrator.nodes import differences, least_skew
+from orchestrator.nodes import data_files, differences, least_skew
+from trainers.config import parse
 
 
 def test_every_version_that_differs_is_named_with_what_to_do() -> None:
@@ -96,3 +97,13 @@ def test_the_packages_of_this_process_are_found() -> None:
     found = versions(["numpy"], ["orchestrator", "trainers"], "no.group")
     assert found["this package"].startswith("code ")
     assert found["numpy"][0].isdigit()
+
+
+def test_what_a_node_needs_is_looked_for_where_training_will_read_it() -> None:
+    extra = {"extra": "generated.npz", "extra_fraction": 0.5, "directory": "/shared/data"}
+    subset = {"subset": {"file": "/shared/subsets.json", "name": "random", "treatment": "drop", "sha256": "0"}}
+    more = ("/shared/subsets.json", "/shared/data/generated.npz")
+    assert data_files(parse({"data": extra | subset}).data) == [more]
+    raw, decoded = data_files(parse({"data": {"name": "cifar10", **extra, **subset}}).data)
+    assert raw == ("/shared/data/cifar-10-batches-py", *more)
+    assert (decoded[0], decoded[-2:]) == ("/shared/data/orchestrator-cache/cifar10/train_images.npy", more)

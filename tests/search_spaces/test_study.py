@@ -276,3 +276,9 @@ def test_a_sampler_that_does_not_suit_the_space_is_named(search, space, field, s
     with pytest.raises(InvalidInput) as caught:
         parse_study({"name": "unsuited", "experiment": {"method": "trades"}, "space": space, "search": search})
     assert says in {problem.field: problem.message for problem in caught.value.problems}[field]
+
+
+def test_a_study_names_all_data_that_any_of_its_points_trains_on():
+    varied = parse_study({"name": "s", "space": {"data.name": ["digits", "cifar10", "cifar100"], "seed": [0, 1]}})
+    assert [data.name for data in varied.data] == ["digits", "cifar10", "cifar100"]
+    assert [data.name for data in parse_study({"name": "s"}).data] == ["digits"]

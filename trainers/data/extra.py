@@ -26,7 +26,7 @@ def check_extra(data: Data) -> None:
     Reads all labels, and of the images nothing but their description.
     """
     dataset = catalog.DATASETS[data.name]
-    path = _path(data)
+    path = extra_path(data)
     try:
         with zipfile.ZipFile(path) as archive:
             keys = [name.removesuffix(".npy") for name in archive.namelist()]
@@ -56,7 +56,7 @@ def check_extra(data: Data) -> None:
 def read_extra(data: Data) -> list[Array]:
     """[images, labels] of `data.extra`, mapped; unpacked once, into the cache beside it. Raises InvalidInput."""
     check_extra(data)
-    path = _path(data)
+    path = extra_path(data)
     status = path.stat()
 
     def unpack(folder: Path) -> None:
@@ -74,7 +74,8 @@ def read_extra(data: Data) -> list[Array]:
         raise InvalidInput.single("data.extra", f"{str(path)!r}: {error}") from error
 
 
-def _path(data: Data) -> Path:
+def extra_path(data: Data) -> Path:
+    """Where `data.extra` lies. Raises InvalidInput if it is relative to a folder that is not given."""
     assert data.extra is not None
     path = Path(data.extra).expanduser()
     if not path.is_absolute():
