@@ -129,13 +129,14 @@ def sync(folder: Annotated[Path, typer.Argument(help="a study folder, e.g. runs/
     """Bring MLflow up to date with a study's journal."""
     from orchestrator import tracking
     from orchestrator.journal import Journal
+    from orchestrator.mirror import sync as bring_up_to_date
     from orchestrator.run import only_driver
 
     journal = Journal.open(folder)
     uri = tracking.tracking_uri(journal.study())
     tracking.check_reachable(uri)
     with only_driver(journal.folder):  # a driver does it by itself; both at once would make some runs twice
-        tracking.sync(journal, uri)
+        bring_up_to_date(journal, uri)
     print(f"{uri} is up to date")
 
 

@@ -13,9 +13,11 @@ from rich.console import Console
 
 from orchestrator import disk, tracking
 from orchestrator.cluster import address_in_use, check_answers, local_capacity
+from orchestrator.environment import environment
 from orchestrator.exit_codes import INTERRUPTED, OK, SOME_FAILED
 from orchestrator.interrupt import Interrupt, Interrupted, listening
 from orchestrator.journal import STUDY_FILE, Journal
+from orchestrator.mirror import Tracker
 from orchestrator.progress import StudyView
 from orchestrator.savings import savings
 from orchestrator.storage import check_opens
@@ -66,8 +68,8 @@ def run_study(
     resume_line = f"resume with: orchestrator resume {_relative(journal.folder)}"
     with only_driver(journal.folder), listening(console.print) as interrupt:
         view = StudyView(console)
-        with tracking.Tracker(journal, tracking.tracking_uri(study)) as tracker:
-            journal.append("started", pid=os.getpid(), environment=tracking.environment())
+        with Tracker(journal, tracking.tracking_uri(study)) as tracker:
+            journal.append("started", pid=os.getpid(), environment=environment())
             try:
                 interrupted = _run_phases(study, journal, address, view, interrupt, search=search, confirm=confirm)
                 journal.append("interrupted" if interrupted else "finished")

@@ -15,7 +15,8 @@ from mlflow import MlflowClient
 
 from orchestrator.journal import Journal, Run
 from orchestrator.ladder import results
-from orchestrator.tracking import RUN_TAG, sync
+from orchestrator.mirror import sync
+from orchestrator.tracking import RUN_TAG
 from tests.integration.conftest import run, write_study
 from trainers.checkpoint import load
 from trainers.config import parse

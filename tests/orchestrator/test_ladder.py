@@ -13,11 +13,12 @@ from orchestrator import cluster
 from orchestrator.interrupt import Interrupt
 from orchestrator.journal import Journal, trial_key
 from orchestrator.ladder import RungResult, climb, rank, results
+from orchestrator.mirror import sync
 from orchestrator.progress import StudyView
 from orchestrator.report.page import write_report
 from orchestrator.seeds import trials
 from orchestrator.sweep import Session
-from orchestrator.tracking import RUN_TAG, sync
+from orchestrator.tracking import RUN_TAG
 from search_spaces.study import Rung, parse_study
 from tests.conftest import TINY
 from trainers import checkpoint

@@ -11,7 +11,8 @@ import pytest
 from mlflow import MlflowClient
 
 from orchestrator.journal import Journal, trial_key
-from orchestrator.tracking import RUN_TAG, Mirror
+from orchestrator.mirror import Mirror
+from orchestrator.tracking import RUN_TAG
 from search_spaces.study import parse_study
 from tests.conftest import TINY
 from trainers.loop import fit

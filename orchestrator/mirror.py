@@ -1,0 +1,289 @@
+"""Brings MLflow up to date from a study's journal.
+
+The journal comes first. Here a background thread sends what the server does not have yet; an outage stops nothing and
+is made up for later, by the same code. Sending twice is harmless: a metric's timestamp is fixed where it was born, and
+runs are found before one is made.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.environment import environment
+from orchestrator.journal import EVALUATION_FILE, STUDY_FILE, Journal, Run, trial_key
+from orchestrator.ladder import RUNG
+from orchestrator.savings import epochs_saved, seconds_saved
+from orchestrator.seeds import spreads, trials
+from orchestrator.tracking import KIND_TAG, RUN_TAG, connected, find_experiment, find_or_create
+from trainers.diagnostics.overfitting import onsets
+from trainers.pixels import PixelValue
+
+if TYPE_CHECKING:
+    from mlflow.entities import RunInfo
+
+logger = logging.getLogger(__name__)
+
+_STUDY_TAG, _PARENT_TAG = "orchestrator.study", "mlflow.parentRunId"
+_INTERVAL_SECONDS = 2.0
+_RETRY_SECONDS = 15.0
+_BATCH = 1000
+_STATUS = {"complete": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
+
+
+class Tracker:
+    """Keeps MLflow up to date with one study while it runs. Use as a context manager; `behind` says what is missing."""
+
+    def __init__(self, journal: Journal, uri: str) -> None:
+        self._journal = journal
+        self._uri = uri
+        self._finished = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
+        self.behind: str | None = None
+
+    def __enter__(self) -> Tracker:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Send what is left; give up quietly if the server is away (`behind` then says why)."""
+        self._finished.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        mirror: Mirror | None = None
+        while True:
+            last = self._finished.is_set()
+            try:
+                mirror = mirror or Mirror(self._journal, self._uri)
+                mirror.update(ended=last)
+                self.behind = None
+            except Exception as error:
+                # Whatever the server did, the study goes on and the journal keeps what it could not take.
+                self.behind = f"{type(error).__name__}: {error}"
+                logger.debug("tracking is behind", exc_info=True)
+            if last:
+                return
+            self._finished.wait(_INTERVAL_SECONDS if self.behind is None else _RETRY_SECONDS)
+
+
+def sync(journal: Journal, uri: str) -> None:
+    """Bring the server up to date now. Raises whatever the server raises."""
+    Mirror(journal, uri).update(ended=True)
+
+
+class Mirror:
+    """One study's runs on one server: remembers what this process has sent, asks the server for the rest."""
+
+    def __init__(self, journal: Journal, uri: str) -> None:
+        self._journal = journal
+        self._study = journal.study()
+        self._client = connected(uri)
+        self._experiment = find_experiment(self._client, uri, self._study.tracking.experiment)
+        self._parent = self._find_or_create(journal.identity, self._study.name, "study", {}).run_id
+        self._client.update_run(self._parent, status="RUNNING")
+        self._log_study()
+        self._run_ids: dict[str, str] = {}
+        self._sent: dict[str, int] = {}
+        self._closed: dict[str, int] = {}
+        self._evaluated: set[str] = set()
+        self._concluded: set[int] = set()
+        self._rungs = 0
+
+    def update(self, *, ended: bool) -> None:
+        """Send every record, state and result that this process has not sent yet."""
+        unfinished, runs = False, self._journal.runs()
+        for run in runs:
+            run_id = self._run_id(run)
+            self._send_records(run, run_id)
+            if run.evaluation is not None and run.key not in self._evaluated:
+                self._send_evaluation(run, run_id)
+                self._evaluated.add(run.key)
+            if run.state == "running":
+                unfinished = True
+            elif self._closed.get(run.key) != len(run.records):
+                # Workers may end an epoch that they had begun when their trial was stopped.
+                self._close(run, run_id)
+                self._closed[run.key] = len(run.records)
+        for trial in trials(runs):
+            if trial.over_seeds and trial.state != "running" and trial.trial not in self._concluded:
+                self._send_spreads(trial)
+                self._concluded.add(trial.trial)
+        rungs = [event for event in self._journal.events() if event["event"] == RUNG]
+        for event in rungs[self._rungs :]:
+            self._send_rung(event)
+            self._rungs += 1
+        if ended:
+            self._send_report()
+            interrupted = unfinished or self._journal.events()[-1]["event"] == "interrupted"
+            self._client.set_terminated(self._parent, "KILLED" if interrupted else "FINISHED")
+
+    # Runs
+
+    def _find_or_create(self, identity: str, name: str, kind: str, tags: Mapping[str, str]) -> RunInfo:
+        everything = {RUN_TAG: identity, KIND_TAG: kind, _STUDY_TAG: self._study.name, **tags}
+        return find_or_create(self._client, self._experiment, identity, name, everything)
+
+    def _run_id(self, run: Run) -> str:
+        known = self._run_ids
+        if run.key not in known:
+            method = run.experiment.method.name
+            name = f"{run.key} {method}"
+            identity = f"{self._journal.identity}/{run.key}"
+            tracked = self._find_or_create(identity, name, run.kind, {_PARENT_TAG: self._parent})
+            if run.state == "complete" and tracked.status == "FINISHED":
+                # Another process sent everything: a run is closed last.
+                self._sent[run.key] = len(run.records)
+                self._closed[run.key] = len(run.records)
+            else:
+                self._log_start(run, tracked.run_id)
+            # Known from here on only: what an outage cut short is done again.
+            known[run.key] = tracked.run_id
+        return known[run.key]
+
+    def _log_start(self, run: Run, run_id: str) -> None:
+        from mlflow.entities import Param, RunTag
+
+        tags = {"digest": run.experiment.digest(), "trial": str(run.trial), "folder": str(run.folder)}
+        tags |= origin_tags(run)
+        if run.seeds > 1:
+            tags["seeds"] = str(run.seeds)
+        tags |= {f"{path}.text": value.text for path, value in pixel_values(run) if "/" in value.text}
+        parameters = [Param(name, str(value)) for name, value in flatten(run.experiment.model_dump())]
+        self._client.log_batch(run_id, params=parameters, tags=[RunTag(key, value) for key, value in tags.items()])
+        self._client.log_text(run_id, run.experiment.to_yaml(), "experiment.yaml")
+        self._client.log_text(run_id, json.dumps(environment(), indent=1), "environment.json")
+
+    def _log_study(self) -> None:
+        from mlflow.entities import Param
+
+        settings = self._study.model_dump(include={"search", "confirm", "resources"})
+        self._client.log_batch(self._parent, params=[Param(name, str(value)) for name, value in flatten(settings)])
+        self._client.log_artifact(self._parent, str(self._journal.folder / STUDY_FILE))
+
+    # What happened in them
+
+    def _send_records(self, run: Run, run_id: str) -> None:
+        from mlflow.entities import Metric
+
+        sent = self._sent.get(run.key, 0)
+        metrics = [
+            Metric(name, value, int(record.time * 1000), record.epoch)
+            for record in run.records[sent:]
+            for name, value in record.metrics.items()
+        ]
+        for start in range(0, len(metrics), _BATCH):
+            self._client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
+        self._sent[run.key] = len(run.records)
+
+    def _close(self, run: Run, run_id: str) -> None:
+        from mlflow.entities import Metric, RunTag
+
+        found = onsets(run.records, run.experiment)
+        time = int(run.records[-1].time * 1000) if run.records else 0
+        tags = [RunTag("reason", run.reason or run.state)]
+        tags += [RunTag(name, value) for name, value in origin_tags(run).items()]
+        tags += [RunTag(f"overfitting.{o.kind}", "confirmed" if o.confirmed else "unconfirmed") for o in found]
+        metrics = [Metric(f"overfitting/{onset.kind}_epoch", onset.epoch, time, onset.epoch) for onset in found]
+        if run.state == "stopped":
+            tags.append(RunTag("stopped_by", run.stopped_by))
+            saved = {"epochs": epochs_saved(run), "seconds": seconds_saved(run, self._study.resources)}
+            metrics += [Metric(f"saved/{name}", value, time, len(run.records) - 1) for name, value in saved.items()]
+        self._client.log_batch(run_id, metrics=metrics, tags=tags)
+        checkpoints = run.folder / "checkpoints"
+        best, newest = checkpoints / "best", max(checkpoints.glob("epoch_*"), default=None)
+        for name, folder in (("best", best), ("last", newest)):
+            if folder is not None and folder.is_dir():
+                self._client.log_artifacts(run_id, str(folder), f"checkpoints/{name}")
+        if run.records:
+            self._log_energy_figure(run, run_id)
+        self._client.set_terminated(run_id, _STATUS[run.state])
+
+    def _send_spreads(self, trial: Run) -> None:
+        """The objectives of a trial over its seeds, with the run of the first one."""
+        from mlflow.entities import Metric
+
+        time = max((int(run.records[-1].time * 1000) for run in trial.over_seeds if run.records), default=0)
+        values: dict[str, float | None] = {}
+        for name, spread in zip(self._study.search.objectives, spreads(trial), strict=False):
+            values |= {f"over_seeds/{name}/mean": spread.mean, f"over_seeds/{name}/std": spread.deviation}
+        metrics = [Metric(name, value, time, 0) for name, value in values.items() if value is not None]
+        self._client.log_batch(self._run_ids[trial.key], metrics=metrics)
+
+    def _send_rung(self, event: Mapping[str, Any]) -> None:
+        """What a rung of the ladder found, with each trial that got there."""
+        from mlflow.entities import Metric
+
+        name = f"held_out/{event['attack'].replace(',', '_')}_accuracy"
+        for trial, accuracy in event["accuracies"]:
+            metric = Metric(name, accuracy, int(event["time"] * 1000), 0)
+            self._client.log_batch(self._run_ids[trial_key(trial)], metrics=[metric])
+
+    def _log_energy_figure(self, run: Run, run_id: str) -> None:
+        from orchestrator.report.figures import run_energies
+
+        figure = run_energies(run)
+        if figure is None:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "energies.png"
+            figure.savefig(path, dpi=120)
+            self._client.log_artifact(run_id, str(path), "figures")
+
+    def _send_evaluation(self, run: Run, run_id: str) -> None:
+        from mlflow.entities import Metric, RunTag
+
+        evaluation = run.evaluation
+        assert evaluation is not None
+        file = run.folder / EVALUATION_FILE
+        time = int(file.stat().st_mtime * 1000)
+        attack = evaluation.protocol.attack.replace(",", "_")  # MLflow takes no comma in a name
+        values = {f"test/after/{stage}": value for stage, value in evaluation.accuracies.items()}
+        values[f"test/{attack}_accuracy"] = evaluation.robust_accuracy
+        self._client.log_batch(
+            run_id,
+            metrics=[Metric(name, value, time, evaluation.epoch) for name, value in values.items()],
+            tags=[RunTag("protocol", evaluation.protocol.key)],
+        )
+        self._client.log_artifact(run_id, str(file))
+
+    def _send_report(self) -> None:
+        report, figures = self._journal.folder / "report.html", self._journal.folder / "figures"
+        if report.exists():
+            self._client.log_artifact(self._parent, str(report))
+        if figures.is_dir():
+            self._client.log_artifacts(self._parent, str(figures), "figures")
+
+
+def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of every leaf; lengths in pixels as plain numbers, so that a UI can put them on an axis."""
+    for key, value in content.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{path}.")
+        elif isinstance(value, str) and path.rpartition(".")[2] in ("epsilon", "step_size"):
+            yield path, float(PixelValue(value))
+        elif value is not None:
+            yield path, value
+        elif key in ("weighting", "regularizer"):
+            # An empty slot is a value to compare by; any other field that is not set is not a parameter.
+            yield f"{path}.name", "none"
+
+
+def origin_tags(run: Run) -> dict[str, str]:
+    """Where the first epochs of a run were computed, if not in it."""
+    return {} if run.origin is None else {f"origin.{name}": str(value) for name, value in asdict(run.origin).items()}
+
+
+def pixel_values(run: Run) -> Iterator[tuple[str, PixelValue]]:
+    """The experiment's lengths that remember how they were written."""
+    experiment = run.experiment
+    yield "attack.epsilon", experiment.attack.epsilon
+    yield "attack.step_size", experiment.attack.step_size
+    yield "evaluation.epsilon", experiment.evaluation.epsilon
