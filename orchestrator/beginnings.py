@@ -1,4 +1,8 @@
-"""Where a run begins: at its end if another study has finished it, at a prefix that another run left, or at nothing."""
+"""Where a run begins: at its end if another study has finished it, at a prefix that another run left, or at nothing.
+
+Only runs on the same kind of hardware are one. A study may go on with other resources, so each run folder says on what
+its epochs were computed: one of two kinds lends nothing.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +17,12 @@ from trainers.branching import branching_epochs
 from trainers.config import Experiment
 from trainers.origin import Origin, drop_origin, read_origin
 from trainers.prefix import Sharing, begin, take_over
-from trainers.problems import InvalidInput
+
+_HARDWARE_FILE = "hardware.json"
 
 
 class Beginnings:
-    """What the runs of one phase of a study need not compute. Only runs on the same kind of hardware are one."""
+    """What the runs of one phase of a study need not compute."""
 
     def __init__(self, study: Study, journal: Journal, resources: Resources) -> None:
         self._study = study
@@ -26,17 +31,19 @@ class Beginnings:
         points = [study.experiment_for(point) for point in corners(study.space) or [{}]]
         self._branching = branching_epochs(points)
         self._digests: dict[Path, str] = {}
-        self._hardware_of: dict[Path, str | None] = {}
 
     def begin(self, experiment: Experiment, run_dir: Path) -> Origin | None:
         """Prepare the folder of a run that is about to be issued; returns where it began, if not at nothing.
 
         A run that has a whole checkpoint goes on from there.
         """
-        if checkpoint.latest(run_dir) is not None:
+        begun = checkpoint.latest(run_dir) is not None
+        _note_hardware(run_dir, self._hardware, begun=begun)
+        if begun:
             return read_origin(run_dir)
         drop_origin(run_dir)  # of a beginning that a kill cut short
-        if self._study.search.reuse:
+        # Extra images are known by the name of their file, and another study's may have held others.
+        if self._study.search.reuse and experiment.data.extra is None:
             for found in self._finished_elsewhere(experiment.digest()):
                 origin = Origin("study", str(found.relative_to(self._folder.parent)), experiment.epochs)
                 if take_over(found, run_dir, experiment, origin):
@@ -45,9 +52,9 @@ class Beginnings:
             return begin(experiment, run_dir, self._store)
         return None
 
-    def sharing(self, experiment: Experiment) -> Sharing | None:
+    def sharing(self, experiment: Experiment, run_dir: Path) -> Sharing | None:
         """Which prefixes a run leaves for others: up to where it, or any corner of the space, begins to differ."""
-        if not self._study.search.share_prefix:
+        if not self._study.search.share_prefix or hardware_of(run_dir) != [self._hardware]:
             return None
         return Sharing(self._store, tuple(sorted({*self._branching, *branching_epochs([experiment])})))
 
@@ -64,22 +71,25 @@ class Beginnings:
                 continue
             if file not in self._digests:
                 self._digests[file] = json.loads(file.read_text())["digest"]
-            if self._digests[file] == digest and self._hardware_in(folder) == self._hardware:
+            if self._digests[file] == digest and hardware_of(folder) == [self._hardware]:
                 found.append(folder)
         return found
 
-    def _hardware_in(self, run_dir: Path) -> str | None:
-        """Of a run of another study; None if that study can't be read by this version."""
-        phase = run_dir.parent
-        if phase not in self._hardware_of:
-            try:
-                study = Journal.open(phase.parent).study()
-            except InvalidInput:
-                self._hardware_of[phase] = None
-            else:
-                resources = study.resources if phase.name == "trials" else study.confirm_resources
-                self._hardware_of[phase] = hardware(resources)
-        return self._hardware_of[phase]
+
+def hardware_of(run_dir: Path) -> list[str]:
+    """On what the epochs of a run were computed; empty where nobody noted it."""
+    file = run_dir / _HARDWARE_FILE
+    return list(json.loads(file.read_text())) if file.exists() else []
+
+
+def _note_hardware(run_dir: Path, kind: str, *, begun: bool) -> None:
+    """A run is about to go on, on this kind of hardware."""
+    known = hardware_of(run_dir) or (["unknown"] if begun else [])
+    if kind not in known:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        staging = run_dir / f".{_HARDWARE_FILE}"
+        staging.write_text(json.dumps([*known, kind]) + "\n")
+        staging.replace(run_dir / _HARDWARE_FILE)
 
 
 def hardware(resources: Resources) -> str:

@@ -33,6 +33,15 @@ def choose(trials: Sequence[Run], top: int) -> list[Run]:
     return chosen[:top]
 
 
+def distinct(trials: Iterable[Run]) -> list[Run]:
+    """Trials that count, each experiment once, the first of its trials: equal ones may have run side by side."""
+    first: dict[str, Run] = {}
+    for run in trials:
+        if run.objectives:
+            first.setdefault(run.experiment.digest(), run)
+    return list(first.values())
+
+
 def pareto_front(runs: Sequence[Run]) -> list[Run]:
     """Runs that no other run beats in one objective without losing in another (all are maximized)."""
     return [run for run in runs if not any(_dominates(other.objectives, run.objectives) for other in runs)]
@@ -44,9 +53,12 @@ def _dominates(a: Sequence[float], b: Sequence[float]) -> bool:
 
 
 def confirm(session: Session) -> None:
-    """Train the chosen configurations with fresh seeds and evaluate each run; finished parts are not done again."""
+    """Train the chosen configurations with fresh seeds and evaluate each run; finished parts are not done again.
+
+    What was evaluated under other settings is evaluated again under these; its shards of before are kept.
+    """
     study, journal, view = session.study, session.journal, session.view
-    candidates = [run for run in feasible(study, journal.runs()) if run.origin is None or run.origin.kind != "twin"]
+    candidates = distinct(feasible(study, journal.runs()))
     ranked = choose(candidates, len(candidates))
     chosen = climb(session, ranked)[: study.confirm.top]
     if not chosen and study.search.constraints:
@@ -67,13 +79,17 @@ def confirm(session: Session) -> None:
         jobs = (_job(session, beginnings, run, seed) for run, seed in left)
         run_on_slots(session, _Jobs(jobs, session), resources, "confirm")
     session.interrupt.check()
-    runs = [run for run in journal.runs() if run.kind == "confirmation" and run.state == "complete"]
-    waiting = [run for run in runs if run.evaluation is None]
+    wanted = {confirmation_key(run.trial, seed) for run in chosen for seed in offsets}
+    waiting = [
+        (run, protocol)
+        for run in journal.runs()
+        if run.kind == "confirmation" and run.state == "complete"
+        for protocol in [protocol_for(run.experiment, study.confirm, study.search.checkpoint)]
+        if run.evaluation is None or (run.key in wanted and run.evaluation.protocol != protocol)
+    ]
     if waiting:
         view.phase(f"{study.confirm.attack} on {study.confirm.samples} test images for {len(waiting)} runs")
-        rule = study.search.checkpoint
-        protocols = [(run, protocol_for(run.experiment, study.confirm, rule)) for run in waiting]
-        for run, evaluation in evaluate_on_ray(session, protocols):
+        for run, evaluation in evaluate_on_ray(session, waiting):
             evaluation.save(run.folder / EVALUATION_FILE)
 
 
@@ -84,7 +100,7 @@ def _job(session: Session, beginnings: Beginnings, run: Run, seed: int) -> dict[
     origin = beginnings.begin(experiment, folder)
     journal.confirm(run.trial, seed, run.values, experiment, origin)
     resources = session.study.confirm_resources
-    return configuration(key, experiment, folder, resources, beginnings.sharing(experiment))
+    return configuration(key, experiment, folder, resources, beginnings.sharing(experiment, folder))
 
 
 class _Jobs(DriverOnly, Searcher):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.parse import parse_qs, urlsplit
 
+from search_spaces.addresses import REFUSAL, has_password
 from trainers.problems import InvalidInput
 
 # MLflow's own, and those of the artifact stores that it knows.
@@ -34,15 +34,6 @@ def withheld() -> Iterator[None]:
 
 
 def refuse_password(uri: str, field: str) -> None:
-    """Raise InvalidInput for an address with a password in it: it would end up in files and logs."""
-    try:
-        parts = urlsplit(uri)
-        password = parts.password or any("pass" in key.lower() for key in parse_qs(parts.query))
-    except ValueError:
-        return  # not an address at all; whoever opens it says so
-    if password:
-        raise InvalidInput.single(
-            field,
-            "has a password in it, which would be written into the study; give it in the environment instead "
-            "(MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, PGPASSWORD or MYSQL_PWD)",
-        )
+    """Raise InvalidInput, without repeating it, for an address with a password in it."""
+    if has_password(uri):
+        raise InvalidInput.single(field, REFUSAL)

@@ -114,7 +114,10 @@ def _run_phases(
             nodes.require_alike(journal.folder.parent)
             reservations.release_left_over(journal)
         session = sweep.Session(study, journal, capacity, view, interrupt)
-        capacity.require(study.resources, "resources")
+        if search:
+            capacity.require(study.resources, "resources")
+        if confirm and study.confirm.top:
+            capacity.require(study.confirm_resources, "confirm")  # now, and not after days of search
         with view:
             try:
                 if search:
@@ -137,7 +140,7 @@ def _trial_slots(study: Study) -> int:
 
 def _conclude(journal: Journal, study: Study, console: Console, report: Path | None, seconds: float) -> None:
     _print_results(journal, console)
-    for saving in savings(journal.runs(), study.resources):
+    for saving in savings(journal.runs(), study):
         console.print(str(saving), soft_wrap=True)
     console.print(f"{seconds:.0f} s; everything is in {_relative(journal.folder)}")
     if report is not None:

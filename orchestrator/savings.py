@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from orchestrator.journal import Run
-from search_spaces.study import Resources
+from search_spaces.study import Resources, Study
 
 _ORIGINS = {
     "prefix": "Begun from a shared prefix",
@@ -46,7 +46,7 @@ def seconds_saved(run: Run, resources: Resources) -> float:
     return epochs_saved(run) * median(seconds) * _processors(resources) if seconds else 0.0
 
 
-def savings(runs: Iterable[Run], resources: Resources) -> list[Saving]:
+def savings(runs: Iterable[Run], study: Study) -> list[Saving]:
     """One a rule that stopped any run of a trial, and one a kind of origin that any run has."""
     everything = list(runs)
     tried = [run for run in everything if run.kind != "confirmation"]
@@ -58,8 +58,8 @@ def savings(runs: Iterable[Run], resources: Resources) -> list[Saving]:
             len(group),
             sum(map(epochs, group)),
             sum(run.experiment.epochs for run in among),
-            sum(seconds(run, resources) for run in group),
-            "GPU" if resources.gpus_per_worker else "CPU",
+            sum(seconds(run, _resources(run, study)) for run in group),
+            "GPU" if study.resources.gpus_per_worker else "CPU",
         )
 
     by_rule = [
@@ -91,6 +91,10 @@ def _epochs_taken_over(run: Run) -> int:
 def _seconds_taken_over(run: Run, resources: Resources) -> float:
     taken = run.records[: _epochs_taken_over(run)]
     return sum(record.metrics["epoch/seconds"] for record in taken) * _processors(resources)
+
+
+def _resources(run: Run, study: Study) -> Resources:
+    return study.confirm_resources if run.kind == "confirmation" else study.resources
 
 
 def _processors(resources: Resources) -> float:

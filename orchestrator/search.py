@@ -83,17 +83,17 @@ def open_storage(url: str, study: Study, identity: str) -> optuna.Study:
         directions=directions,
         load_if_exists=True,
     )
-    wanted = list(study.search.objectives)
-    held = opened.user_attrs.get("objectives")
+    wanted, attributes = list(study.search.objectives), opened.user_attrs
+    if attributes.get("identity", identity) != identity:
+        raise InvalidInput.single("search.storage", f"holds a study {study.name!r} of another folder; rename one")
+    held = attributes.get("objectives")
     if held is None:
         opened.set_user_attr("identity", identity)
-        opened.set_user_attr("objectives", wanted)
         for point in study.search.start:
             opened.enqueue_trial(point, skip_if_exists=True)
+        opened.set_user_attr("objectives", wanted)  # last: whatever a kill cut short is done again
     elif held != wanted:
         raise InvalidInput.single("search.objectives", f"the stored study has the objectives {held}, not {wanted}")
-    if opened.user_attrs.get("identity", identity) != identity:
-        raise InvalidInput.single("search.storage", f"holds a study {study.name!r} of another folder; rename one")
     return opened
 
 

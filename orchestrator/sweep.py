@@ -91,7 +91,7 @@ class TrialRuns:
         self._journal.propose(
             number, values, experiment, seed=seed, seeds=self._study.search.seeds, folder=folder, origin=origin
         )
-        sharing = self._beginnings.sharing(experiment)
+        sharing = self._beginnings.sharing(experiment, folder)
         return configuration(key, experiment, folder, self._study.resources, sharing)
 
     def decided(self, number: int, seed: int) -> Outcome | None:
@@ -126,9 +126,17 @@ class TrialRuns:
         if trial is None:
             return outcomes[0]  # given up before it was ever recorded
         found = violations(self._study, trial, runs) if trial.state == "complete" else {}
-        curves = [outcome.curve for outcome in outcomes]
-        curve = tuple(fmean(values) for values in zip(*curves, strict=False)) if trial.state == "stopped" else ()
-        return Outcome(trial.state, trial.reason, trial.objectives, curve, found)
+        return Outcome(trial.state, trial.reason, trial.objectives, self._curve(trial, outcomes), found)
+
+    def _curve(self, trial: Run, outcomes: Sequence[Outcome]) -> tuple[float, ...]:
+        """The mean over the seeds of a stopped trial, those that ran to their end included, while all of them last."""
+        names = self._study.search.objectives
+        if trial.state != "stopped" or len(names) > 1:
+            return ()
+        ended = [run.records for run in trial.over_seeds if run.state == "complete"]
+        curves = [tuple(record.metrics[names[0]] for record in records) for records in ended]
+        curves += [outcome.curve for outcome in outcomes if outcome.state == "stopped"]
+        return tuple(map(fmean, zip(*curves, strict=False)))
 
     def give_up(self, error: Exception) -> None:
         """Stop the study."""

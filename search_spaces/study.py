@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, Field, ValidationError, field_validator
 
+from search_spaces.addresses import REFUSAL, has_password
 from search_spaces.constraints import Constraint
 from search_spaces.space import Dimension, check_space, corners, grid_size, read_space, settings
 from search_spaces.stopping import Stopping
@@ -51,7 +52,8 @@ class Search(Section):
         description="runs that begin alike go on from the epochs that one of them has trained, in confirmations too",
     )
     reuse: bool = Field(
-        default=False, description="take over runs that another study under the same storage has finished"
+        default=False,
+        description="take over runs that another study under the same storage has finished; not those on data.extra",
     )
 
     @field_validator("storage")
@@ -179,6 +181,8 @@ def _contradictions(study: Study) -> list[Problem]:
     problems = []
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", study.name):
         problems.append(Problem("name", f"{study.name!r}: letters, digits, '.', '_' and '-' only (it names a folder)"))
+    addresses = {"search.storage": study.search.storage, "tracking.uri": study.tracking.uri}
+    problems += [Problem(field, REFUSAL) for field, uri in addresses.items() if uri is not None and has_password(uri)]
     paths = {dimension.path for dimension in study.space}
     evaluation = study.experiment.get("evaluation")
     fixed = isinstance(evaluation, Mapping) and "epsilon" in evaluation

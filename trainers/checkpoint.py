@@ -86,7 +86,7 @@ def save(
     torch.save(dict(state), training)
     _write(target, serialize(weights), training.getvalue(), record, experiment)
     for old in _by_epoch(folder)[KEEP:]:
-        if not _to_keep(int(old.name.removeprefix("epoch_")), experiment.keep_every):
+        if not is_kept(int(old.name.removeprefix("epoch_")), experiment.keep_every):
             shutil.rmtree(old)
     for abandoned in folder.glob(".writing-*"):
         shutil.rmtree(abandoned, ignore_errors=True)
@@ -146,7 +146,8 @@ def latest(run_dir: Path) -> Checkpoint | None:
     return None
 
 
-def _to_keep(epoch: int, every: int | None) -> bool:
+def is_kept(epoch: int, every: int | None) -> bool:
+    """Whether `keep_every` wants the checkpoint of this epoch (0-based), beside the newest ones."""
     return every is not None and (epoch == 0 or (epoch + 1) % every == 0)
 
 

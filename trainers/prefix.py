@@ -16,6 +16,7 @@ from trainers.branching import prefix_digest
 from trainers.config import Experiment
 from trainers.loop import fit
 from trainers.origin import Origin, read_origin, write_origin
+from trainers.problems import InvalidInput
 from trainers.ranks import Ranks
 from trainers.records import EpochRecord, append_record, read_records
 
@@ -29,24 +30,30 @@ class Sharing:
 
 
 def take_over(source: Path, run_dir: Path, experiment: Experiment, origin: Origin) -> bool:
-    """Copy the first epochs of the run in `source`: their records, the best and the last checkpoint, and the origin.
+    """Copy the first epochs of the run in `source`: their records, the checkpoints to keep, and the origin.
 
-    The checkpoints become the experiment's own. False, with nothing written, unless both are whole and every record is
-    there. The last checkpoint comes last: a run folder without it has taken over nothing, and this can be done again.
+    The checkpoints become the experiment's own. False, with nothing written, unless all of them are whole and of a run
+    that is one with the experiment up to there, and every record is there. What a kill cuts short is done again, or
+    goes on from the newest checkpoint that was copied: the best comes first, the others in their order.
     """
+    last = origin.epochs - 1
+    wanted = [epoch for epoch in range(last) if checkpoint.is_kept(epoch, experiment.keep_every)]
     try:
-        last = checkpoint.load(checkpoint.epoch_folder(source, origin.epochs - 1))
         best = checkpoint.load(checkpoint.best_folder(source))
-    except checkpoint.CorruptCheckpoint:
+        kept = [checkpoint.load(checkpoint.epoch_folder(source, epoch)) for epoch in (*wanted, last)]
+    except InvalidInput:  # broken, missing, or of a version whose experiments had other fields
         return False
     records = read_records(source)[: origin.epochs]
-    if [record.epoch for record in records] != list(range(origin.epochs)) or best.record.epoch >= origin.epochs:
+    if [record.epoch for record in records] != list(range(origin.epochs)) or best.record.epoch > last:
+        return False
+    if prefix_digest(kept[-1].experiment, origin.epochs) != prefix_digest(experiment, origin.epochs):
         return False
     known = {record.epoch for record in read_records(run_dir)}
     append_record(run_dir, *(record for record in records if record.epoch not in known))
     checkpoint.copy(best, checkpoint.best_folder(run_dir), experiment)
     write_origin(run_dir, origin)
-    checkpoint.copy(last, checkpoint.epoch_folder(run_dir, origin.epochs - 1), experiment)
+    for found in kept:
+        checkpoint.copy(found, checkpoint.epoch_folder(run_dir, found.record.epoch), experiment)
     return True
 
 

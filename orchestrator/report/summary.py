@@ -59,7 +59,7 @@ def headlines(study: Study, runs: Sequence[Run]) -> list[str]:
     measured = [run for run in runs if run.kind != "confirmation" and run.records]
     if not measured:
         return ["No epoch has been recorded yet."]
-    saved = [f"{saving}." for saving in savings(runs, study.resources)]
+    saved = [f"{saving}." for saving in savings(runs, study)]
     return [*_overfitting(measured), *saved, *_held_out(study, runs), *_tested(runs)]
 
 

@@ -200,9 +200,12 @@ def test_running_it_again_does_nothing_twice(study: Finished) -> None:
 
 
 def test_it_can_be_confirmed_again_with_other_settings(study: Finished) -> None:
-    again = run("confirm", "runs/tiny", "--seeds", "1", "--samples", "8", cwd=study.folder)
+    again = run("confirm", "runs/tiny", "--seeds", "1", "--samples", "8", "--attack", "pgd20", cwd=study.folder)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert len(Journal.open(study.journal.folder).runs()) == len(study.runs)
+    runs = Journal.open(study.journal.folder).runs()
+    assert len(runs) == len(study.runs)
+    protocols = [run_.evaluation.protocol for run_ in runs if run_.evaluation]
+    assert [(protocol.attack, protocol.samples) for protocol in protocols] == [("pgd20", 8), ("autoattack", 12)]
 
 
 def test_another_study_under_the_same_name_is_refused(study: Finished) -> None:

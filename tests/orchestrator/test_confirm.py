@@ -12,8 +12,8 @@ from trainers.config import parse
 pytest.importorskip("ray")
 
 
-def trial(number: int, *objectives: float, state: str = "complete") -> Run:
-    return Run(f"trial-{number:04d}", "trial", number, {}, parse({}), Path(), state, "", objectives)
+def trial(number: int, *objectives: float, state: str = "complete", seed: int = 0) -> Run:
+    return Run(f"trial-{number:04d}", "trial", number, {}, parse({"seed": seed}), Path(), state, "", objectives)
 
 
 def test_the_front_comes_first_then_the_next_front_each_by_its_mean() -> None:
@@ -38,3 +38,10 @@ def test_equals_do_not_push_each_other_off_the_front() -> None:
     from orchestrator.confirm import choose
 
     assert [run.trial for run in choose([trial(3, 0.5, 0.5), trial(1, 0.5, 0.5)], 2)] == [1, 3]
+
+
+def test_trials_of_one_experiment_stand_for_one_whoever_came_first() -> None:
+    from orchestrator.confirm import distinct
+
+    side_by_side = [trial(0, state="failed"), trial(1, 0.5, 0.5), trial(2, 0.4, 0.4, seed=1), trial(3, 0.5, 0.5)]
+    assert [run.trial for run in distinct(side_by_side)] == [1, 2]

@@ -28,7 +28,18 @@ def test_processes_started_inside_inherit_none_and_the_driver_keeps_its_own(monk
 
 
 @pytest.mark.parametrize(
-    "uri", ["https://me:secret@host/path", "postgresql://me:secret@host/db", "postgresql://host/db?password=secret"]
+    "uri",
+    [
+        "https://me:secret@host/path",
+        "postgresql://me:secret@host/db",
+        "postgresql://host/db?password=secret",
+        "postgresql://me:a#secret@host/db",
+        "mysql://me:a?secret@host/db",
+        "postgresql://me:a[secret@host/db",
+        "postgresql://me:a/secret@host/db",
+        "postgresql://:secret@host/db",
+        "postgresql://me:1@secret@host/db",
+    ],
 )
 def test_an_address_with_a_password_is_refused_without_repeating_it(uri):
     with pytest.raises(InvalidInput) as caught:
@@ -37,6 +48,16 @@ def test_an_address_with_a_password_is_refused_without_repeating_it(uri):
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("uri", ["https://host", "postgresql://me@host/db", "sqlite:////a/b.db", "http://[broken"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https://host",
+        "postgresql://me@host/db",
+        "sqlite:////a/b:c@d.db",
+        "http://[broken",
+        "http://host:5000/a@b",
+        "http://[::1]:5000/a@b",
+    ],
+)
 def test_other_addresses_are_none_of_its_business(uri):
     refuse_password(uri, "tracking.uri")

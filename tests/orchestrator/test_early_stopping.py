@@ -12,6 +12,7 @@ from orchestrator.savings import savings
 from search_spaces.stopping import Pruning, Stopping
 from search_spaces.study import Resources, Study, parse_study
 from tests.orchestrator.curves import records
+from trainers.origin import Origin
 from trainers.records import append_record
 
 pytest.importorskip("ray")
@@ -127,9 +128,19 @@ def test_savings_are_the_epochs_not_run_at_the_trials_own_pace(journal: Journal,
         journal.append("stopping", key=trial_key(number), rule="catastrophic", epoch=2, reason="")
         journal.ended(trial_key(number), "stopped", "because")
     # Epochs took 2, 3, 4, … seconds: medians 3 and 4; 5 and 3 epochs were not run, on two workers of two CPUs.
-    (saving,) = savings(journal.runs(), Resources(workers=2, cpus_per_worker=2))
+    two = study.model_copy(update={"resources": Resources(workers=2, cpus_per_worker=2)})
+    (saving,) = savings(journal.runs(), two)
     assert (saving.runs, saving.epochs, saving.of_epochs, saving.seconds) == (2, 8, 24, (5 * 3 + 3 * 4) * 4)
     assert str(saving) == "Stopped early by catastrophic: 2 runs; 8 of 24 epochs and 108 CPU-seconds saved"
     assert f"{str(saving).replace('108', '27')}." in headlines(study, journal.runs())  # the study has one CPU a trial
-    (on_gpus,) = savings(journal.runs(), Resources(workers=2, cpus_per_worker=2, gpus_per_worker=0.5))
+    gpus = Resources(workers=2, cpus_per_worker=2, gpus_per_worker=0.5)
+    (on_gpus,) = savings(journal.runs(), study.model_copy(update={"resources": gpus}))
     assert (on_gpus.seconds, on_gpus.processor) == ((5 * 3 + 3 * 4) * 1.0, "GPU")
+
+
+def test_a_confirmation_saves_at_the_rate_of_its_own_workers(journal: Journal, study: Study) -> None:
+    wide = study.model_copy(update={"confirm": study.confirm.model_copy(update={"workers": 4})})
+    experiment = study.experiment_for({"method.name": "sat"})
+    append_record(journal.confirm(0, 1, {}, experiment, Origin("prefix", "0001-seed1", 3)), *records([0.5] * EPOCHS))
+    (saving,) = savings(journal.runs(), wide)
+    assert (saving.epochs, saving.seconds) == (3, (2 + 3 + 4) * 4)

@@ -268,6 +268,27 @@ def test_starting_points_are_tried_first_and_once(tmp_path: Path) -> None:
             assert driver.proposed[1]["attack.epsilon"] != 0.1
 
 
+def test_a_kill_while_starting_points_are_queued_loses_none_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = [{"method.name": "fgsm", "attack.epsilon": epsilon} for epsilon in (0.1, 0.15)]
+    study, enqueue = made_up_study(start=points, trials=3), optuna.Study.enqueue_trial
+
+    def dying(self: optuna.Study, params: dict[str, object], **options: bool) -> None:
+        if params == points[1]:
+            raise KeyboardInterrupt
+        enqueue(self, params, **options)
+
+    monkeypatch.setattr(optuna.Study, "enqueue_trial", dying)
+    with pytest.raises(KeyboardInterrupt):
+        open_storage(url(tmp_path, "s"), study, "its folder")
+    monkeypatch.undo()
+    driver = Driver(url(tmp_path, "s"), study)
+    driver.run_to_the_end()
+    assert [driver.proposed[number] for number in (0, 1)] == points
+    assert driver.proposed[2] not in points
+
+
 def test_every_seed_of_a_trial_is_issued_before_the_next_and_optuna_is_told_the_mean(tmp_path: Path) -> None:
     driver = Driver(url(tmp_path, "s"), made_up_study(trials=2, seeds=3))
     driver.run_to_the_end()

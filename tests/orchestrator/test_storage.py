@@ -8,10 +8,9 @@ import optuna
 import pytest
 
 from orchestrator.journal import Journal
-from orchestrator.storage import check_opens, storage_url
+from orchestrator.storage import check_opens
 from search_spaces.study import Study, parse_study
 from tests.integration.conftest import STUDY, Command, answer, write_study
-from trainers.problems import InvalidInput
 
 __all__ = ["answer"]
 
@@ -49,11 +48,15 @@ def test_one_that_cannot_be_opened_is_named_before_anything_starts(
     assert not (tmp_path / "runs" / "tiny").exists()
 
 
-def test_a_password_in_it_is_neither_taken_nor_repeated(answer: Command, tmp_path: Path) -> None:
-    write_study(tmp_path, search={"storage": "postgresql://me:planted@host/db"})
-    result = answer("sweep", "tiny.yaml")
+@pytest.mark.parametrize(
+    "words",
+    [("sweep",), ("sweep", "--dry-run"), ("validate",), ("submit", "--storage", "/s", "--address", "http://h:8265")],
+)
+def test_a_password_in_it_is_neither_taken_nor_repeated(
+    words: tuple[str, ...], answer: Command, tmp_path: Path
+) -> None:
+    write_study(tmp_path, search={"storage": "postgresql://me:a#planted@host/db"})
+    result = answer(words[0], "tiny.yaml", *words[1:])
     assert result.returncode == 2
     assert "search.storage: has a password in it" in result.stderr
     assert "planted" not in result.stdout + result.stderr
-    with pytest.raises(InvalidInput):
-        storage_url(study("postgresql://me:planted@host/db"), tmp_path)

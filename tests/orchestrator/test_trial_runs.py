@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import torch
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from orchestrator.confirm import choose
 from orchestrator.constraints import feasible
-from orchestrator.journal import Journal, Run
+from orchestrator.journal import Journal, Run, trial_key
 from orchestrator.progress import StudyView
 from orchestrator.report.tables import trial_rows
 from orchestrator.savings import savings
@@ -25,6 +26,7 @@ from trainers.config import apply_values
 from trainers.loop import fit
 from trainers.origin import Origin, read_origin
 from trainers.ranks import Ranks
+from trainers.records import EpochRecord, append_record
 
 EPOCHS, START = 4, 2
 DROP = "evaluation.catastrophic.accuracy_drop"
@@ -139,7 +141,7 @@ def test_every_trial_says_where_it_began(shared: Journal) -> None:
 def test_what_was_shared_is_counted_as_saved(shared: Journal) -> None:
     runs = shared.runs()
     seconds = [record.metrics["epoch/seconds"] for record in runs[0].records]
-    prefix, twin = savings(runs, shared.study().resources)
+    prefix, twin = savings(runs, shared.study())
     assert (prefix.runs, prefix.epochs, prefix.of_epochs) == (2, 2 * START, 4 * EPOCHS)
     assert prefix.seconds == pytest.approx(2 * sum(seconds[:START]))
     assert (twin.how, twin.epochs) == ("Not trained twice", EPOCHS)
@@ -176,7 +178,7 @@ def test_a_twin_of_a_stopped_trial_is_stopped_with_it_and_not_trained(stopped: J
     assert twin.own_records == ()
     states = [trial.state.name for trial in optuna.load_study(study_name="stopped", storage=stopped.storage_url).trials]
     assert states == ["PRUNED", "COMPLETE", "PRUNED"]
-    rule, twins = savings(stopped.runs(), stopped.study().resources)
+    rule, twins = savings(stopped.runs(), stopped.study())
     assert (rule.runs, rule.epochs) == (1, EPOCHS - len(first.records))
     assert (twins.runs, twins.epochs) == (1, len(first.records))
 
@@ -212,7 +214,34 @@ def test_a_run_that_another_study_finished_is_taken_over_if_its_checkpoints_are_
     from orchestrator.beginnings import Beginnings
 
     assert Beginnings(of, Journal.create(root / "two", of), of.resources).begin(first.experiment, root / "run") is None
-    assert not (root / "run").exists()
+    assert checkpoint.latest(root / "run") is None
+
+
+def test_a_run_that_went_on_with_other_resources_lends_nothing(tmp_path: Path) -> None:
+    two = {"resources": {"workers": 2}, "search": {"share_prefix": True}}
+    run_here(study("mixed", DER | NEVER, **two), tmp_path, kill_after=1)
+    (mixed,) = run_here(study("mixed", DER | NEVER, search={"share_prefix": True}), tmp_path).runs()
+    assert (mixed.state, len(mixed.records)) == ("complete", EPOCHS)
+    assert not (tmp_path / "mixed" / "prefixes").exists()
+    for name, workers in (("one", 1), ("two", 2)):
+        of = study(name, DER | NEVER, search={"reuse": True}, resources={"workers": workers})
+        (run,) = run_here(of, tmp_path).runs()
+        assert (run.state, run.origin) == ("complete", None)
+
+
+def test_runs_on_images_that_are_known_by_their_file_alone_are_not_taken_over(tmp_path: Path) -> None:
+    from orchestrator.beginnings import Beginnings
+
+    file = tmp_path / "generated.npz"
+    np.savez(file, image=np.zeros((20, 8, 8, 1), np.uint8), label=np.arange(20) % 10)
+    raw = study("before", SAT | NEVER, search={"reuse": True}).to_raw()
+    raw["experiment"] |= {"data": BASE["data"] | {"extra": str(file), "extra_fraction": 0.5}, "epochs": 1}
+    (run,) = run_here(parse_study(raw), tmp_path / "runs").runs()
+    np.savez(file, image=np.ones((20, 8, 8, 1), np.uint8), label=np.arange(20) % 10)
+    of = parse_study(raw | {"name": "after"})
+    after = Beginnings(of, Journal.create(tmp_path / "runs" / "after", of), of.resources)
+    assert of.experiment_for(SAT | NEVER).digest() == run.experiment.digest()
+    assert after.begin(run.experiment, tmp_path / "runs" / "after" / "trials" / "0000") is None
 
 
 @pytest.fixture(scope="module")
@@ -239,6 +268,26 @@ def test_objectives_of_a_trial_are_means_over_its_seeds_for_optuna_and_for_reade
             assert trial.objectives[place] == of_optuna.values[place] == pytest.approx(mean(each))
             assert row.objectives[name].deviation == pytest.approx(stdev(each))
         assert row.epochs == row.planned_epochs == 3 * EPOCHS
+
+
+def test_optuna_sees_a_trial_of_which_one_seed_was_stopped_by_the_mean_of_all_seeds(tmp_path: Path) -> None:
+    from orchestrator.early_stopping import EarlyStopping
+    from orchestrator.interrupt import Interrupt
+    from orchestrator.search import Outcome
+    from orchestrator.sweep import Session, TrialRuns
+
+    of = study("half", SAT | NEVER, search={"seeds": 2, "objectives": ["val/pgd10_accuracy"]})
+    journal = Journal.create(tmp_path / "half", of)
+    for seed, (state, values) in enumerate([("complete", (0.2, 0.4, 0.6, 0.5)), ("stopped", (0.4, 0.0))]):
+        folder = journal.propose(0, {}, of.experiment_for(SAT | NEVER), seed=seed, seeds=2)
+        records = (EpochRecord(epoch, 0.0, {"val/pgd10_accuracy": value}) for epoch, value in enumerate(values))
+        append_record(folder, *records)
+        journal.ended(trial_key(0, seed), state, "", [max(values)])
+    session = Session(of, journal, None, StudyView(Console(quiet=True)), Interrupt(print))  # type: ignore[arg-type]
+    ended = [Outcome("complete", "", (0.6,)), Outcome("stopped", "collapsed", (0.4,), (0.4, 0.0))]
+    told = TrialRuns(session, EarlyStopping(of.search.stop, journal)).conclude(0, ended)
+    assert (told.state, told.objectives) == ("stopped", (0.5,))
+    assert told.curve == pytest.approx((0.3, 0.2))
 
 
 def test_seeds_share_prefixes_with_the_same_seed_of_other_trials(seeded: Journal) -> None:

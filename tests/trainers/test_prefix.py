@@ -82,6 +82,27 @@ def test_a_branched_run_equals_a_whole_one_bit_for_bit(pair, experiment, train, 
     assert opened == [second] * len(opened)
 
 
+def test_checkpoints_that_are_to_be_kept_are_there_where_a_run_did_not_compute_them(
+    experiment, stopped, alone, sharing, tmp_path
+):
+    first, second = experiment(SAT_DER), experiment(PAIRS["der"][1] | {"keep_every": 1})
+    leave(first, stopped, sharing, "trial-0000")  # keeps the newest two, which are all
+    (prefix,) = sharing.store.iterdir()
+    assert not take_over(prefix, tmp_path / "second", second, Origin("prefix", "trial-0000", 2))
+    shutil.rmtree(prefix)
+    leave(experiment(SAT_DER | {"keep_every": 1}), stopped, sharing, "trial-0000")
+    assert begin(second, tmp_path / "second", sharing.store) == Origin("prefix", "trial-0000", 2)
+    list(fit(second, tmp_path / "second", ranks=alone))
+    folders = sorted((tmp_path / "second" / "checkpoints").glob("epoch_*"))
+    assert [checkpoint.load(folder).record.epoch for folder in folders] == [0, 1, 2, 3]
+
+
+def test_only_what_is_the_same_run_is_taken_over_whatever_a_folder_is_called(experiment, stopped, tmp_path):
+    other = experiment(SAT_DER | {"seed": 1})
+    assert not take_over(stopped, tmp_path / "copy", other, Origin("study", "s/trials/0000", 2))
+    assert not (tmp_path / "copy").exists()
+
+
 def test_the_longest_prefix_is_taken_and_one_of_another_seed_is_not(experiment, train, alone, tmp_path):
     first, second = map(experiment, PAIRS["the base itself"])
     sharing = Sharing(tmp_path / "prefixes", (1, 2, 3))
