@@ -2,6 +2,7 @@
 # make test   sets up, then runs all tests and prints the coverage
 # make test-containers  builds the image and runs a study on the stack of docker/ (needs Docker, or root on Debian)
 # make test-cluster  runs studies on several nodes, in network namespaces, while links and nodes fail (root, iproute2)
+# make nightly  runs the study co_small on CIFAR-10 in ORCHESTRATOR_DATA and looks for the effect that it is about
 # make chaos  injects FAULTS (default 30) faults at random times into running studies
 # make bench  measures and writes benchmarks/RESULTS.md, or only BENCH=NAME
 # make lint   ruff and mypy
@@ -14,7 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-containers test-cluster chaos bench lint docs lock lock-cpu setup clean
+.PHONY: demo test test-containers test-cluster nightly chaos bench lint docs lock lock-cpu setup clean
 
 setup: $(READY)
 
@@ -42,6 +43,9 @@ test-containers: setup
 
 test-cluster: setup
 	$(BIN)/python -m pytest tests/cluster
+
+nightly: setup
+	$(BIN)/python -m pytest tests/nightly
 
 FAULTS ?= 30
 

@@ -39,6 +39,9 @@ ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # the state of a study is its journal, not Tune's snapshot
 }
 
+_QUIET = {"logging_level": "error", "log_to_driver": False}
+_START_ATTEMPTS, _TOO_SLOW = 3, "timed out during startup"
+
 
 @dataclass(frozen=True)
 class Capacity:
@@ -139,25 +142,16 @@ def connect(address: str | None, trial_slots: int) -> Iterator[Capacity]:
     check_answers(address)
     address = address_in_use(address)
     prepare(private=address is None)
-    # Short: Ray puts Unix sockets below it, whose paths are limited to 107 bytes.
-    scratch = Path(tempfile.mkdtemp(prefix="orc-")) if address is None else None
 
     import ray
 
     on_termination = signal.getsignal(signal.SIGTERM)
-    quiet = {"logging_level": "error", "log_to_driver": False}
+    scratch = None
     if address is None:
-        with withheld():
-            ray.init(
-                address="local",
-                resources={TRIAL_SLOT: trial_slots},
-                include_dashboard=False,
-                _temp_dir=str(scratch),
-                **quiet,
-            )
+        scratch = _start(trial_slots)
     else:
         shared = {name: os.environ[name] for name in (DIRECTORY_VARIABLE,) if name in os.environ}
-        ray.init(address=address, runtime_env={"env_vars": ENVIRONMENT | shared}, **quiet)
+        ray.init(address=address, runtime_env={"env_vars": ENVIRONMENT | shared}, **_QUIET)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_termination)  # Ray has put its own in its place, which exits at once
     try:
@@ -167,6 +161,34 @@ def connect(address: str | None, trial_slots: int) -> Iterator[Capacity]:
         ray.shutdown()
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _start(trial_slots: int) -> Path:
+    """A private Ray; returns its folder. Ray allows itself 30 seconds, which a busy machine may need twice."""
+    import ray
+
+    for _ in range(_START_ATTEMPTS):
+        # Short: Ray puts Unix sockets below it, whose paths are limited to 107 bytes.
+        scratch = Path(tempfile.mkdtemp(prefix="orc-"))
+        try:
+            with withheld():
+                ray.init(
+                    address="local",
+                    resources={TRIAL_SLOT: trial_slots},
+                    include_dashboard=False,
+                    _temp_dir=str(scratch),
+                    **_QUIET,
+                )
+            return scratch
+        except Exception as error:
+            ray.shutdown()
+            shutil.rmtree(scratch, ignore_errors=True)
+            if _TOO_SLOW not in str(error):
+                raise
+    raise ConnectionError(
+        f"Ray did not start within 30 seconds, {_START_ATTEMPTS} times: this machine is too busy (load average "
+        f"{os.getloadavg()[0]:.0f} on {os.cpu_count()} CPUs)"
+    )
 
 
 def _visible_gpus() -> int:

@@ -22,6 +22,6 @@ def check_opens(study: Study) -> None:
     url = storage_url(study, Path())
     try:
         optuna.storages.RDBStorage(url)
-    except Exception as error:  # SQLAlchemy's, its drivers', and Optuna's for a driver that is not installed
-        why = str(error).strip().split("\n")[0]
+    except Exception as error:  # Optuna's or SQLAlchemy's; its cause names the driver or the host that is missing
+        why = str(error.__cause__ or error).strip().split("\n")[0]
         raise InvalidInput.single("search.storage", f"{url!r} can't be opened: {why}") from error

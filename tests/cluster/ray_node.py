@@ -63,9 +63,9 @@ class RayNode:
             unless=lambda: None if process.poll() is None else self._log.read_text(),
         )
 
-    def runs(self, title: str) -> bool:
-        """Whether a process with this title runs on it."""
-        return any(line.startswith(title) for line in descendants(self._running.pid).values())
+    def runs(self, *titles: str) -> bool:
+        """Whether a process with one of these titles runs on it."""
+        return any(line.startswith(titles) for line in descendants(self._running.pid).values())
 
     def kill_raylet(self) -> None:
         """As when the machine fails: the node's daemon dies, and with it everything that it had started."""

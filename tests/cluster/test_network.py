@@ -27,6 +27,8 @@ from tests.integration.conftest import command
 
 ROOT = Path(__file__).parents[2]
 
+ACTOR_OF_ONE = (TRIAL_ACTOR, "ray::ProcessSlot")  # at work, and between two steps
+
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1500)]
 
 
@@ -102,7 +104,7 @@ def test_a_trial_of_a_node_that_is_cut_off_goes_on_on_another_and_is_recorded_on
     with ClusterLaboratory(tmp_path, content, network) as laboratory:
         laboratory.start()
         laboratory.wait_for_epoch(0, 1)
-        (host,) = (machine for machine in network.workers if machine.runs(TRIAL_ACTOR))
+        (host,) = (machine for machine in network.workers if machine.runs(*ACTOR_OF_ONE))
         with laboratory.fault("node of a trial cut off"), network.cut(host):
             silence(2 * DEATH_SECONDS)
             laboratory.wait_for_a_new_epoch()

@@ -24,7 +24,7 @@ from trainers.records import read_records
 pytestmark = pytest.mark.ray
 
 ROOT = str(Path(__file__).parents[2])
-EPOCHS = 40
+EPOCHS = 24
 SENT = {
     **STUDY,
     "name": "sent",
@@ -125,8 +125,8 @@ def sent(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Sent:
     wait_until(lambda: len(read_records(run_dir)) > 1, "two epochs", unless=lambda: _ended(watching))
     watching.send_signal(signal.SIGINT)
     left = watching.communicate()[0]
-    assert "sent-1: running" in cluster.run("job", "status", "sent-1", cwd=folder).stdout
-    cluster.run("job", "stop", "sent-1", cwd=folder)
+    asked = cluster.run("job", "stop", "sent-1", cwd=folder)
+    assert asked.stdout.startswith("sent-1 ends after its epoch"), "it outlived its watcher"
     stopped = cluster.run("job", "logs", "sent-1", "--follow", cwd=folder)
     assert 1 < len(read_records(run_dir)) < EPOCHS, "it was stopped in mid trial"
     brake.unlink()
@@ -184,6 +184,8 @@ def test_jobs_are_listed_and_a_wrong_name_names_them(cluster: Cluster, sent: Sen
     listed = cluster.run("job", "list", cwd=sent.folder)
     rows = [line.split()[:2] for line in listed.stdout.splitlines()]
     assert rows == [["sent-1", "stopped"], ["sent-2", "succeeded"]]
+    looked = cluster.run("job", "status", "sent-2", cwd=sent.folder)
+    assert looked.stdout.startswith(f"sent-2: succeeded (exit code 0), {sent.folder}/shared/sent")
     wrong = cluster.run("job", "stop", "sent-3", cwd=sent.folder)
     assert wrong.returncode == 2
     assert "Allowed: sent-1, sent-2." in wrong.stderr

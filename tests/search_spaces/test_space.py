@@ -8,7 +8,7 @@ import random
 import pytest
 from pydantic import ValidationError
 
-from search_spaces.loader import load_study
+from search_spaces.loader import header, load_study, shipped
 from search_spaces.space import Dimension, check_space, corners, grid_size, read_space, settings, suggest
 
 CONDITIONAL = {
@@ -263,3 +263,13 @@ def test_a_grid_has_as_many_points_as_its_branches_together():
     continuous = Dimension(path="optimizer.learning_rate", low=0.1, high=0.2)
     assert grid_size([*dimensions, continuous]) is None
     assert grid_size([]) == 1
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_shipped_studies_are_valid_ask_a_question_and_say_how_they_are_run(name):
+    study = load_study(name)
+    assert study.name == name
+    first, *_ = header(shipped()[name]).splitlines()
+    assert "?" in first
+    assert f"orchestrator sweep {name}" in shipped()[name].read_text()
+    assert all(study.experiment_for(point) for point in corners(study.space))

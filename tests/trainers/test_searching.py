@@ -67,13 +67,14 @@ def test_a_network_of_the_users_own_is_copied_as_it_is():
     class Branching(nn.Module):
         def __init__(self):
             super().__init__()
-            self.convolution, self.norm = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)
+            self.convolution, self.norm = nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2)
 
         def forward(self, images):
-            return self.norm(self.convolution(images if images.mean() > 0.5 else -images)).mean((2, 3))
+            features = self.norm(self.convolution(images if images.mean() > 0.5 else -images))
+            return features.view(len(images), -1)[:, :10]  # an error where features lie channels-last
 
     model = Branching().train()
-    images = torch.rand(3, 1, 8, 8)
+    images = torch.rand(3, 3, 8, 8)
     searching = for_search(model)
     assert model.training
     torch.testing.assert_close(searching(images), model.eval()(images))

@@ -13,14 +13,15 @@ from trainers.models.normalize import Normalized
 
 
 def for_search(model: nn.Module) -> nn.Module:
-    """A copy of `model` in eval mode and without parameter gradients, its convolutions channels-last.
+    """A copy of `model` in eval mode and without parameter gradients.
 
-    In networks of the catalog a batch norm that follows a convolution becomes a part of it. The logits are those of
-    `model` up to rounding: it is `model` that judges what was found in the copy.
+    In networks of the catalog convolutions are channels-last, and a batch norm that follows one becomes a part of it.
+    The logits are those of `model` up to rounding: it is `model` that judges what was found in the copy.
     """
     searching = copy.deepcopy(model).eval().requires_grad_(False)
-    if isinstance(searching, Normalized):
-        searching.network = _folded(searching.network)
+    if not isinstance(searching, Normalized):
+        return searching  # code of the user's own may not bear another layout: `view` does not
+    searching.network = _folded(searching.network)
     return searching.to(memory_format=torch.channels_last)
 
 
