@@ -120,8 +120,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def all_reduce(own: str, first: str, port: int, rank: int, size: int, seconds: float) -> str | None:
-    """Sum the ranks with the others, over NCCL if this process has a GPU; returns what went wrong.
+def all_reduce(own: str, first: str, port: int, rank: int, size: int, gpu: bool, seconds: float) -> str | None:
+    """Sum the ranks with the others, over NCCL on a GPU or over gloo; returns what went wrong.
 
     `own` and `first` are the addresses of this node and of rank 0's.
     """
@@ -129,7 +129,6 @@ def all_reduce(own: str, first: str, port: int, rank: int, size: int, seconds: f
     import torch.distributed as dist
 
     use_interface_of(own)
-    gpu = torch.cuda.is_available()
     try:
         dist.init_process_group(
             "nccl" if gpu else "gloo",

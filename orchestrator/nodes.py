@@ -225,9 +225,10 @@ def _sum_faults(members: Sequence[Node]) -> list[str]:
         return faults
     port = answers[first]
     started = {}
+    gpu = first.gpus >= 1  # as all of them: a GPU that a node does not announce is none that training uses
     for rank, node in enumerate(members):
-        arguments = (node.address, first.address, port, rank, len(members), _SUM_SECONDS)
-        started[node] = node.start(node_probe.all_reduce, *arguments, gpus=int(node.gpus >= 1), alone=True)
+        arguments = (node.address, first.address, port, rank, len(members), gpu, _SUM_SECONDS)
+        started[node] = node.start(node_probe.all_reduce, *arguments, gpus=int(gpu), alone=True)
     answers, faults = _ask(started)
     # The first one's complaint is about the others.
     failed = [(node, said) for node, said in answers.items() if said and (node is not first or len(answers) == 1)]

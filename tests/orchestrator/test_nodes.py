@@ -107,3 +107,15 @@ def test_what_a_node_needs_is_looked_for_where_training_will_read_it() -> None:
     raw, decoded = data_files(parse({"data": {"name": "cifar10", **extra, **subset}}).data)
     assert raw == ("/shared/data/cifar-10-batches-py", *more)
     assert (decoded[0], decoded[-2:]) == ("/shared/data/orchestrator-cache/cifar10/train_images.npy", more)
+
+
+def test_a_sum_uses_the_backend_that_training_will_use_whatever_the_machine_has() -> None:
+    script = (
+        "import os; from orchestrator.node_probe import all_reduce, free_port\n"
+        "def group(gpu): return all_reduce('127.0.0.1', '127.0.0.1', free_port(), 0, 1, gpu, 20.0)\n"
+        "assert group(False) is None\n"
+        "assert 'NCCL' in group(True) or 'CUDA' in group(True)\n"
+    )
+    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", script], env=hidden, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
