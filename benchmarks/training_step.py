@@ -80,7 +80,7 @@ def _ours_endless(data: ImageSet, experiment: Experiment) -> Iterator[tuple[Tens
     batches = TrainingBatches(data.to(DEVICE), experiment, Ranks(0, 1, DEVICE))
     epoch = 0
     while True:
-        yield from batches.epoch(epoch)
+        yield from ((images, labels) for images, labels, _ in batches.epoch(epoch))
         epoch += 1
 
 

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 
+from benchmarks import training_step
 from benchmarks.published import STEP_OF, Log
 from benchmarks.training_step import images_of, optimizer_of, settings_of
 from trainers.models.build import build_model
@@ -36,3 +37,15 @@ def test_one_step_moves_the_weights_alike(method):
     ):
         assert not torch.equal(ours, old), name
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
+
+
+def test_both_sides_are_timed_with_their_own_loaders(monkeypatch):
+    monkeypatch.setattr(training_step, "MODEL", NET)
+    monkeypatch.setattr(training_step, "STEP_OF", {name: STEP_OF[name] for name in ("fgsm_rs", "trades")})
+    table = training_step.measure(rounds=2)
+    assert [row[0] for row in table.rows] == ["fgsm_rs", "trades"]
+    for _, rate, passes, *ratios in table.rows:
+        assert float(rate) > 0
+        assert int(passes) in (5, 27)
+        assert all(float(ratio.split()[0]) > 0 for ratio in ratios)
+    assert table.markdown().count("|\n") == 3
