@@ -14,8 +14,7 @@ from rich.console import Console
 from orchestrator import tracking
 from orchestrator.generation.figures import SHOWN, energies, energy_lines, mosaic
 from orchestrator.generation.making import SHARDS_FOLDER, Made, Recipe, make
-from orchestrator.lens.networks import Network
-from orchestrator.lens.seen import file_name
+from orchestrator.lens.networks import Network, file_name
 from orchestrator.report.figure_data import Line
 from orchestrator.report.files import write_plate, write_table, write_whole, write_with
 from orchestrator.report.markup import Markup, element, table

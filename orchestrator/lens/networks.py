@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.journal import Run
 from orchestrator.report.reading import method_label
 from orchestrator.subjects import Subject, choose_subjects, own_subjects
+from trainers import catalog
 from trainers.problems import InvalidInput, Problem, unknown_name
 from trainers.records import read_records
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from trainers.data.images import ImageSet
 
 _EPOCH_FOLDER = "checkpoints/epoch_{:04d}"
 
@@ -92,6 +100,36 @@ def stored_epochs(networks: Sequence[Network], wanted: str, data_dir: Path | Non
     return found
 
 
+def identity(network: Network, images: ImageSet, console: Console) -> str:
+    """A name for what this network does with these images, from what both are and not where they lie.
+
+    The same weights are other functions with another stride or normalization, so the architecture counts. Raises
+    InvalidInput for a model whose answers no attack could use, and prints what makes them doubtful.
+    """
+    from trainers.evaluation.classifier import check_classifier
+    from trainers.foreign.weights import weights_digest
+    from trainers.ranks import Ranks
+
+    subject, device = network.subject, Ranks.current().device
+    model, num_classes = subject.load().to(device), catalog.DATASETS[subject.experiment.data.name].num_classes
+    try:
+        warnings = check_classifier(model, images.floats(0, 8).to(device), num_classes)
+    except InvalidInput as error:
+        raise InvalidInput.single(network.name, str(error)) from error
+    for warning in warnings:
+        console.print(f"{network.name}: warning: {warning}", style="yellow", soft_wrap=True, markup=False)
+    architecture = subject.foreign.architecture if subject.foreign else subject.experiment.model.model_dump_json()
+    digest = hashlib.sha256(f"{architecture} {weights_digest(model)}".encode())
+    for array in (images.images, images.labels):
+        digest.update(array.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def file_name(text: str) -> str:
+    """A name for a file: letters, digits and minus."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "network"
+
+
 def _split(word: str) -> tuple[str | None, Path]:
     name, equals, path = word.partition("=")
     return (name, Path(path)) if equals and name and not Path(word).exists() else (None, Path(word))
@@ -135,9 +173,10 @@ def _names(found: Sequence[tuple[str | None, Path, Subject]]) -> list[str]:
         f"{name} ({path.name})" if counts[name] > 1 and given is None else name
         for name, (given, path, _) in zip(short, found, strict=True)
     ]
-    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    files = Counter(map(file_name, names))
+    twice = sorted({name for name in names if files[file_name(name)] > 1})
     if twice:
-        raise InvalidInput.single("CHECKPOINT", f"{', '.join(twice)}: names two networks; say NAME=PATH")
+        raise InvalidInput.single("CHECKPOINT", f"{', '.join(twice)}: names two networks, or two files; say NAME=PATH")
     return names
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from orchestrator.lens import classes, distributions, drift, smoothness, steps, training
-from orchestrator.lens.networks import Network
-from orchestrator.lens.seen import Seen, file_name, label, main_stage
+from orchestrator.lens.networks import Network, file_name
+from orchestrator.lens.seen import Seen, label, main_stage
 from orchestrator.report.figure_data import Line
 from orchestrator.report.plates import Plate
 from trainers.evaluation.result import Protocol

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -48,11 +47,6 @@ def main_stage(seen: Sequence[Seen]) -> str | None:
 def label(stage: str) -> str:
     """An attack as papers write it."""
     return STAGES[stage].label
-
-
-def file_name(text: str) -> str:
-    """A name for a file: letters, digits and minus."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "network"
 
 
 def panels(count: int, height: float, width: float = 2.3) -> tuple[Figure, list[Axes]]:

@@ -13,9 +13,9 @@ from rich.console import Console
 from orchestrator import tracking
 from orchestrator.evaluate import settings_of
 from orchestrator.lens.measuring import POINTS_FOLDER, measure
-from orchestrator.lens.networks import Network, stored_epochs
+from orchestrator.lens.networks import Network, file_name, stored_epochs
 from orchestrator.lens.plates import Lens, followed, plates, samples, tables
-from orchestrator.lens.seen import Seen, file_name, label
+from orchestrator.lens.seen import Seen, label
 from orchestrator.report.files import write_parquet, write_plate, write_table, write_whole, write_with
 from orchestrator.report.markup import Markup, element, table
 from orchestrator.report.page import document

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pyarrow.parquet
@@ -217,6 +217,14 @@ def test_foreign_weights_are_seen_as_the_same_net_of_ours(measured, foreign):
     assert all(equal(ours[stage], theirs[stage]) for stage in ours)
 
 
+def test_the_same_weights_in_another_architecture_are_not_taken_for_the_same_net(measured, foreign, counted):
+    file, options = foreign
+    first = measured(str(file), options)
+    strided = replace(options, options=(*options.options, "stem_stride=2"))
+    assert not np.allclose(measured(str(file), strided)["clean"].energy, first["clean"].energy)
+    assert len(counted) == 2 * 3 * 3
+
+
 def test_stored_epochs_become_panels_and_frames_and_old_figures_go(runs, lens, tmp_path):
     assert lens(f"net={runs / 'a'}", "--epochs", "1,3", *QUICK)[0] == OK
     figures = tmp_path / "lens" / "figures"
@@ -253,6 +261,7 @@ def test_records_of_runs_are_read_with_onsets_and_gaps(runs):
         (("nowhere",), "no such run folder"),
         (("{a}", "{a}"), "names two networks"),
         (("x={a}", "x={b}"), "names two networks"),
+        (("x y={a}", "X-Y={b}"), "or two files"),
         (("{a}", "--attack", "pgd2"), "Did you mean pgd20?"),
         (("{a}", "--attack", "clean"), "compares images with their adversarial versions"),
         (("{a}", "--epsilon", "2"), "must be above 0 and at most 1"),

@@ -1,0 +1,84 @@
+"""Work on networks in pieces that do not know of one another: here one after the other, or as Ray tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Task:
+    """`work(model)` with the model that `load` gives, on the GPU if there is one; returns what there is to say of it.
+
+    Both are sent to Ray workers: a function of a module, with plain arguments.
+    """
+
+    name: str
+    load: Callable[[], nn.Module]
+    work: Callable[[nn.Module], str]
+
+
+def run_tasks(tasks: Sequence[Task], *, address: str | None, threads: int | None, console: Console) -> None:
+    """Run all, in this process or with `address` on Ray, one line for each that ends.
+
+    `threads` are those of a task; without, as many as torch takes here, and one on Ray.
+    """
+    if tasks and address is None:
+        _run_here(tasks, threads, console)
+    elif tasks:
+        _run_on_ray(tasks, address, threads or 1, console)
+
+
+def _run_here(tasks: Sequence[Task], threads: int | None, console: Console) -> None:
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+    load, model = None, None
+    for done, task in enumerate(tasks):
+        with console.status(f"{task.name} ({done} of {len(tasks)} done)"):
+            if task.load is not load:
+                load, model = task.load, _loaded(task.load)
+            assert model is not None
+            said = task.work(model)
+        _say(task.name, said, console)
+
+
+def _run_on_ray(tasks: Sequence[Task], address: str | None, threads: int, console: Console) -> None:
+    from orchestrator import cluster
+
+    with cluster.connect(address, 1) as capacity:
+        import ray
+
+        remote = ray.remote(_run_there).options(num_cpus=threads, num_gpus=1 if capacity.gpus else 0, max_retries=2)
+        # The weights of foreign models travel: once, not with every task.
+        loads = {id(task.load): ray.put(task.load) for task in tasks}
+        pending = {remote.remote(loads[id(task.load)], task.work, threads): task.name for task in tasks}
+        console.print(f"{len(tasks)} tasks on {capacity.cpus} CPUs, {threads} each", soft_wrap=True)
+        while pending:
+            (reference,), _ = ray.wait(list(pending), num_returns=1)
+            name = pending.pop(reference)
+            _say(name, ray.get(reference), console)
+
+
+def _run_there(load: Callable[[], nn.Module], work: Callable[[nn.Module], str], threads: int) -> str:
+    import torch
+
+    torch.set_num_threads(threads)
+    return work(_loaded(load))
+
+
+def _loaded(load: Callable[[], nn.Module]) -> nn.Module:
+    from trainers.ranks import Ranks
+
+    return load().to(Ranks.current().device)
+
+
+def _say(name: str, said: str, console: Console) -> None:
+    console.print(f"{name}{said and ': '}{said}", soft_wrap=True, markup=False)
