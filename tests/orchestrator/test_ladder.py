@@ -91,7 +91,7 @@ def test_every_rung_attacks_those_that_are_left_and_is_climbed_once(journal: Jou
     client = MlflowClient(tracking_uri=uri)
     for number, accuracy in second.accuracies.items():
         (run,) = client.search_runs(["1"], f"tags.`{RUN_TAG}` = '{journal.identity}/{trial_key(number)}'")
-        assert run.data.metrics["held_out/pgd-t_accuracy"] == accuracy
+        assert run.data.metrics["held_out/margin-t_accuracy"] == accuracy
 
 
 def test_a_rung_that_would_drop_nobody_attacks_nobody(tmp_path: Path) -> None:
