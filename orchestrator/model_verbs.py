@@ -153,12 +153,14 @@ def generate(
     adaptive_stop: Annotated[
         bool, typer.Option("--adaptive-stop", help="stop a chain at the energy of its class's training images")
     ] = False,
-    tolerance: Annotated[float, typer.Option(help="of --adaptive-stop, in standard deviations of that energy")] = 0.25,
+    tolerance: Annotated[
+        float | None, typer.Option(help="of --adaptive-stop, in standard deviations of that energy; default: 0.25")
+    ] = None,
     variance: Annotated[float | None, typer.Option(help="share that PCA keeps; default: 0.99, local 0.95")] = None,
     spread: Annotated[
         float | None, typer.Option(help="κ of PCA starts, in standard deviations; default: WEAT's, local 0.354")
     ] = None,
-    neighbors: Annotated[int, typer.Option(help="images that local PCA looks at")] = 200,
+    neighbors: Annotated[int | None, typer.Option(help="images that local PCA looks at; default: 200")] = None,
     inception: Annotated[Path | None, typer.Option(help="torch-fidelity's Inception weights: IS, FID, KID")] = None,
     alexnet: Annotated[Path | None, typer.Option(help="torchvision's AlexNet weights: LPIPS")] = None,
     classifier: Annotated[
@@ -179,7 +181,8 @@ def generate(
     threads: Annotated[int, typer.Option(help="CPU threads, of each shard")] = 1,
 ) -> None:
     """Let classifiers draw: Langevin dynamics on E(x,y) from starts of a class, with figures and metrics."""
-    from orchestrator.generation.verb import Judges, create, number_of_classes, recipes
+    from orchestrator.generation.judging import Judges
+    from orchestrator.generation.verb import create, number_of_classes, recipes
     from orchestrator.lens.networks import Foreign, choose_networks
 
     foreign = Foreign(model, tuple(model_option or ()), data, normalization, allow_code)
@@ -187,7 +190,7 @@ def generate(
     wanted = recipes(
         init, classes, number_of_classes(networks), per_class=per_class, seed=seed, shard=shard, variance=variance,
         spread=spread, neighbors=neighbors, steps=steps, step_size=step_size, inertia=inertia, noise=noise,
-        tolerance=tolerance if adaptive_stop else None,
+        adaptive_stop=adaptive_stop, tolerance=tolerance,
     )  # fmt: skip
     create(
         networks, wanted, Judges(inception, alexnet, classifier), address=address, threads=threads, output=output,

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
 
 from orchestrator import tracking
 from orchestrator.generation.figures import SHOWN, energies, energy_lines, mosaic
+from orchestrator.generation.judging import Judges, Measures
 from orchestrator.generation.making import SHARDS_FOLDER, Made, Recipe, make
 from orchestrator.lens.networks import Network, file_name
 from orchestrator.report.figure_data import Line
@@ -23,57 +24,64 @@ from orchestrator.report.plates import Plate
 from trainers import catalog
 from trainers.problems import InvalidInput, unknown_name
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-INITS = ("pca", "local_pca", "gaussian", "noise")
+# What each start can be told, by the names of `starts.Settings` and of the options.
+INITS = {"pca": ("variance", "spread"), "local_pca": ("variance", "spread", "neighbors"), "gaussian": (), "noise": ()}
 PAGE_FILE, FIGURES_FOLDER, IMAGES_FOLDER, TABLE = "generated.html", "figures", "images", "metrics"
 _PNG_LIMIT = 200
-
-
-@dataclass(frozen=True)
-class Judges:
-    """Files of pretrained weights and a run folder; what is None is not measured."""
-
-    inception: Path | None = None
-    alexnet: Path | None = None
-    classifier: Path | None = None
+_TOLERANCE = 0.25
 
 
 def recipes(
     inits: str, classes: str | None, num_classes: int, *, per_class: int, seed: int, shard: int, variance: float | None,
-    spread: float | None, neighbors: int, steps: int, step_size: float, inertia: float, noise: float,
-    tolerance: float | None,
+    spread: float | None, neighbors: int | None, steps: int, step_size: float, inertia: float, noise: float,
+    adaptive_stop: bool, tolerance: float | None,
 ) -> list[Recipe]:  # fmt: skip
     """One for each init. Raises InvalidInput, naming the option."""
     for option, value, low in (
         ("--per-class", per_class, 1), ("--shard", shard, 1), ("--steps", steps, 1), ("--neighbors", neighbors, 2),
-        ("--seed", seed, 0), ("--step-size", step_size, 0), ("--inertia", inertia, 0), ("--noise", noise, 0),
-        ("--tolerance", tolerance or 0, 0), ("--spread", spread or 0, 0),
+        ("--seed", seed, 0), ("--inertia", inertia, 0), ("--noise", noise, 0), ("--tolerance", tolerance, 0),
+        ("--spread", spread, 0),
     ):  # fmt: skip
-        if value < low:
+        if value is not None and not low <= value < math.inf:
             raise InvalidInput.single(option, f"{value}: must be at least {low}")
+    if not 0 < step_size < math.inf:
+        raise InvalidInput.single("--step-size", f"{step_size}: must be above 0")
     if inertia >= 1:
         raise InvalidInput.single("--inertia", f"{inertia}: must be below 1, or chains never come to rest")
     if variance is not None and not 0 < variance <= 1:
         raise InvalidInput.single("--variance", f"{variance}: must be above 0 and at most 1")
-    wanted = inits.split(",")
+    if tolerance is not None and not adaptive_stop:
+        raise InvalidInput.single("--tolerance", f"{tolerance}: is for --adaptive-stop")
+    wanted = list(dict.fromkeys(inits.split(",")))
     for init in wanted:
         if init not in INITS:
             raise InvalidInput.single("--init", unknown_name(init, INITS, "init"))
-    starts = {"variance": variance, "spread": spread, "neighbors": neighbors}
+    given = {"variance": variance, "spread": spread, "neighbors": neighbors}
+    given = {name: value for name, value in given.items() if value is not None}
+    for name, value in given.items():
+        if not any(name in INITS[init] for init in wanted):
+            using = ", ".join(init for init, names in INITS.items() if name in names)
+            raise InvalidInput.single(f"--{name}", f"{value}: is for --init {using}")
     dynamics = {"step_size": step_size, "inertia": inertia, "noise": noise, "steps": steps}
+    stop = (_TOLERANCE if tolerance is None else tolerance) if adaptive_stop else None
     chosen = _classes(classes, num_classes)
-    return [Recipe(init, chosen, per_class, seed, shard, starts, dynamics, tolerance) for init in wanted]
+    return [
+        Recipe(
+            init, chosen, per_class, seed, shard, {name: given[name] for name in INITS[init] if name in given},
+            dynamics, stop,
+        )
+        for init in wanted
+    ]  # fmt: skip
 
 
 def _classes(text: str | None, num_classes: int) -> tuple[int, ...]:
     if text is None:
         return tuple(range(num_classes))
     parts = text.split(",")
-    if not all(part.isdecimal() and int(part) < num_classes for part in parts) or len(set(parts)) < len(parts):
+    chosen = tuple(int(part) for part in parts if part.isdecimal())
+    if len(set(chosen)) < len(parts) or max(chosen) >= num_classes:
         raise InvalidInput.single("--classes", f"{text!r}: allowed: different numbers from 0 to {num_classes - 1}")
-    return tuple(int(part) for part in parts)
+    return chosen
 
 
 def create(
@@ -84,7 +92,7 @@ def create(
     uri = tracking.resolved_uri(None)
     if track:
         tracking.check_reachable(uri)
-    measures = _Measures(judges, networks[0])
+    measures = Measures(judges, networks[0], wanted[0])
     try:
         made = make(
             [(network, recipe) for network in networks for recipe in wanted], output, address=address, threads=threads,
@@ -93,7 +101,7 @@ def create(
     except KeyboardInterrupt:
         console.print(f"the same command again continues from {output}", soft_wrap=True)
         raise
-    lines = [_line(one) | measures(one, wanted[0].seed) for one in made]
+    lines = [_line(one) | measures.of(one, wanted[0].seed) for one in made]
     for one in made:
         _write_images(one, output / IMAGES_FOLDER)
     write_table(lines, output / TABLE)
@@ -103,47 +111,6 @@ def create(
     if track:
         _publish(made, lines, wanted[0], output, uri, console)
     return lines
-
-
-class _Measures:
-    """The metrics that the given judges allow, against all training images of the classes that were generated."""
-
-    def __init__(self, judges: Judges, network: Network) -> None:
-        from trainers.generation.quality import Extractor, classifier, inception, perceptual_distance
-
-        self._extractors: list[Extractor] = []
-        if judges.inception is not None:
-            self._extractors.append(inception(judges.inception))
-        if judges.classifier is not None:
-            from orchestrator.subjects import own_subjects
-
-            (subject,) = own_subjects(judges.classifier, None, None)
-            self._extractors.append(classifier(subject.load()))
-        self._distance = None if judges.alexnet is None else perceptual_distance(judges.alexnet)
-        self._data = network.subject.experiment.data
-
-    def __call__(self, made: Made, seed: int) -> Line:
-        if not self._extractors and self._distance is None:
-            return {}
-        import torch
-
-        from trainers.data.images import load_splits
-        from trainers.generation.quality import distribution_metrics, perceptual_metrics
-
-        train = load_splits(self._data).train
-        chosen = torch.isin(train.labels, torch.from_numpy(np.unique(made.labels)))
-        real, real_labels = _channels_first(train.images[chosen]), train.labels[chosen]
-        generated, labels = _channels_first(torch.from_numpy(made.images)), torch.from_numpy(made.labels)
-        found: dict[str, float] = {}
-        for extractor in self._extractors:
-            found |= distribution_metrics(generated, real, extractor, batch_size=250, seed=seed)
-        if self._distance is not None:
-            found |= perceptual_metrics(generated, real, labels, real_labels, self._distance, seed=seed)
-        return dict(found)
-
-
-def _channels_first(images: Tensor) -> Tensor:
-    return images.permute(0, 3, 1, 2).contiguous()
 
 
 def _line(made: Made) -> Line:
@@ -162,6 +129,7 @@ def _write_images(made: Made, folder: Path) -> None:
 
     name = f"{file_name(made.network)}-{made.init}"
     write_with(folder / f"{name}.npz", lambda file: np.savez(file, image=made.images, label=made.labels))
+    shutil.rmtree(folder / name, ignore_errors=True)  # pictures of another call are not in the table
     if len(made.images) > _PNG_LIMIT:
         return
     counts: dict[int, int] = {}
@@ -174,7 +142,8 @@ def _write_images(made: Made, folder: Path) -> None:
 def _write_page(
     made: Sequence[Made], lines: Sequence[Line], recipe: Recipe, networks: Sequence[Network], output: Path
 ) -> None:
-    how = _how(recipe, networks)
+    sources = "; ".join(f"{network.name} = {network.subject.source}" for network in networks)
+    how = f"{_how(recipe)} {sources}."
     plates = [
         *(
             Plate(
@@ -204,14 +173,13 @@ def _write_page(
     write_whole(output / PAGE_FILE, document("Generated images", sections))
 
 
-def _how(recipe: Recipe, networks: Sequence[Network]) -> str:
+def _how(recipe: Recipe) -> str:
     dynamics = recipe.dynamics
     stop = "all steps" if recipe.tolerance is None else f"stopped within {recipe.tolerance:g} std of the class's energy"
-    sources = "; ".join(f"{network.name} = {network.subject.source}" for network in networks)
     return (
         f"SGLD on E(x, y): η = {dynamics['step_size']:g}, ζ = {dynamics['inertia']:g}, noise {dynamics['noise']:g}, at "
         f"most {dynamics['steps']} steps, {stop}; {recipe.per_class} images a class, seed {recipe.seed}, shards of "
-        f"{recipe.shard}, float32. {sources}."
+        f"{recipe.shard}, float32."
     )
 
 
@@ -246,7 +214,7 @@ def _publish(
     try:
         tracking.log_folder(
             uri, identity=identity, kind="generation", name="generated images", time=born,
-            params={"recipe": _how(recipe, [])}, metrics=metrics,
+            params={"recipe": _how(recipe)}, metrics=metrics,
             artifacts=[output / PAGE_FILE, output / FIGURES_FOLDER],
         )  # fmt: skip
     except Exception as error:

@@ -85,7 +85,7 @@ def _images(data: str, samples: int) -> ImageSet:
 
 
 def _text(network: Network) -> str:
-    """The network's data as JSON, without a subset of the training images: its file may be gone, and it has no say."""
+    """Its data as JSON; a subset of the training images, whose file may be gone, is nothing to test images."""
     return network.subject.experiment.data.model_copy(update={"subset": None}).model_dump_json()
 
 

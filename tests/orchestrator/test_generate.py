@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import csv
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from orchestrator.cli import main
 from orchestrator.exit_codes import BAD_INPUT, OK
+from orchestrator.generation.verb import INITS
 from trainers import checkpoint
 from trainers.config import parse
 from trainers.data.extra import read_extra
+from trainers.generation.starts import STARTS, Settings
 from trainers.records import EpochRecord
 
 QUICK = ("--per-class", "3", "--steps", "12", "--shard", "20", "--no-track", "--threads", "1")
@@ -81,7 +85,7 @@ def test_the_table_and_the_traces_say_what_the_chains_did(generate):
 def test_a_missing_shard_alone_is_made_again_and_the_same(generate):
     _, first_time, _ = generate()
     before = images_of()
-    shards = sorted(Path("generated/shards").glob("*.npz"))
+    shards = sorted(Path("generated/shards").glob("*-0000*.npz"))
     assert len(shards) == 2
     shards[1].unlink()
     kept = shards[0].stat().st_mtime_ns
@@ -103,6 +107,47 @@ def test_seeds_give_other_images_and_what_decides_them_is_not_confused(generate)
     assert np.array_equal(first, images_of()[0])
 
 
+def test_the_same_weights_on_other_images_are_not_taken_for_what_was_made(generate, run_folder, natural_net, tmp_path):
+    torch.save(natural_net.network.state_dict(), tmp_path / "theirs.pt")
+    foreign = ("--model", "small", "--model-option", "width=8", "--normalization", "none", "--data", "digits:8")
+    main(["generate", f"net={tmp_path / 'theirs.pt'}", *QUICK, *foreign])
+    first = images_of()[0]
+    main(["generate", f"net={tmp_path / 'theirs.pt'}", *QUICK, *foreign, "--model-option", "stem_stride=2"])
+    assert not np.array_equal(first, images_of()[0])
+    main(["generate", f"net={tmp_path / 'theirs.pt'}", *QUICK, *foreign[:-1], "digits:16"])
+    assert images_of()[0].shape == (30, 16, 16, 1)
+
+
+def test_a_setting_of_one_start_does_not_make_the_others_again(generate):
+    generate("--init", "noise,local_pca", "--neighbors", "20")
+    _, printed, _ = generate("--init", "noise,local_pca", "--neighbors", "30")
+    assert re.findall(r"net, (\w+): chains", printed) == ["local_pca", "local_pca"]
+
+
+def test_pictures_of_another_call_do_not_stay(generate):
+    generate()
+    generate("--classes", "4")
+    assert {file.name[:8] for file in Path("generated/images/net-pca").iterdir()} == {"class004"}
+
+
+def test_a_judge_of_other_images_is_refused_before_anything_is_made(generate, natural_net, experiment, tmp_path):
+    other = experiment({"model.width": 8, "data.size": 16})
+    checkpoint.save(tmp_path / "other", other, natural_net, {}, EpochRecord(0, 0.0, {}))
+    code, _, error = generate("--classifier", tmp_path / "other" / "checkpoints" / "epoch_0000")
+    assert code == BAD_INPUT
+    assert "is for digits 16x16, not digits 8x8" in error
+    assert not Path("generated").exists()
+
+
+@pytest.mark.ray
+def test_shards_on_ray_give_the_images_of_one_process(generate):
+    generate("--init", "local_pca")
+    generate("--init", "local_pca", "--output", "there", "--address", "local")
+    here, there = images_of("local_pca"), images_of("local_pca", "there")
+    assert np.array_equal(here[1], there[1])
+    assert np.abs(here[0].astype(int) - there[0]).max() <= 1
+
+
 def test_generated_images_can_be_trained_on(generate, experiment):
     generate("--classes", "2,7")
     data = {"size": 8, "extra": str(Path("generated/images/net-pca.npz").absolute()), "extra_fraction": 0.5}
@@ -120,6 +165,12 @@ def test_generated_images_can_be_trained_on(generate, experiment):
         (("--per-class", "0"), "--per-class.*at least 1"),
         (("--variance", "1.5"), "--variance.*at most 1"),
         (("--inception", "absent.pth"), "absent.pth.*not a file"),
+        (("--step-size", "0"), "--step-size.*above 0"),
+        (("--noise", "nan"), "--noise.*at least 0"),
+        (("--classes", "1,01"), "--classes.*different numbers"),
+        (("--tolerance", "0.1"), "--tolerance.*for --adaptive-stop"),
+        (("--init", "pca", "--neighbors", "9"), "--neighbors.*for --init local_pca"),
+        (("--alexnet", "any.pth"), "LPIPS takes images of 31 pixels.*these have 8"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_made(words, said, generate):
@@ -127,3 +178,8 @@ def test_mistakes_are_named_before_anything_is_made(words, said, generate):
     assert code == BAD_INPUT
     assert re.search(said, error, re.DOTALL)
     assert not Path("generated/shards").exists()
+
+
+def test_every_start_and_its_settings_can_be_asked_for():
+    assert list(INITS) == list(STARTS)
+    assert {name for names in INITS.values() for name in names} == {field.name for field in fields(Settings)}

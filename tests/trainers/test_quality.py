@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -28,18 +30,28 @@ def judge(natural_net):
 
 
 @pytest.fixture(scope="module")
+def measured(judge):
+    """`measured(generated, real)`: metrics of uint8 images by what the judge sees in them."""
+
+    def called(generated, real):
+        return distribution_metrics(judge.look(generated, 50), judge.look(real, 64), judge.suffix, seed=0)
+
+    return called
+
+
+@pytest.fixture(scope="module")
 def real(digits):
     return as_bytes(digits[0][:200])
 
 
-def test_a_classifiers_metrics_are_never_called_fid(judge, real):
-    found = distribution_metrics(real[:60], real, judge, batch_size=50, seed=0)
+def test_a_classifiers_metrics_are_never_called_fid(measured, real):
+    found = measured(real[:60], real)
     assert list(found) == ["IS-clf", "FID-clf-60", "KID-clf x 1000"]
 
 
-def test_fid_is_the_frechet_distance_of_what_the_last_layer_reads(judge, real, natural_net):
+def test_fid_is_the_frechet_distance_of_what_the_last_layer_reads(measured, real, natural_net):
     generated = as_bytes((real.float() / 255 + 0.2 * torch.rand(real.shape)).clamp(0, 1))[:150]
-    found = distribution_metrics(generated, real, judge, batch_size=64, seed=0)["FID-clf-150"]
+    found = measured(generated, real)["FID-clf-150"]
     body = natural_net.network[:-1]
     with torch.no_grad():
         first, second = (body(images.float() / 255).double().numpy() for images in (generated, real))
@@ -48,15 +60,15 @@ def test_fid_is_the_frechet_distance_of_what_the_last_layer_reads(judge, real, n
         covariances[0] + covariances[1] - 2 * sqrtm(covariances[0] @ covariances[1]).real
     )
     assert found == pytest.approx(expected, rel=1e-3)
-    itself = distribution_metrics(real, real, judge, batch_size=64, seed=0)["FID-clf-200"]
+    itself = measured(real, real)["FID-clf-200"]
     assert abs(itself) < 1e-3 * found
 
 
-def test_the_inception_score_is_that_of_its_definition(judge, real, natural_net):
-    found = distribution_metrics(real[:10], real, judge, batch_size=10, seed=0)["IS-clf"]
+def test_the_inception_score_is_that_of_its_definition(measured, real):
+    found = measured(real[:10], real)["IS-clf"]
     # Ten images in ten splits: each alone, so that KL(p(y|x) || p(y)) is zero and the score is one.
     assert found == pytest.approx(1.0, abs=1e-5)
-    many = distribution_metrics(real, real, judge, batch_size=64, seed=0)["IS-clf"]
+    many = measured(real, real)["IS-clf"]
     assert 1 < many < 10
 
 
@@ -78,15 +90,14 @@ def backbone(tmp_path_factory):
 def test_lpips_is_zero_to_itself_and_grows_with_the_distance(backbone):
     images = torch.rand(6, 1, 64, 64, generator=torch.Generator().manual_seed(0))
     near, far = ((images + scale * torch.rand(images.shape)).clamp(0, 1) for scale in (0.05, 0.6))
-    distance = perceptual_distance(backbone)
+    lpips = partial(perceptual_metrics, distance=perceptual_distance(backbone), batch_size=4, seed=0)
     labels = torch.arange(6)
     to_data = [
-        perceptual_metrics(as_bytes(changed), as_bytes(images), labels, labels, distance, seed=0)["LPIPS to data"]
-        for changed in (images, near, far)
+        lpips(as_bytes(changed), as_bytes(images), labels, labels)["LPIPS to data"] for changed in (images, near, far)
     ]
     assert to_data[0] == pytest.approx(0, abs=1e-6)
     assert 0 < to_data[1] < to_data[2]
-    within = perceptual_metrics(as_bytes(images), as_bytes(images), labels * 0, labels * 0, distance, seed=0)
+    within = lpips(as_bytes(images), as_bytes(images), labels * 0, labels * 0)
     assert within["LPIPS within class"] > 0
 
 
@@ -120,7 +131,7 @@ def test_inception_reads_the_file_of_torch_fidelity(tmp_path, monkeypatch):
     torch.save(made.state_dict(), tmp_path / "inception.pth")
     judge = inception(tmp_path / "inception.pth")
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    features = judge.features(images)
-    assert features.shape == (2, 2048)
-    assert torch.equal(features, made.eval()(images)[0].flatten(1))
+    looked = judge.look(images, 1)
+    assert looked.features.shape == (2, 2048)
+    torch.testing.assert_close(looked.features, made.eval()(images)[0])
     assert judge.suffix == ""

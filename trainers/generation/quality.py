@@ -17,74 +17,93 @@ from torch import Tensor, nn
 
 from trainers.foreign.weights import read_weights
 from trainers.problems import InvalidInput
+from trainers.randomness import kept_random_state
+from trainers.ranks import Ranks
 
 _KID_SUBSET, _SPLITS = 1000, 10
-_INCEPTION_FEATURES = 2048
+_LAYERS = ("2048", "logits_unbiased")
+# AlexNet's third pooling has nothing left to pool of anything smaller.
+LEAST_SIDE = 31
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What a network sees in N images: features [N, d] and logits [N, K]."""
+
+    features: Tensor
+    logits: Tensor
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """`features` and `logits` of uint8 images [B, C, H, W]; `suffix` is appended to the names of the metrics.
+    """`network` maps uint8 images [B, C, H, W] to features and logits; `suffix` is appended to names of metrics."""
 
-    `features` has the attribute `num_features`, which torchmetrics asks for.
-    """
-
-    features: nn.Module
-    logits: nn.Module
+    network: nn.Module
     suffix: str
+
+    @torch.no_grad()
+    def look(self, images: Tensor, batch_size: int) -> Looked:
+        """At uint8 images [N, C, H, W], in batches, on the GPU if there is one. The answer lies on the CPU."""
+        device = Ranks.current().device
+        network = self.network.to(device)
+        parts = [[part.cpu() for part in network(batch.to(device))] for batch in torch.split(images, batch_size)]
+        features, logits = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
+        return Looked(features, logits)
 
 
 class _Inception(nn.Module):
-    def __init__(self, file: Path, layer: str) -> None:
+    def __init__(self, file: Path) -> None:
         super().__init__()
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
         read_weights(file)  # refuses what is no plain file of tensors before the package unpickles it
-        self.network = FeatureExtractorInceptionV3("inception", [layer], feature_extractor_weights_path=str(file))
-        self.num_features = _INCEPTION_FEATURES
+        self.network = FeatureExtractorInceptionV3("inception", list(_LAYERS), feature_extractor_weights_path=str(file))
 
-    def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.network(images.expand(-1, 3, -1, -1))[0]
-        return features.flatten(1)
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features, logits = self.network(images.expand(-1, 3, -1, -1))
+        return features, logits
 
 
 class _Classifier(nn.Module):
-    """What the last linear layer of a classifier reads, or its logits."""
+    """What the last linear layer of a classifier reads, and its logits."""
 
-    def __init__(self, model: nn.Module, *, logits: bool) -> None:
+    def __init__(self, model: nn.Module, last: nn.Linear) -> None:
         super().__init__()
-        self.model, self._logits = model, logits
+        self.model = model
         self._read: list[Tensor] = []
-        last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
         last.register_forward_pre_hook(lambda _module, inputs: self._read.__setitem__(slice(None), inputs))
-        self.num_features = last.in_features
 
-    @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         logits: Tensor = self.model(images.float() / 255)
-        return logits if self._logits else self._read[0].flatten(1)
+        return self._read[0].flatten(1), logits
+
+
+class _AsItIs(nn.Identity):
+    """In the place of a metric's own network: it is given features."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
 
 
 def inception(file: Path) -> Extractor:
     """Inception-v3 with the weights of torch-fidelity's file. Raises InvalidInput if it is not one."""
     try:
-        return Extractor(_Inception(file, str(_INCEPTION_FEATURES)), _Inception(file, "logits_unbiased"), "")
+        return Extractor(_Inception(file), "")
     except (RuntimeError, OSError, KeyError) as error:
         raise InvalidInput.single("--inception", f"{file}: is not torch-fidelity's Inception-v3 ({error})") from error
 
 
 def classifier(model: nn.Module) -> Extractor:
     """What an independent classifier's last linear layer reads. Raises InvalidInput if it has none."""
-    if not any(isinstance(module, nn.Linear) for module in model.modules()):
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not linear:
         raise InvalidInput.single("--classifier", "has no linear layer whose inputs could be its features")
-    model = model.eval().requires_grad_(False)
-    return Extractor(_Classifier(model, logits=False), _Classifier(model, logits=True), "-clf")
+    return Extractor(_Classifier(model.eval().requires_grad_(False), linear[-1]), "-clf")
 
 
-def distribution_metrics(
-    generated: Tensor, real: Tensor, extractor: Extractor, *, batch_size: int, seed: int
-) -> dict[str, float]:
-    """IS, FID and 1,000 KID of uint8 images [N, C, H, W] against real ones [M, C, H, W].
+def distribution_metrics(generated: Looked, real: Looked, suffix: str, *, seed: int) -> dict[str, float]:
+    """IS, FID and 1,000 KID of N generated images against real ones, both looked at by one extractor.
 
     FID grows as N falls, so its name carries N: `FID-5000`, or `FID-clf-5000` on another network than Inception.
     """
@@ -92,27 +111,23 @@ def distribution_metrics(
     from torchmetrics.image.inception import InceptionScore
     from torchmetrics.image.kid import KernelInceptionDistance
 
-    fid = FrechetInceptionDistance(feature=extractor.features)
+    (count, width), others = generated.features.shape, len(real.features)
+    fid = FrechetInceptionDistance(feature=_AsItIs(width))
     with warnings.catch_warnings():
         # That features are kept is not news: 50,000 of them are 0.4 GB.
         warnings.filterwarnings("ignore", ".*save all extracted features")
-        kid = KernelInceptionDistance(
-            feature=extractor.features, subset_size=min(_KID_SUBSET, len(generated), len(real)), subsets=50
-        )
-        score = InceptionScore(feature=extractor.logits, splits=min(_SPLITS, len(generated)))
-    for images, is_real in ((real, True), (generated, False)):
-        for batch in torch.split(images, batch_size):
-            fid.update(batch, real=is_real)
-            kid.update(batch, real=is_real)
-    for batch in torch.split(generated, batch_size):
-        score.update(batch)
-    with torch.random.fork_rng(devices=[]):
+        kid = KernelInceptionDistance(feature=_AsItIs(width), subset_size=min(_KID_SUBSET, count, others), subsets=50)
+        score = InceptionScore(feature=nn.Identity(), splits=min(_SPLITS, count))
+    for looked, is_real in ((real, True), (generated, False)):
+        fid.update(looked.features, real=is_real)
+        kid.update(looked.features, real=is_real)
+    score.update(generated.logits)
+    with kept_random_state():
         torch.manual_seed(seed)
         inception_score, distance, kernel_distance = score.compute()[0], fid.compute(), kid.compute()[0]
-    suffix = extractor.suffix
     return {
         f"IS{suffix}": float(inception_score),
-        f"FID{suffix}-{len(generated)}": float(distance),
+        f"FID{suffix}-{count}": float(distance),
         f"KID{suffix} x 1000": 1000 * float(kernel_distance),
     }
 
@@ -138,19 +153,25 @@ def perceptual_distance(backbone: Path) -> nn.Module:
     return network
 
 
+@torch.no_grad()
 def perceptual_metrics(
-    generated: Tensor, real: Tensor, labels: Tensor, real_labels: Tensor, distance: nn.Module, *, seed: int
-) -> dict[str, float]:
+    generated: Tensor, real: Tensor, labels: Tensor, real_labels: Tensor, distance: nn.Module, *, batch_size: int,
+    seed: int,
+) -> dict[str, float]:  # fmt: skip
     """LPIPS from each uint8 image [N, C, H, W] to a real one of its class, and to a generated one of its class."""
-    generator = torch.Generator().manual_seed(seed)
+    generator, device = torch.Generator().manual_seed(seed), Ranks.current().device
+    distance = distance.to(device)
+
+    def between(left: Tensor, right: Tensor) -> Tensor:
+        pairs = zip(torch.split(left, batch_size), torch.split(right, batch_size), strict=True)
+        return torch.cat([distance(_signed(a.to(device)), _signed(b.to(device))).flatten().cpu() for a, b in pairs])
+
     to_real, within = [], []
     for label in torch.unique(labels).tolist():
-        own = _signed(generated[labels == label])
-        others = real[real_labels == label]
-        chosen = torch.randint(len(others), (len(own),), generator=generator)
-        to_real.append(distance(own, _signed(others[chosen])).flatten())
+        own, others = generated[labels == label], real[real_labels == label]
+        to_real.append(between(own, others[torch.randint(len(others), (len(own),), generator=generator)]))
         if len(own) > 1:
-            within.append(distance(own, own.roll(1, 0)).flatten())
+            within.append(between(own, own.roll(1, 0)))
     found = {"LPIPS to data": float(torch.cat(to_real).mean())}
     return found | ({"LPIPS within class": float(torch.cat(within).mean())} if within else {})
 

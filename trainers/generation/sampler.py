@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from trainers.data.images import ImageSet
 from trainers.energy import joint_energy
 
 
@@ -69,7 +70,8 @@ def generate(
     Noise is drawn for the whole batch in every step, so that a chain's does not depend on who stopped before.
     """
     device = starts.device
-    num_classes = int(model(starts[:1]).shape[1])
+    with torch.no_grad():
+        num_classes = model(starts[:1]).shape[1]
     images, steps = starts.clone(), torch.full((len(labels),), dynamics.steps, device=device)
     active = torch.arange(len(labels), device=device)
     target = torch.zeros(len(labels), dynamics.steps + 1, device=device, dtype=starts.dtype)
@@ -115,11 +117,15 @@ def _held(energies: Tensor, steps: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def class_energies(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
-    """(mean, standard deviation) [K] of E(x,y) in nats over training images of each class; NaN for an absent class."""
-    parts = []
+def class_energies(model: nn.Module, images: ImageSet, batch_size: int) -> tuple[Tensor, Tensor]:
+    """(mean, standard deviation) [K] of E(x,y) in nats over training images of each class; NaN for an absent class.
+
+    The images may lie elsewhere than the model; a batch at a time goes there.
+    """
+    device = next(model.parameters()).device
+    labels, parts = images.labels.to(device), []
     for start in range(0, len(labels), batch_size):
-        logits = model(images[start : start + batch_size])
+        logits = model(images.floats(start, start + batch_size).to(device))
         parts.append(joint_energy(logits, labels[start : start + batch_size]))
     energy = torch.cat(parts).double()
     counts = torch.bincount(labels, minlength=logits.shape[1]).double()
