@@ -15,7 +15,7 @@ BENCHMARKS: dict[str, tuple[Callable[[int], Table], int]] = {
     "autoattack": (autoattack.measure, 2),
     "study_overhead": (study_overhead.measure, 2),
     "scaling": (scaling.measure, 3),
-    "memory": (memory.measure, 1),
+    "memory": (memory.measure, 3),
 }
 
 

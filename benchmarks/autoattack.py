@@ -6,6 +6,7 @@ import copy
 import logging
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -70,7 +71,9 @@ def _ours(model: nn.Module, images: ImageSet) -> tuple[dict[str, tuple[bool, ...
     )
     marks = [time.process_time()]
     flags = evaluate_range(model, images, protocol, 0, count, keep=lambda _: marks.append(time.process_time()))
-    return dict(flags.standing), {stage: b - a for stage, a, b in zip(AUTOATTACK, marks, marks[1:], strict=True)}
+    return dict(flags.standing), {
+        stage: after - before for stage, (before, after) in zip(AUTOATTACK, pairwise(marks), strict=True)
+    }
 
 
 def _package(model: nn.Module, images: ImageSet) -> tuple[list[bool], Seconds]:

@@ -1,4 +1,4 @@
-"""Images per second on 1, 2 and 4 workers under DDP, with the global batch held."""
+"""Epochs per second on 1, 2 and 4 workers under DDP, with the global batch held."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from trainers.config import Experiment, parse
 from trainers.data.batches import TrainingBatches
 from trainers.data.images import ImageSet
 from trainers.models.build import build_model
+from trainers.precision import tf32
 from trainers.randomness import Noise, generator
 from trainers.ranks import Ranks
 from trainers.step import build_method, train_step
@@ -80,7 +81,8 @@ def _ours_endless(data: ImageSet, experiment: Experiment) -> Iterator[tuple[Tens
     batches = TrainingBatches(data.to(DEVICE), experiment, Ranks(0, 1, DEVICE))
     epoch = 0
     while True:
-        yield from ((images, labels) for images, labels, _ in batches.epoch(epoch))
+        for images, labels, _ in batches.epoch(epoch):
+            yield images, labels
         epoch += 1
 
 
@@ -107,7 +109,9 @@ def measure(rounds: int) -> Table:
             images, labels = batch or next(theirs)  # noqa: B023
             published_step(plain, plain_optimizer, images.contiguous(), labels, noise, log)  # noqa: B023
 
-        timed = in_turns(ours, {"whole": published, "step": lambda: published(fixed), "noise": ours}, rounds)  # noqa: B023
+        sides = {"whole": published, "step": lambda: published(fixed), "noise": ours}  # noqa: B023
+        with tf32(allowed=False):
+            timed = in_turns(ours, sides, rounds)
         rows.append(
             (
                 name, f"{BATCH / timed.seconds:.0f}", f"{experiment.training_passes}",

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from benchmarks import training_step
+from benchmarks import memory, training_step
 from benchmarks.published import STEP_OF, Log
 from benchmarks.training_step import images_of, optimizer_of, settings_of
 from trainers.models.build import build_model
@@ -39,13 +39,18 @@ def test_one_step_moves_the_weights_alike(method):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
 
 
-def test_both_sides_are_timed_with_their_own_loaders(monkeypatch):
+def test_a_table_of_training_steps_has_a_row_a_method(monkeypatch):
     monkeypatch.setattr(training_step, "MODEL", NET)
-    monkeypatch.setattr(training_step, "STEP_OF", {name: STEP_OF[name] for name in ("fgsm_rs", "trades")})
-    table = training_step.measure(rounds=2)
-    assert [row[0] for row in table.rows] == ["fgsm_rs", "trades"]
-    for _, rate, passes, *ratios in table.rows:
-        assert float(rate) > 0
-        assert int(passes) in (5, 27)
-        assert all(float(ratio.split()[0]) > 0 for ratio in ratios)
-    assert table.markdown().count("|\n") == 3
+    monkeypatch.setattr(training_step, "BATCH", 8)
+    monkeypatch.setattr(training_step, "STEP_OF", {"n_fgsm": STEP_OF["n_fgsm"]})
+    (row,) = training_step.measure(1).rows
+    assert (row[0], row[2]) == ("n_fgsm", "5")
+    assert float(row[1]) > 0
+
+
+def test_memory_of_a_process_is_its_own(monkeypatch):
+    monkeypatch.setattr(memory, "METHODS", ("n_fgsm",))
+    held = torch.ones(2**28)  # 1 GiB here are nothing to the processes that are measured
+    (row,) = memory.measure(1).rows
+    del held
+    assert all(1 < float(mebibytes) < 1000 for mebibytes in row[1:3])
