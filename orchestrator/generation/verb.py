@@ -190,10 +190,13 @@ def _cell(value: object) -> str:
 def _print(lines: Sequence[Line], console: Console) -> None:
     from rich.table import Table
 
-    columns = list(dict.fromkeys(column for line in lines for column in line))
+    # The number of images is the same in all lines, and they have to fit a terminal.
+    columns = [column for column in dict.fromkeys(column for line in lines for column in line) if column != "images"]
     printed = Table(box=None, pad_edge=False)
     for column in columns:
-        printed.add_column(column.replace("_", " "), justify="left" if column in ("network", "init") else "right")
+        heading = "images/s" if column == "images_per_second" else column.replace("_", " ")
+        left = column in ("network", "init")
+        printed.add_column(heading, justify="left" if left else "right", overflow="fold")
     for line in lines:
         printed.add_row(*(_cell(line.get(column, "")) for column in columns))
     console.print(printed)

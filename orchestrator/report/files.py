@@ -33,7 +33,7 @@ def write_whole(file: Path, text: str) -> Path:
 
 
 def write_plate(plate: Plate, folder: Path) -> Markup:
-    """SVG, PNG, caption and data of a figure; returns its section of a page. Without a figure, nothing stays."""
+    """SVG, PNG, caption and data (if any) of a figure; returns its section of a page. Without one, nothing stays."""
     files = {kind: folder / f"{plate.name}.{kind}" for kind in ("svg", "png", "csv", "parquet", "txt")}
     if plate.figure is None:
         # What another selection of networks left behind would contradict the page.
@@ -44,7 +44,8 @@ def write_plate(plate: Plate, folder: Path) -> Markup:
     write_whole(files["svg"], svg)
     write_with(files["png"], partial(plate.figure.savefig, format="png", dpi=_DPI))
     write_whole(files["txt"], f"{plate.heading}. {plate.caption}\n")
-    write_table(plate.lines, folder / plate.name)
+    if plate.lines:
+        write_table(plate.lines, folder / plate.name)
     return sections.plate(plate, svg)
 
 
