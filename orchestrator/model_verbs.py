@@ -156,6 +156,9 @@ def generate(
     tolerance: Annotated[
         float | None, typer.Option(help="of --adaptive-stop, in standard deviations of that energy; default: 0.25")
     ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="compile the gradient first: minutes, which thousands of images win back")
+    ] = False,
     variance: Annotated[float | None, typer.Option(help="share that PCA keeps; default: 0.99, local 0.95")] = None,
     spread: Annotated[
         float | None, typer.Option(help="κ of PCA starts, in standard deviations; default: WEAT's, local 0.354")
@@ -190,7 +193,7 @@ def generate(
     wanted = recipes(
         init, classes, number_of_classes(networks), per_class=per_class, seed=seed, shard=shard, variance=variance,
         spread=spread, neighbors=neighbors, steps=steps, step_size=step_size, inertia=inertia, noise=noise,
-        adaptive_stop=adaptive_stop, tolerance=tolerance,
+        adaptive_stop=adaptive_stop, tolerance=tolerance, compiled=compiled,
     )  # fmt: skip
     create(
         networks, wanted, Judges(inception, alexnet, classifier), address=address, threads=threads, output=output,

@@ -33,6 +33,8 @@ Array = np.ndarray[Any, Any]
 class Recipe:
     """All that decides which images come out, beside the network and the data. `tolerance` None: no early stop.
 
+    A compiled network rounds otherwise, so `compiled` is a part of it.
+
     Chain i of `per_class` · len(`classes`) is of class `classes[i % len(classes)]`. `shard` is how many chains share
     their random numbers. `starts` are fields of `starts.Settings`, `dynamics` those of `sampler.Dynamics`.
     """
@@ -45,6 +47,7 @@ class Recipe:
     starts: Mapping[str, Any]
     dynamics: Mapping[str, Any]
     tolerance: float | None
+    compiled: bool = False
 
     def ranges(self) -> list[tuple[int, int]]:
         """Index ranges of chains, a shard each."""
@@ -119,8 +122,9 @@ def make_shard(
     with tf32(allowed=False):
         mean, deviation = (torch.from_numpy(of).to(device) for of in _class_energies(model, data, energies))
         began = time.perf_counter()
+        moving = torch.compile(model) if recipe.compiled else model
         made = generate(
-            model, starts.to(device), labels.to(device), Dynamics(**recipe.dynamics),
+            moving, starts.to(device), labels.to(device), Dynamics(**recipe.dynamics),
             generator(device, recipe.seed, "chains", bounds[0]),
             None if recipe.tolerance is None else Goal(mean, deviation, recipe.tolerance),
         )  # fmt: skip

@@ -34,7 +34,7 @@ _TOLERANCE = 0.25
 def recipes(
     inits: str, classes: str | None, num_classes: int, *, per_class: int, seed: int, shard: int, variance: float | None,
     spread: float | None, neighbors: int | None, steps: int, step_size: float, inertia: float, noise: float,
-    adaptive_stop: bool, tolerance: float | None,
+    adaptive_stop: bool, tolerance: float | None, compiled: bool,
 ) -> list[Recipe]:  # fmt: skip
     """One for each init. Raises InvalidInput, naming the option."""
     for option, value, low in (
@@ -68,7 +68,7 @@ def recipes(
     return [
         Recipe(
             init, chosen, per_class, seed, shard, {name: given[name] for name in INITS[init] if name in given},
-            dynamics, stop,
+            dynamics, stop, compiled,
         )
         for init in wanted
     ]  # fmt: skip
