@@ -122,9 +122,10 @@ def make_shard(
     with tf32(allowed=False):
         mean, deviation = (torch.from_numpy(of).to(device) for of in _class_energies(model, data, energies))
         began = time.perf_counter()
-        moving = torch.compile(model) if recipe.compiled else model
+        if recipe.compiled:
+            model.compile()
         made = generate(
-            moving, starts.to(device), labels.to(device), Dynamics(**recipe.dynamics),
+            model, starts.to(device), labels.to(device), Dynamics(**recipe.dynamics),
             generator(device, recipe.seed, "chains", bounds[0]),
             None if recipe.tolerance is None else Goal(mean, deviation, recipe.tolerance),
         )  # fmt: skip
