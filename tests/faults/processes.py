@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-PATIENCE_SECONDS = 240.0
+PATIENCE_SECONDS = 600.0
 
 
 def wait_until(condition: Callable[[], bool], what: str, *, unless: Callable[[], str | None] = lambda: None) -> None:

@@ -60,7 +60,7 @@ def command(*words: str) -> list[str]:
 
 
 def run(
-    *words: str, cwd: Path, timeout: float = 400, measured: bool = True, **extra: str
+    *words: str, cwd: Path, timeout: float = 1000, measured: bool = True, **extra: str
 ) -> subprocess.CompletedProcess[str]:
     env = environment(**extra) if measured else unmeasured(**extra)
     return subprocess.run(command(*words), cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)

@@ -51,7 +51,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while not condition():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "the study did not get that far"
@@ -83,7 +83,7 @@ def survived(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess
     second_driver = run("sweep", "tiny.yaml", cwd=folder, measured=False)
     wait_until(lambda: epochs_of(folder, 0) >= 2, first)
     first.send_signal(signal.SIGINT)
-    output, errors = first.communicate(timeout=120)
+    output, errors = first.communicate(timeout=300)
     assert first.returncode == 130, output + errors
     second = start(folder)
     wait_until(lambda: epochs_of(folder, 1) > BRANCH, second)

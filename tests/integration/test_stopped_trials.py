@@ -66,7 +66,7 @@ class Stopped:
             command("sweep", "tiny.yaml"),
             cwd=folder, env=unmeasured(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 600
         while not (journal_file.exists() and '"stopping"' in journal_file.read_text()):
             assert first.poll() is None, first.communicate()
             assert time.monotonic() < deadline, "no trial was stopped"
