@@ -74,11 +74,11 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="until the job ends, with its exit code")] = False,
 ) -> None:
     """Print what a job's driver says. Ctrl-C ends the following, not the job."""
-    jobs = _jobs(address)
     if not follow:
-        print(jobs.logs(name), end="")
+        print(_jobs(address).logs(name), end="")
         return
     try:
+        jobs = _jobs(address)  # imports Ray: seconds in which somebody may have seen enough
         asyncio.run(_print(jobs, name))
     except KeyboardInterrupt:
         print(f"\n{name} goes on; to stop it: orchestrator job stop {name}")

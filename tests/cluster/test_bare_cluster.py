@@ -117,14 +117,20 @@ def sent(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Sent:
     (folder / "sent.yaml").write_text(yaml.safe_dump(SENT))
     submitted = cluster.run("submit", "sent.yaml", "--storage", str(folder / "shared"), cwd=folder, **here)
     assert submitted.returncode == 0, submitted.stderr
-    watching = subprocess.Popen(
-        command("job", "logs", "sent-1", "--follow"), cwd=folder, env=environment(**cluster.variables, **here),
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+    seen = folder / "seen.txt"
+    with open(seen, "w") as output:
+        watching = subprocess.Popen(
+            command("job", "logs", "sent-1", "--follow"), cwd=folder, env=environment(**cluster.variables, **here),
+            stdout=output, stderr=subprocess.STDOUT,
+        )  # fmt: skip
     run_dir = folder / "shared" / "sent" / "trials" / "0000"
-    wait_until(lambda: len(read_records(run_dir)) > 1, "two epochs", unless=lambda: _ended(watching))
+    wait_until(
+        lambda: len(read_records(run_dir)) > 1 and seen.read_text() != "", "two epochs, and a watcher of them",
+        unless=lambda: None if watching.poll() is None else seen.read_text(),
+    )  # fmt: skip
     watching.send_signal(signal.SIGINT)
-    left = watching.communicate()[0]
+    watching.wait()
+    left = seen.read_text()
     asked = cluster.run("job", "stop", "sent-1", cwd=folder)
     assert asked.stdout.startswith("sent-1 ends after its epoch"), "it outlived its watcher"
     stopped = cluster.run("job", "logs", "sent-1", "--follow", cwd=folder)
@@ -136,10 +142,6 @@ def sent(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Sent:
         folder, site, submitted.stdout, (watching.returncode, left),
         (stopped.returncode, stopped.stdout), (resumed.returncode, resumed.stdout),
     )  # fmt: skip
-
-
-def _ended(process: subprocess.Popen[str]) -> str | None:
-    return None if process.poll() is None else process.communicate()[0]
 
 
 def test_a_submitted_study_outlives_whoever_watches_it(sent: Sent) -> None:
