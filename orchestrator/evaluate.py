@@ -14,7 +14,7 @@ from search_spaces.study import Confirm
 from trainers import catalog
 from trainers.catalog.attacks import canonical
 from trainers.evaluation.consistency import with_warnings
-from trainers.evaluation.result import Evaluation, Protocol, differences
+from trainers.evaluation.result import EXACT, FAST, Evaluation, Protocol, differences
 from trainers.pixels import pixels
 from trainers.problems import InvalidInput
 
@@ -30,12 +30,13 @@ def settings_of(*, attack: str, samples: int, seed: int, shard: int, batch_size:
 
 
 def evaluate_subjects(
-    subjects: list[Subject], settings: Confirm, *, epsilon: str | None, output: Path | None, threads: int | None,
-    console: Console,
+    subjects: list[Subject], settings: Confirm, *, epsilon: str | None, fast: bool = False, output: Path | None,
+    threads: int | None, console: Console,
 ) -> list[Evaluation]:  # fmt: skip
     """Attack one model, or the best and the last epoch of a run under the same protocol, and print the gap.
 
-    With `output`, the flags of finished shards survive an interruption in a `.partial` file beside it.
+    `fast` searches in bfloat16. With `output`, the flags of finished shards survive an interruption in a `.partial`
+    file beside it.
     """
     if epsilon is not None and not 0 < pixels(epsilon) <= 1:
         raise InvalidInput.single("--epsilon", f"{epsilon!r}: must be above 0 and at most 1")
@@ -46,6 +47,7 @@ def evaluate_subjects(
     evaluations: list[Evaluation] = []
     for subject in subjects:
         protocol = protocol_for(subject.experiment, settings, subject.rule)
+        protocol = replace(protocol, precision=FAST if fast else EXACT)
         if subject.foreign is not None:
             protocol = replace(protocol, training="")  # nobody knows how it was trained
         if epsilon is not None:

@@ -220,7 +220,8 @@ class Mirror:
         """What a rung of the ladder found, with each trial that got there."""
         from mlflow.entities import Metric
 
-        name = f"held_out/{event['attack'].replace(',', '_')}_accuracy"
+        fast = "_fast" if event["fast"] else ""
+        name = f"held_out/{event['attack'].replace(',', '_')}{fast}_accuracy"
         for trial, accuracy in event["accuracies"]:
             metric = Metric(name, accuracy, int(event["time"] * 1000), 0)
             self._client.log_batch(self._run_ids[trial_key(trial)], metrics=[metric])

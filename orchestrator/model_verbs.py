@@ -49,6 +49,9 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="of the attack")] = 0,
     shard: Annotated[int, typer.Option(help="images per shard, part of the protocol")] = 500,
     batch_size: Annotated[int, typer.Option(help="images per attack batch, part of the protocol")] = 250,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="search in bfloat16, judge in float32: quicker on GPUs, an upper bound")
+    ] = False,
     checkpoint: Annotated[
         str | None, typer.Option(help="of a run folder: best (default), last, or both and the gap between them")
     ] = None,
@@ -76,7 +79,9 @@ def evaluate(
         path, rule=checkpoint, model=model, model_options=model_option or [], data=data, normalization=normalization,
         allow_code=allow_code, data_dir=data_dir,
     )  # fmt: skip
-    evaluate_subjects(subjects, settings, epsilon=epsilon, output=output, threads=threads, console=plain_console())
+    evaluate_subjects(
+        subjects, settings, epsilon=epsilon, fast=fast, output=output, threads=threads, console=plain_console()
+    )
 
 
 def lens(
@@ -143,22 +148,27 @@ def subsets(
 
 def generate(
     checkpoints: Networks = None,
-    init: Annotated[str, typer.Option(help="with commas: pca, local_pca, gaussian, noise")] = "pca",
-    per_class: Annotated[int, typer.Option(help="images of each class")] = 10,
+    study: Annotated[
+        str | None, typer.Option(help="a file with these options by name, or inits_and_models; options go over it")
+    ] = None,
+    init: Annotated[str | None, typer.Option(help="with commas: pca (default), local_pca, gaussian, noise")] = None,
+    per_class: Annotated[int | None, typer.Option(help="images of each class; default: 10")] = None,
     classes: Annotated[str | None, typer.Option(help="with commas, from 0; default: all")] = None,
-    steps: Annotated[int, typer.Option(help="of the dynamics, at most")] = 500,
-    step_size: Annotated[float, typer.Option(help="η")] = 0.025,
-    inertia: Annotated[float, typer.Option(help="ζ, from 0 to below 1")] = 0.8,
-    noise: Annotated[float, typer.Option(help="standard deviation in each step, in pixels of [0,1]")] = 0.001,
+    steps: Annotated[int | None, typer.Option(help="of the dynamics, at most; default: 500")] = None,
+    step_size: Annotated[float | None, typer.Option(help="η; default: 0.025")] = None,
+    inertia: Annotated[float | None, typer.Option(help="ζ, from 0 to below 1; default: 0.8")] = None,
+    noise: Annotated[
+        float | None, typer.Option(help="standard deviation in each step, in pixels of [0,1]; default: 0.001")
+    ] = None,
     adaptive_stop: Annotated[
-        bool, typer.Option("--adaptive-stop", help="stop a chain at the energy of its class's training images")
-    ] = False,
+        bool | None, typer.Option(help="stop a chain at the energy of its class's training images; default: no")
+    ] = None,
     tolerance: Annotated[
         float | None, typer.Option(help="of --adaptive-stop, in standard deviations of that energy; default: 0.25")
     ] = None,
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="compile the gradient first: minutes, which thousands of images win back")
-    ] = False,
+    compile: Annotated[
+        bool | None, typer.Option(help="the gradient first: minutes, which thousands of images win back; default: no")
+    ] = None,
     variance: Annotated[float | None, typer.Option(help="share that PCA keeps; default: 0.99, local 0.95")] = None,
     spread: Annotated[
         float | None, typer.Option(help="κ of PCA starts, in standard deviations; default: WEAT's, local 0.354")
@@ -169,8 +179,10 @@ def generate(
     classifier: Annotated[
         Path | None, typer.Option(help="a run folder whose network stands in for Inception: FID-clf and the like")
     ] = None,
-    seed: Annotated[int, typer.Option(help="of starts and noise")] = 0,
-    shard: Annotated[int, typer.Option(help="images that share their random numbers; decides what comes out")] = 500,
+    seed: Annotated[int | None, typer.Option(help="of starts and noise; default: 0")] = None,
+    shard: Annotated[
+        int | None, typer.Option(help="images that share their random numbers; decides what comes out; default: 500")
+    ] = None,
     rule: Rule = None,
     model: Model = None,
     model_option: ModelOptions = None,
@@ -187,15 +199,21 @@ def generate(
     from orchestrator.generation.judging import Judges
     from orchestrator.generation.verb import create, number_of_classes, recipes
     from orchestrator.lens.networks import Foreign, choose_networks
+    from search_spaces.generation import load_generation
 
+    options = {
+        "init": init.split(",") if init else None, "classes": classes.split(",") if classes else None,
+        "per_class": per_class, "steps": steps, "step_size": step_size, "inertia": inertia, "noise": noise,
+        "adaptive_stop": adaptive_stop, "tolerance": tolerance, "compile": compile, "variance": variance,
+        "spread": spread, "neighbors": neighbors, "inception": inception, "alexnet": alexnet,
+        "classifier": classifier, "seed": seed, "shard": shard,
+    }  # fmt: skip
+    settings = load_generation(study, {name: value for name, value in options.items() if value is not None})
     foreign = Foreign(model, tuple(model_option or ()), data, normalization, allow_code)
-    networks = choose_networks(checkpoints or [], rule=rule, foreign=foreign, data_dir=data_dir)
-    wanted = recipes(
-        init, classes, number_of_classes(networks), per_class=per_class, seed=seed, shard=shard, variance=variance,
-        spread=spread, neighbors=neighbors, steps=steps, step_size=step_size, inertia=inertia, noise=noise,
-        adaptive_stop=adaptive_stop, tolerance=tolerance, compiled=compiled,
-    )  # fmt: skip
+    words = checkpoints or [f"{name}={path}" for name, path in settings.networks.items()]
+    networks = choose_networks(words, rule=rule, foreign=foreign, data_dir=data_dir)
     create(
-        networks, wanted, Judges(inception, alexnet, classifier), address=address, threads=threads, output=output,
-        track=track, console=plain_console(),
+        networks, recipes(settings, number_of_classes(networks)),
+        Judges(settings.inception, settings.alexnet, settings.classifier), address=address, threads=threads,
+        output=output, track=track, console=plain_console(),
     )  # fmt: skip

@@ -82,6 +82,7 @@ class Rung(Section):
     attack: Attacks = Field(description="a name, or several with commas, each on what is left")
     samples: int = Field(ge=1, description="held-out images, at most data.holdout")
     keep: int = Field(ge=1)
+    fast: bool = Field(default=False, description="search in bfloat16, judge in float32: for GPUs")
 
 
 class Confirm(Section):

@@ -190,6 +190,9 @@ class Experiment(Section):
     precision: Literal["float32", "tf32", "bfloat16"] = Field(
         "float32", description="of training (tf32: on GPUs that have it); measuring is float32 always"
     )
+    compile: bool = Field(
+        False, description="attack and update by torch.compile: a minute and more first, which long runs win back"
+    )
     synchronize_batch_norm: bool = Field(False, description="batch statistics of all workers, not of each")
     seed: int = Field(0, ge=0)
 

@@ -117,6 +117,8 @@ def fit(
             "train/images_per_second": len(batches) * rows / seconds,
             "epoch/seconds": time.perf_counter() - began,
         }
+        if experiment.compile:
+            metrics["train/compiled"] = float(networks.is_compiled)
         broken = sorted(name for name, value in metrics.items() if not math.isfinite(value))
         if broken:
             raise Diverged(f"not finite after epoch {epoch}: {', '.join(broken[:5])}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from trainers.models.autocast import Autocast
 from trainers.models.build import build_model
 from trainers.models.synchronized import synchronize_batch_norm
 from trainers.ranks import Ranks
+
+if TYPE_CHECKING:
+    from trainers.models.compiled import Compiled
 
 
 class Networks:
@@ -32,7 +35,13 @@ class Networks:
         self._average = None if self._decay is None else copy.deepcopy(self.trained)
         self._followed = False
         lowered = Autocast(self.trained) if experiment.precision == "bfloat16" else self.trained
-        self.parallel = ranks.data_parallel(lowered)
+        self._compiled = _compiled(lowered) if experiment.compile else None
+        self.parallel = ranks.data_parallel(self._compiled or lowered)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the training step runs compiled; False where compiling was wanted and failed."""
+        return self._compiled is not None and self._compiled.is_compiled
 
     @property
     def kept(self) -> nn.Module:
@@ -72,3 +81,9 @@ class Networks:
         if self._average is not None:
             self._average.load_state_dict(checkpoint.weights())
             self._followed = True
+
+
+def _compiled(module: nn.Module) -> Compiled:
+    from trainers.models.compiled import Compiled  # the import of the compiler takes seconds
+
+    return Compiled(module)

@@ -79,7 +79,7 @@ class Measures:
 
         train = load_splits(self._data).train
         chosen = torch.isin(train.labels, torch.tensor(self._classes))
-        return _channels_first(train.images[chosen]), train.labels[chosen]
+        return _channels_first(train.take(chosen)), train.labels[chosen]
 
     @cached_property
     def _seen(self) -> list[Looked]:

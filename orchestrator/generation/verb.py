@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Sequence
 from functools import partial
@@ -21,67 +20,39 @@ from orchestrator.report.files import write_plate, write_table, write_whole, wri
 from orchestrator.report.markup import Markup, element, table
 from orchestrator.report.page import document
 from orchestrator.report.plates import Plate
+from search_spaces.generation import INITS, TOLERANCE, Generation
 from trainers import catalog
-from trainers.problems import InvalidInput, unknown_name
+from trainers.problems import InvalidInput
 
-# What each start can be told, by the names of `starts.Settings` and of the options.
-INITS = {"pca": ("variance", "spread"), "local_pca": ("variance", "spread", "neighbors"), "gaussian": (), "noise": ()}
 PAGE_FILE, FIGURES_FOLDER, IMAGES_FOLDER, TABLE = "generated.html", "figures", "images", "metrics"
 _PNG_LIMIT = 200
-_TOLERANCE = 0.25
 
 
-def recipes(
-    inits: str, classes: str | None, num_classes: int, *, per_class: int, seed: int, shard: int, variance: float | None,
-    spread: float | None, neighbors: int | None, steps: int, step_size: float, inertia: float, noise: float,
-    adaptive_stop: bool, tolerance: float | None, compiled: bool,
-) -> list[Recipe]:  # fmt: skip
-    """One for each init. Raises InvalidInput, naming the option."""
-    for option, value, low in (
-        ("--per-class", per_class, 1), ("--shard", shard, 1), ("--steps", steps, 1), ("--neighbors", neighbors, 2),
-        ("--seed", seed, 0), ("--inertia", inertia, 0), ("--noise", noise, 0), ("--tolerance", tolerance, 0),
-        ("--spread", spread, 0),
-    ):  # fmt: skip
-        if value is not None and not low <= value < math.inf:
-            raise InvalidInput.single(option, f"{value}: must be at least {low}")
-    if not 0 < step_size < math.inf:
-        raise InvalidInput.single("--step-size", f"{step_size}: must be above 0")
-    if inertia >= 1:
-        raise InvalidInput.single("--inertia", f"{inertia}: must be below 1, or chains never come to rest")
-    if variance is not None and not 0 < variance <= 1:
-        raise InvalidInput.single("--variance", f"{variance}: must be above 0 and at most 1")
-    if tolerance is not None and not adaptive_stop:
-        raise InvalidInput.single("--tolerance", f"{tolerance}: is for --adaptive-stop")
-    wanted = list(dict.fromkeys(inits.split(",")))
-    for init in wanted:
-        if init not in INITS:
-            raise InvalidInput.single("--init", unknown_name(init, INITS, "init"))
-    given = {"variance": variance, "spread": spread, "neighbors": neighbors}
-    given = {name: value for name, value in given.items() if value is not None}
-    for name, value in given.items():
-        if not any(name in INITS[init] for init in wanted):
-            using = ", ".join(init for init, names in INITS.items() if name in names)
-            raise InvalidInput.single(f"--{name}", f"{value}: is for --init {using}")
-    dynamics = {"step_size": step_size, "inertia": inertia, "noise": noise, "steps": steps}
-    stop = (_TOLERANCE if tolerance is None else tolerance) if adaptive_stop else None
-    chosen = _classes(classes, num_classes)
+def recipes(settings: Generation, num_classes: int) -> list[Recipe]:
+    """One for each init. Raises InvalidInput for a class that the data set has not."""
+    classes = tuple(range(num_classes)) if settings.classes is None else settings.classes
+    if not 0 <= min(classes) <= max(classes) < num_classes:
+        named = ",".join(map(str, classes))
+        raise InvalidInput.single("classes", f"{named}: allowed: different numbers from 0 to {num_classes - 1}")
+    tolerance = TOLERANCE if settings.tolerance is None else settings.tolerance
+    given = settings.start_settings
     return [
         Recipe(
-            init, chosen, per_class, seed, shard, {name: given[name] for name in INITS[init] if name in given},
-            dynamics, stop, compiled,
+            init=init,
+            classes=classes,
+            per_class=settings.per_class,
+            seed=settings.seed,
+            shard=settings.shard,
+            starts={name: given[name] for name in INITS[init] if name in given},
+            dynamics={
+                "step_size": settings.step_size, "inertia": settings.inertia, "noise": settings.noise,
+                "steps": settings.steps,
+            },
+            tolerance=tolerance if settings.adaptive_stop else None,
+            compiled=settings.compile,
         )
-        for init in wanted
+        for init in settings.init
     ]  # fmt: skip
-
-
-def _classes(text: str | None, num_classes: int) -> tuple[int, ...]:
-    if text is None:
-        return tuple(range(num_classes))
-    parts = text.split(",")
-    chosen = tuple(int(part) for part in parts if part.isdecimal())
-    if len(set(chosen)) < len(parts) or max(chosen) >= num_classes:
-        raise InvalidInput.single("--classes", f"{text!r}: allowed: different numbers from 0 to {num_classes - 1}")
-    return chosen
 
 
 def create(

@@ -110,7 +110,7 @@ def ladder(climbed: Sequence[RungResult], rows: Sequence[TrialRow]) -> Markup:
     """What each rung found on held-out images and whom it kept, the trials that got highest first."""
     methods = {row.trial: row.method for row in rows}
     order = dict.fromkeys(trial for rung in reversed(climbed) for trial in rung.accuracies)
-    header = ["Trial", "Method", *(f"{attack_label(rung.attack)}, n = {rung.samples} [%]" for rung in climbed)]
+    header = ["Trial", "Method", *(f"{rung.label} [%]" for rung in climbed)]
 
     def cell(rung: RungResult, trial: int) -> str:
         text = f"{100 * rung.accuracies[trial]:.2f}" if trial in rung.accuracies else ""

@@ -10,14 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from orchestrator.cli import main
 from orchestrator.exit_codes import BAD_INPUT, OK
-from orchestrator.generation.verb import INITS
+from search_spaces.generation import INITS, Generation, load_generation, shipped_generations
 from trainers import checkpoint
 from trainers.config import parse
 from trainers.data.extra import read_extra
 from trainers.generation.starts import STARTS, Settings
+from trainers.problems import InvalidInput
 from trainers.records import EpochRecord
 
 QUICK = ("--per-class", "3", "--steps", "12", "--shard", "20", "--no-track", "--threads", "1")
@@ -130,6 +132,48 @@ def test_pictures_of_another_call_do_not_stay(generate):
     assert {file.name[:8] for file in Path("generated/images/net-pca").iterdir()} == {"class004"}
 
 
+def test_a_file_holds_the_networks_and_the_options_and_the_command_line_goes_over_it(generate, run_folder, tmp_path):
+    table = {"networks": {"one": str(run_folder), "other": str(run_folder)}, "init": ["noise", "gaussian"]}
+    (tmp_path / "table.yaml").write_text(yaml.safe_dump(table | {"per_class": 2, "steps": 5, "classes": [0, 4]}))
+    assert main(["generate", "--study", "table.yaml", "--steps", "3", "--no-track"]) == OK
+    with open("generated/metrics.csv") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["network"], line["init"]) for line in lines] == [
+        (network, init) for network in ("one", "other") for init in ("noise", "gaussian")
+    ]
+    assert {(line["images"], line["steps"]) for line in lines} == {("4", "3.0")}
+    # Networks on the command line take the place of those of the file.
+    generate("--study", "table.yaml")
+    with open("generated/metrics.csv") as file:
+        assert [line["network"] for line in csv.DictReader(file)] == ["net", "net"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"inits": ["pca"]}, "^inits: unknown field 'inits'. Did you mean init"),
+        ({"steps": 0}, "^steps: 0"),
+        ({"tolerance": 0.1}, "^tolerance: 0.1: is for adaptive_stop"),
+        ({"init": ["pcs"]}, "^init.0: 'pcs'"),
+    ],
+)
+def test_mistakes_in_a_file_are_named_as_they_are_written_there(content, said, tmp_path):
+    (tmp_path / "table.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(InvalidInput, match=said):
+        load_generation(str(tmp_path / "table.yaml"), {"per_class": 3})
+
+
+@pytest.mark.parametrize("name", shipped_generations())
+def test_tables_that_ship_with_the_package_are_whole(name):
+    settings = load_generation(name, {"per_class": 2})
+    assert settings.per_class == 2
+    assert set(settings.init) == set(INITS)
+    defaults = Generation()
+    assert (settings.step_size, settings.inertia, settings.noise) == (
+        defaults.step_size, defaults.inertia, defaults.noise,
+    )  # fmt: skip
+
+
 def test_a_judge_of_other_images_is_refused_before_anything_is_made(generate, natural_net, experiment, tmp_path):
     other = experiment({"model.width": 8, "data.size": 16})
     checkpoint.save(tmp_path / "other", other, natural_net, {}, EpochRecord(0, 0.0, {}))
@@ -160,16 +204,19 @@ def test_generated_images_can_be_trained_on(generate, experiment):
     ("words", "said"),
     [
         (("--init", "pcs"), "--init.*pca"),
-        (("--classes", "3,10"), "--classes.*0 to 9"),
-        (("--inertia", "1"), "--inertia.*below 1"),
-        (("--per-class", "0"), "--per-class.*at least 1"),
-        (("--variance", "1.5"), "--variance.*at most 1"),
+        (("--classes", "3,10"), "classes.*0 to 9"),
+        (("--classes", "3,b"), "--classes.*'b'"),
+        (("--inertia", "1"), "--inertia.*less than 1"),
+        (("--per-class", "0"), "--per-class.*greater than or equal to 1"),
+        (("--variance", "1.5"), "--variance.*less than or equal to 1"),
+        (("--study", "inits_and_model"), "--study.*inits_and_models"),
         (("--inception", "absent.pth"), "absent.pth.*not a file"),
-        (("--step-size", "0"), "--step-size.*above 0"),
-        (("--noise", "nan"), "--noise.*at least 0"),
-        (("--classes", "1,01"), "--classes.*different numbers"),
-        (("--tolerance", "0.1"), "--tolerance.*for --adaptive-stop"),
-        (("--init", "pca", "--neighbors", "9"), "--neighbors.*for --init local_pca"),
+        (("--step-size", "0"), "--step-size.*greater than 0"),
+        (("--noise", "nan"), "--noise.*finite"),
+        (("--classes", "1,01"), "--classes.*twice"),
+        (("--init", "pca,noise,pca"), "--init.*twice"),
+        (("--tolerance", "0.1"), "--tolerance.*for adaptive_stop"),
+        (("--init", "pca", "--neighbors", "9"), "--neighbors.*for the init local_pca"),
         (("--alexnet", "any.pth"), "LPIPS takes images of 31 pixels.*these have 8"),
     ],
 )

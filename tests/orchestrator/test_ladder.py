@@ -25,11 +25,11 @@ from trainers import checkpoint
 from trainers.config import apply_values
 from trainers.data.images import load_splits
 from trainers.evaluation.ranges import evaluate_range, fixed_subset
-from trainers.evaluation.result import Protocol
+from trainers.evaluation.result import EXACT, FAST, Protocol
 from trainers.loop import fit
 from trainers.ranks import Ranks
 
-RUNGS = [{"attack": "pgd20", "samples": 30, "keep": 2}, {"attack": "margin-t", "samples": 50, "keep": 1}]
+RUNGS = [{"attack": "pgd20", "samples": 30, "keep": 2, "fast": True}, {"attack": "margin-t", "samples": 50, "keep": 1}]
 STUDY = parse_study(
     {
         "name": "s",
@@ -42,7 +42,7 @@ STUDY = parse_study(
 
 def test_the_most_robust_are_kept_and_of_equals_the_first_in_the_order_of_the_search() -> None:
     found = rank(Rung(attack="cw", samples=9, keep=2), [5, 3, 1], {1: 0.5, 3: 0.5, 5: 0.2})
-    assert found == RungResult("cw", 9, {3: 0.5, 1: 0.5, 5: 0.2}, (3, 1))
+    assert found == RungResult("cw", 9, False, {3: 0.5, 1: 0.5, 5: 0.2}, (3, 1))
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +56,13 @@ def journal(tmp_path_factory: pytest.TempPathFactory) -> Journal:
     return journal
 
 
-def expected(journal: Journal, number: int, attack: str, samples: int) -> float:
+def expected(journal: Journal, number: int, attack: str, samples: int, precision: str = EXACT) -> float:
     """The same attack on the same images here, in one piece for each shard."""
     opened = checkpoint.load(checkpoint.best_folder(journal.trial_folder(number)))
     images = fixed_subset(load_splits(opened.experiment.data).validation, samples)
-    protocol = Protocol("", "", samples, "0.03", attack, seed=0, shard=20, batch_size=20, checkpoint="best")
+    protocol = Protocol(
+        "", "", samples, "0.03", attack, seed=0, shard=20, batch_size=20, checkpoint="best", precision=precision
+    )
     parts = [evaluate_range(opened.load_model(), images, protocol, *bounds) for bounds in protocol.ranges()]
     return sum(sum(part.standing[attack]) for part in parts) / samples
 
@@ -72,7 +74,7 @@ def test_every_rung_attacks_those_that_are_left_and_is_climbed_once(journal: Jou
         session = Session(STUDY, journal, capacity, StudyView(Console(quiet=True)), Interrupt(print))
         left = climb(session, trials(journal.runs()))
     first, second = results(journal.events())
-    assert first.accuracies == {number: expected(journal, number, "pgd20", 30) for number in (0, 1, 2)}
+    assert first.accuracies == {number: expected(journal, number, "pgd20", 30, FAST) for number in (0, 1, 2)}
     assert second.accuracies == {number: expected(journal, number, "margin-t", 50) for number in first.kept}
     best = sorted(first.accuracies.values(), reverse=True)
     assert [first.accuracies[number] for number in first.kept] == best[:2]
@@ -84,6 +86,7 @@ def test_every_rung_attacks_those_that_are_left_and_is_climbed_once(journal: Jou
     assert climb(again, trials(journal.runs())) == left
     assert len(results(journal.events())) == 2
     page = write_report(journal.folder).read_text()
+    assert "PGD-20 (fast), n = 30 [%]" in page
     assert "Margin-T, n = 50 [%]" in page
     assert f"<strong>{100 * second.accuracies[second.kept[0]]:.2f}</strong>" in page
     uri = f"sqlite:///{journal.folder}/mlflow.db"

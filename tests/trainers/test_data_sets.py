@@ -19,7 +19,7 @@ from scipy.io import savemat
 
 from trainers import catalog
 from trainers.config import parse
-from trainers.data.availability import DIRECTORY_VARIABLE, check_available
+from trainers.data.availability import DIRECTORY_VARIABLE, cache_folder, check_available
 from trainers.data.batches import TrainingBatches
 from trainers.data.decoded import cached
 from trainers.data.images import load_splits
@@ -209,6 +209,33 @@ def test_a_cache_that_lacks_a_part_is_made_anew(publish, tmp_path):
     first = load_splits(data)
     (tmp_path / "orchestrator-cache" / "cifar10" / "test_labels.npy").unlink()
     assert torch.equal(load_splits(data).test.labels, first.test.labels)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="where memory lies is asked from Linux")
+def test_an_epoch_draws_from_the_one_mapped_file_and_copies_none_of_its_pages(publish):
+    published = publish("cifar10")
+    experiment = parse({"data": published.data().model_dump(), "optimizer": {"batch_size": 5}})
+    splits = load_splits(experiment.data)
+    batches = TrainingBatches(splits.train.to("cpu"), experiment, Ranks(0, 1, torch.device("cpu")))
+    assert len(list(batches.epoch(0))) == len(splits.train) // 5 > 0
+    for images, file in ((splits.train, "train"), (splits.validation, "train"), (splits.test, "test")):
+        path, memory = mapping_at(images.stored.data_ptr())
+        assert path == cache_folder(published.directory, "cifar10") / f"{file}_images.npy"
+        assert memory["Anonymous"] == 0  # a page that is written to becomes anonymous
+
+
+def mapping_at(address):
+    """(the mapped file, kB by kind) of the part of this process's memory that holds an address."""
+    path, memory, inside = None, {}, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        head, *rest = line.split()
+        if not head.endswith(":"):
+            start, stop = (int(bound, 16) for bound in head.split("-"))
+            inside = start <= address < stop
+            path = Path(rest[-1]) if inside else path
+        elif inside and rest[-1] == "kB":
+            memory[head[:-1]] = int(rest[0])
+    return path, memory
 
 
 def test_processes_that_decode_at_the_same_time_do_not_disturb_one_another(tmp_path):

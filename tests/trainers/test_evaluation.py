@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from trainers.attacks.pgd import pgd
 from trainers.catalog.attacks import AUTOATTACK, stages
 from trainers.evaluation.ranges import evaluate_range, fixed_subset
-from trainers.evaluation.result import Evaluation, Flags, ForeignModel, Protocol, differences
+from trainers.evaluation.result import FAST, Evaluation, Flags, ForeignModel, Protocol, differences
 from trainers.randomness import Noise, generator
 
 PROTOCOL = Protocol("digits", "test", 24, "0.11", "autoattack", seed=3, shard=24, batch_size=9, checkpoint="best")
@@ -198,6 +198,49 @@ def test_stages_are_announced_in_order(natural_net, images):
     announced = []
     evaluate_range(natural_net, images, PGD, 0, 4, announced.append)
     assert announced == ["pgd20"]
+
+
+# Searched in bfloat16
+
+
+class Wrong(nn.Module):
+    """Of no use for a search: it takes every image for one of another class than `model` does."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        return -self.model(images)
+
+
+def test_what_only_the_fast_copy_takes_for_adversarial_is_attacked_again(flags, shattered, images, monkeypatch):
+    copies = []
+    monkeypatch.setattr(
+        "trainers.evaluation.ranges.for_fast_search", lambda model: copies.append(Wrong(model)) or copies[-1]
+    )
+    assert evaluate_range(shattered(0), images, replace(PROTOCOL, precision=FAST), 0, 24) == flags
+    assert copies
+
+
+@pytest.mark.parametrize("attack", ["pgd20", "apgd-ce"])
+def test_a_fast_evaluation_is_about_the_exact_one_and_the_same_each_time(attack, natural_net, images):
+    protocol = replace(PGD, attack=attack, samples=24, epsilon="0.03")
+    exact = evaluate_range(natural_net, images, protocol, 0, 24)
+    fast = evaluate_range(natural_net, images, replace(protocol, precision=FAST), 0, 24)
+    assert fast == evaluate_range(natural_net, images, replace(protocol, precision=FAST), 0, 24)
+    assert fast.standing["clean"] == exact.standing["clean"]
+    counts = [sum(found.standing[stages(attack)[-1]]) for found in (exact, fast)]
+    assert 2 < counts[0] < sum(exact.standing["clean"])
+    assert abs(counts[0] - counts[1]) <= 2
+
+
+def test_numbers_of_fast_searches_have_a_protocol_of_their_own():
+    fast = replace(PROTOCOL, precision=FAST)
+    assert fast.is_fast
+    assert not PROTOCOL.is_fast
+    assert "bfloat16-search" in fast.key
+    assert fast.digest != PROTOCOL.digest
 
 
 # Shards

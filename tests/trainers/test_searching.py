@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainers.evaluation.searching import for_search
+from trainers.evaluation.searching import for_fast_search, for_search
 from trainers.models.normalize import Normalized
 from trainers.models.preact_resnet import preact_resnet18
 from trainers.models.resnet import resnet18
@@ -79,3 +79,34 @@ def test_a_network_of_the_users_own_is_copied_as_it_is():
     assert model.training
     torch.testing.assert_close(searching(images), model.eval()(images))
     assert batch_norms(searching) == 1
+
+
+# In bfloat16
+
+
+def test_the_fast_copy_is_nearly_the_network_and_leaves_it_alone(natural_net, splits):
+    images = splits.test.floats(0, 100)
+    fast = for_fast_search(natural_net)
+    expected, found = natural_net(images), fast(images)
+    assert found.dtype == torch.float32
+    assert 0 < (found - expected).abs().max() < 0.03 * expected.abs().max()
+    assert all(parameter.dtype == torch.float32 for parameter in natural_net.parameters())
+    assert sum(isinstance(module, nn.Conv2d) for module in natural_net.modules()) == 3
+
+
+def test_the_fast_copy_sees_steps_that_bfloat16_would_round_away():
+    torch.manual_seed(0)
+    network = Normalized(nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Linear(128, 4)), (0.0,) * 3, (1.0,) * 3)
+    network.network[0].weight.data = torch.tensor([[1.0, 0, 0], [1000, 0, 0]])[..., None, None]
+    network.network[0].bias.data = torch.tensor([0.0, -900])
+    brighter = torch.full((1, 3, 8, 8), 0.9001)
+    assert brighter.bfloat16().float()[0, 0, 0, 0] == torch.tensor(0.9).bfloat16().float()
+    fast = for_fast_search(network)
+    change = fast(brighter) - fast(torch.full((1, 3, 8, 8), 0.9))
+    torch.testing.assert_close(change, network(brighter) - network(torch.full((1, 3, 8, 8), 0.9)), rtol=0.05, atol=0.01)
+
+
+def test_a_network_of_the_users_own_is_searched_fast_too():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4)).eval()
+    images = torch.rand(5, 3, 2, 2)
+    torch.testing.assert_close(for_fast_search(model)(images), model(images), rtol=0.02, atol=0.02)

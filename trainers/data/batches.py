@@ -84,7 +84,7 @@ class TrainingBatches:
         if extra is None:
             for batch in range(len(self)):
                 indices = order[batch * self._batch_size :][self._own]
-                yield data.images[indices], data.labels[indices], self._attacked(indices)
+                yield data.take(indices), data.labels[indices], self._attacked(indices)
             return
         drawn = torch.randint(
             len(extra), (len(self), self._num_extra), generator=generator("cpu", self._seed, "extra", epoch)
@@ -98,7 +98,7 @@ class TrainingBatches:
         for batch, chosen in enumerate(drawn):
             indices = order[batch * (self._batch_size - self._num_extra) :][own_real]
             more = chosen[own_extra]
-            images = torch.cat([data.images[indices], _sent(extra.images[more], device)])
+            images = torch.cat([data.take(indices), _sent(extra.take(more), device)])
             labels = torch.cat([data.labels[indices], _sent(extra.labels[more], device)])
             attacked = self._attacked(indices)
             if attacked is not None:

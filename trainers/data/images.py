@@ -24,30 +24,45 @@ from trainers.problems import InvalidInput
 class ImageSet:
     """uint8 images [N, H, W, C] and int64 labels [N], on one device.
 
+    The images are the `rows` [N] of `stored` [M, H, W, C]; None: all of them, in order. On a CPU `stored` is the mapped
+    file of the whole data set: all splits, and all processes of a node, share one copy of it.
     `attacked` [N] says which images training may attack; None: all of them.
     """
 
-    images: Tensor
+    stored: Tensor
     labels: Tensor
     attacked: Tensor | None = None
+    rows: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def images(self) -> Tensor:
+        """All images as uint8 [N, H, W, C]; a copy, unless they are all that is stored."""
+        return self.stored if self.rows is None else self.stored[self.rows]
+
+    def take(self, indices: Tensor | slice) -> Tensor:
+        """The images at `indices`, or where a mask is true, as uint8 [n, H, W, C]."""
+        return self.stored[indices if self.rows is None else self.rows[indices]]
+
     def select(self, indices: np.ndarray) -> ImageSet:
-        """The rows at `indices`, copied."""
+        """The set of the images at `indices`; the images themselves are not copied."""
         chosen = torch.from_numpy(indices).to(self.labels.device)
         attacked = None if self.attacked is None else self.attacked[chosen]
-        return ImageSet(self.images[chosen], self.labels[chosen], attacked)
+        rows = chosen if self.rows is None else self.rows[chosen]
+        return ImageSet(self.stored, self.labels[chosen], attacked, rows)
 
     def to(self, device: torch.device | str) -> ImageSet:
-        """The same set on `device`."""
+        """The same set on `device`, which receives its own images and no others."""
+        if self.labels.device == torch.device(device):
+            return self
         attacked = None if self.attacked is None else self.attacked.to(device)
         return ImageSet(self.images.to(device), self.labels.to(device), attacked)
 
     def floats(self, start: int = 0, stop: int | None = None) -> Tensor:
         """Rows `start` to `stop` as float32 [n, C, H, W] in [0,1]."""
-        return to_floats(self.images[start:stop])
+        return to_floats(self.take(slice(start, stop)))
 
 
 @dataclass(frozen=True)

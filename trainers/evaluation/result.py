@@ -10,6 +10,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+# What `Protocol.precision` may be. Fast: attacks search in bfloat16, the network judges in float32.
+EXACT, FAST = "float32", "bfloat16-search"
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -27,7 +30,7 @@ class Protocol:
     shard: int
     batch_size: int
     checkpoint: str
-    precision: str = "float32"
+    precision: str = EXACT
     training: str = ""
 
     @property
@@ -43,6 +46,11 @@ class Protocol:
     def digest(self) -> str:
         """Short hash of the key, for file names."""
         return hashlib.sha256(self.key.encode()).hexdigest()[:8]
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether attacks search in bfloat16: robust accuracies are upper bounds a little above the exact ones."""
+        return self.precision == FAST
 
     def ranges(self) -> list[tuple[int, int]]:
         """Index ranges of the fixed shard length, in order."""

@@ -1,4 +1,4 @@
-"""The copy of a network in which attacks search: the same function, computed faster."""
+"""The copy of a network in which attacks search: the same function computed faster, or nearly it, in bfloat16."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import copy
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from trainers.models.autocast import Autocast
 from trainers.models.normalize import Normalized
 
 
@@ -23,6 +24,32 @@ def for_search(model: nn.Module) -> nn.Module:
         return searching  # code of the user's own may not bear another layout: `view` does not
     searching.network = _folded(searching.network)
     return searching.to(memory_format=torch.channels_last)
+
+
+def for_fast_search(model: nn.Module) -> nn.Module:
+    """As `for_search`, in bfloat16: on GPUs about twice as fast, and here and there wrong about who fools `model`.
+
+    The first convolution stays in float32: bfloat16 would round pixels by up to half of 1/255, and the last steps of
+    an adaptive attack are smaller than that.
+    """
+    searching = for_search(model)
+    for name, module in searching.named_modules():
+        if isinstance(module, nn.Conv2d):
+            searching.set_submodule(name, _InFloat32(module))
+            break
+    return Autocast(searching).eval()
+
+
+class _InFloat32(nn.Module):
+    """`module` as it is outside of autocast."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, images: Tensor) -> Any:
+        with torch.autocast(images.device.type, enabled=False):
+            return self.module(images.float())
 
 
 class _Layers(fx.Tracer):

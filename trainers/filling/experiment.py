@@ -101,6 +101,8 @@ def _check_combinations(raw: dict[str, Any], schedule: dict[str, Any], problems:
     aligned = isinstance(regularizer, dict) and regularizer.get("name") == "grad_align"
     if raw.get("precision") == "bfloat16" and aligned:
         problems.append(Problem("precision", "'bfloat16': grad_align differentiates twice and needs float32"))
+    if raw.get("compile") is True and aligned:
+        problems.append(Problem("compile", "true: grad_align differentiates twice, which a compiled network can't"))
 
 
 def _fill_data(data: dict[str, Any], problems: list[Problem]) -> catalog.Dataset:

@@ -121,7 +121,7 @@ def starts_of(name: str, images: ImageSet, classes: Iterable[int], settings: Set
     """
     draws = {}
     for label in classes:
-        of_class = images.images[images.labels == label]
+        of_class = images.take(images.labels == label)
         if len(of_class) < 2:
             raise InvalidInput.single("--init", f"{name}: class {label} has {len(of_class)} training image(s); needs 2")
         draws[label] = STARTS[name](to_floats(of_class), settings)

@@ -1,0 +1,110 @@
+"""Which images trained networks are to draw: the options of `orchestrator generate`, or a file that holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+
+from search_spaces.loader import read_yaml
+from trainers.config import Section, explain
+from trainers.problems import InvalidInput, Problem, unknown_name
+
+Init = Literal["pca", "local_pca", "gaussian", "noise"]
+# What each start can be told, by the names of `starts.Settings` and of the fields.
+INITS: dict[Init, tuple[str, ...]] = {
+    "pca": ("variance", "spread"),
+    "local_pca": ("variance", "spread", "neighbors"),
+    "gaussian": (),
+    "noise": (),
+}
+TOLERANCE = 0.25
+_FOLDER = Path(__file__).parent / "generation_tables"
+
+
+class Generation(Section):
+    """A table of images: every network from every init, by the same dynamics and seeds."""
+
+    networks: dict[str, str] = Field(
+        default_factory=dict,
+        description="name: run folder, checkpoint or file of weights; or on the command line",
+    )
+    init: tuple[Init, ...] = Field(default=("pca",), min_length=1)
+    classes: tuple[int, ...] | None = Field(default=None, min_length=1, description="from 0; default: all")
+    per_class: int = Field(default=10, ge=1, description="images of each class")
+    steps: int = Field(default=500, ge=1, description="of the dynamics, at most")
+    step_size: float = Field(default=0.025, gt=0, description="η")
+    inertia: float = Field(default=0.8, ge=0, lt=1, description="ζ; from 1 on chains never come to rest")
+    noise: float = Field(default=0.001, ge=0, description="standard deviation in each step, in pixels of [0,1]")
+    adaptive_stop: bool = Field(default=False, description="at the energy of the class's training images")
+    tolerance: float | None = Field(
+        default=None, ge=0, description="of adaptive_stop, in standard deviations of that energy; default: 0.25"
+    )
+    compile: bool = Field(default=False, description="the gradient, first: minutes, which thousands of images win back")
+    variance: float | None = Field(default=None, gt=0, le=1, description="share that PCA keeps; 0.99, local 0.95")
+    spread: float | None = Field(default=None, ge=0, description="κ of PCA, in standard deviations; local 0.354")
+    neighbors: int | None = Field(default=None, ge=2, description="images that local PCA looks at; default: 200")
+    inception: Path | None = Field(default=None, description="torch-fidelity's Inception weights: IS, FID, KID")
+    alexnet: Path | None = Field(default=None, description="torchvision's AlexNet weights: LPIPS")
+    classifier: Path | None = Field(default=None, description="a run folder that stands in for Inception: FID-clf …")
+    seed: int = Field(default=0, ge=0, description="of starts and noise")
+    shard: int = Field(default=500, ge=1, description="images that share random numbers; decides what comes out")
+
+    @field_validator("init", "classes")
+    @classmethod
+    def _different(cls, values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+        if values is not None and len(set(values)) < len(values):
+            raise ValueError("the same one comes twice")
+        return values
+
+    @property
+    def start_settings(self) -> dict[str, Any]:
+        """What was said about the starts, by the names of `starts.Settings`."""
+        given = {"variance": self.variance, "spread": self.spread, "neighbors": self.neighbors}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+def shipped_generations() -> dict[str, Path]:
+    """Name -> file of every table of generated images that comes with this package."""
+    return {path.stem: path for path in sorted(_FOLDER.glob("*.yaml"))}
+
+
+def load_generation(source: str | None, options: Mapping[str, Any]) -> Generation:
+    """A file, or one of ours by its name, with `options` over it; None: the options alone.
+
+    Raises InvalidInput, which names what came from the command line as an option.
+    """
+    raw: dict[str, Any] = {}
+    if source is not None:
+        path = Path(source)
+        if not path.is_file():
+            if source not in shipped_generations():
+                raise InvalidInput.single("--study", unknown_name(source, shipped_generations(), "table"))
+            path = shipped_generations()[source]
+        raw = read_yaml(path)
+    try:
+        settings = Generation(**{**raw, **options})
+        problems = _said_to_nobody(settings)
+        if not problems:
+            return settings
+    except ValidationError as error:
+        problems = explain(error, Generation)
+    raise InvalidInput([_as_asked(problem, options) for problem in problems])
+
+
+def _said_to_nobody(settings: Generation) -> list[Problem]:
+    problems = []
+    if settings.tolerance is not None and not settings.adaptive_stop:
+        problems.append(Problem("tolerance", f"{settings.tolerance}: is for adaptive_stop"))
+    for name, value in settings.start_settings.items():
+        if not any(name in INITS[init] for init in settings.init):
+            using = ", ".join(init for init, names in INITS.items() if name in names)
+            problems.append(Problem(name, f"{value}: is for the init {using}"))
+    return problems
+
+
+def _as_asked(problem: Problem, options: Mapping[str, Any]) -> Problem:
+    field = problem.field.split(".")[0]
+    return Problem("--" + field.replace("_", "-"), problem.message) if field in options else problem
