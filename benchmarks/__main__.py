@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks import autoattack, memory, scaling, study_overhead, training_step
+from benchmarks import autoattack, compiled_step, memory, scaling, study_overhead, training_step
 from benchmarks.results import Table, keep
 
 BENCHMARKS: dict[str, tuple[Callable[[int], Table], int]] = {
     "training_step": (training_step.measure, 7),
+    "compiled_step": (compiled_step.measure, 7),
     "autoattack": (autoattack.measure, 2),
     "study_overhead": (study_overhead.measure, 2),
     "scaling": (scaling.measure, 3),

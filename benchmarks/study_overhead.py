@@ -21,7 +21,7 @@ EXPERIMENT = {
 }  # fmt: skip
 
 
-def measure(rounds: int, trials: int = 4, epochs: int = 40) -> Table:
+def measure(rounds: int, trials: int = 8, epochs: int = 40) -> Table:
     """One row a round: `trials` trainings two at a time, first bare, then as a study, wall clock."""
     rows = []
     for round_ in range(rounds):

@@ -44,21 +44,49 @@ _START_ATTEMPTS, _TOO_SLOW = 3, "timed out during startup"
 
 
 @dataclass(frozen=True)
-class Capacity:
-    """What a cluster has, and whether it is our own."""
+class NodeCapacity:
+    """What one node offers."""
 
     cpus: int
     gpus: float
+
+    def workers(self, resources: Resources) -> int:
+        """How many workers fit. A worker has whole GPUs, or a part of one beside workers of other trials."""
+        places = self.cpus // resources.cpus_per_worker
+        each = resources.gpus_per_worker
+        if not each:
+            return places
+        by_gpu = int(self.gpus) * int(1 / each + 1e-9) if each < 1 else int(self.gpus / each + 1e-9)
+        return min(places, by_gpu)
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What a cluster has, and whether it is our own."""
+
+    nodes: tuple[NodeCapacity, ...]
     private: bool
 
+    @property
+    def cpus(self) -> int:
+        """Of all nodes."""
+        return sum(node.cpus for node in self.nodes)
+
+    @property
+    def gpus(self) -> float:
+        """Of all nodes."""
+        return sum(node.gpus for node in self.nodes)
+
     def concurrent_trials(self, resources: Resources) -> tuple[int, str]:
-        """(how many trials run at once, what limits it). Tune and Train do not share their accounting: we count."""
-        by_cpu = self.cpus // (resources.workers * resources.cpus_per_worker)
-        count, limit = by_cpu, f"{self.cpus} CPUs"
-        if resources.gpus_per_worker:
-            by_gpu = int(self.gpus / (resources.workers * resources.gpus_per_worker) + 1e-9)
-            if by_gpu < count:
-                count, limit = by_gpu, f"{self.gpus:g} GPUs"
+        """(how many trials run at once, what limits it). Tune and Train do not share their accounting: we count.
+
+        A worker is on one node; the workers of a trial may be on several.
+        """
+        places = sum(node.workers(resources) for node in self.nodes)
+        without_gpus = sum(node.workers(resources.model_copy(update={"gpus_per_worker": 0.0})) for node in self.nodes)
+        count, limit = places // resources.workers, f"{self.cpus} CPUs"
+        if places < without_gpus:
+            limit = f"{self.gpus:g} GPUs"
         if resources.concurrent_trials is not None and resources.concurrent_trials < count:
             count, limit = resources.concurrent_trials, "resources.concurrent_trials"
         return count, limit
@@ -67,10 +95,11 @@ class Capacity:
         """Concurrent trials, or InvalidInput if not even one fits."""
         count, limit = self.concurrent_trials(resources)
         if count < 1:
+            nodes = f" on {len(self.nodes)} nodes" if len(self.nodes) > 1 else ""
             raise InvalidInput.single(
                 f"{section}.workers",
                 f"{resources.workers} workers of {resources.cpus_per_worker} CPUs and {resources.gpus_per_worker:g} "
-                f"GPUs do not fit: the cluster has {self.cpus} CPUs and {self.gpus:g} GPUs (limit: {limit})",
+                f"GPUs do not fit: the cluster has {self.cpus} CPUs and {self.gpus:g} GPUs{nodes} (limit: {limit})",
             )
         return count
 
@@ -78,7 +107,7 @@ class Capacity:
 def local_capacity() -> Capacity:
     """This machine, without starting anything."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Capacity(cpus, _visible_gpus(), private=True)
+    return Capacity((NodeCapacity(cpus, _visible_gpus()),), private=True)
 
 
 def address_in_use(address: str | None) -> str | None:
@@ -155,8 +184,9 @@ def connect(address: str | None, trial_slots: int) -> Iterator[Capacity]:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_termination)  # Ray has put its own in its place, which exits at once
     try:
-        total = ray.cluster_resources()
-        yield Capacity(int(total.get("CPU", 0)), float(total.get("GPU", 0)), private=address is None)
+        offered = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = tuple(NodeCapacity(int(total.get("CPU", 0)), float(total.get("GPU", 0))) for total in offered)
+        yield Capacity(nodes, private=address is None)
     finally:
         ray.shutdown()
         if scratch is not None:

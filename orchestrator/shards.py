@@ -9,6 +9,7 @@ from functools import partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.devices import reserved_device
 from orchestrator.journal import Run
 from search_spaces.study import Confirm
 from trainers import catalog
@@ -73,7 +74,10 @@ def evaluate_on_ray(session: Session, wanted: Sequence[tuple[Run, Protocol]]) ->
         left[run.key] = len(protocol.ranges())
         folder = str(checkpoint_folder(run.folder, protocol.checkpoint))
         for start, stop in protocol.ranges():
-            reference = task.remote(folder, asdict(protocol), start, stop, str(run.folder), resources.cpus_per_worker)
+            reference = task.remote(
+                folder, asdict(protocol), start, stop, str(run.folder), resources.cpus_per_worker,
+                resources.gpus_per_worker,
+            )  # fmt: skip
             pending[reference] = run, protocol
     while pending:
         done, _ = ray.wait(list(pending), timeout=1.0)
@@ -94,13 +98,12 @@ def evaluate_on_ray(session: Session, wanted: Sequence[tuple[Run, Protocol]]) ->
 
 
 def evaluate_shard(
-    checkpoint: str, protocol: dict[str, Any], start: int, stop: int, run_dir: str, threads: int
+    checkpoint: str, protocol: dict[str, Any], start: int, stop: int, run_dir: str, threads: int, gpus: float
 ) -> None:
     """Attack one range of a split and keep its flags; attacks whose flags were kept are not run again."""
     from trainers.checkpoint import load
     from trainers.data.images import load_splits
     from trainers.evaluation.ranges import evaluate_range, fixed_subset
-    from trainers.ranks import Ranks
 
     wanted = Protocol(**protocol)
     file = _shard_file(Path(run_dir), wanted, start, stop)
@@ -109,7 +112,7 @@ def evaluate_shard(
     import torch
 
     torch.set_num_threads(threads)
-    device = Ranks.current().device
+    device = reserved_device(gpus)
     opened = load(Path(checkpoint))
     splits = load_splits(opened.experiment.data)
     split = splits.validation if wanted.split == "held-out" else splits.test

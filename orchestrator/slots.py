@@ -5,9 +5,10 @@ outlives the trial: starting such a group costs a minute, handing it the next jo
 group talk through a mailbox; a trial is stopped by the answer to its report, never by a kill. The group itself knows
 nothing between two jobs: `fit` resumes from its own checkpoint.
 
-A trial's configuration is `{"key": str, "experiment": dict, "run_dir": str, "threads": int, "sharing": Sharing}`, the
-last None where it leaves no prefix for others. A report is one epoch's metrics, or `{"failure": text}`: a Python error
-fails its run at once, it does not look like a crash to be retried; `{"disk_full": folder}` is no fault of the run.
+A trial's configuration is `{"key": str, "experiment": dict, "run_dir": str, "threads": int, "gpus": float, "sharing":
+Sharing}`, the last None where it leaves no prefix for others. A report is one epoch's metrics, or `{"failure": text}`:
+a Python error fails its run at once, it does not look like a crash to be retried; `{"disk_full": folder}` is no fault
+of the run.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator import disk
+from orchestrator.devices import reserved_device
 from orchestrator.reservations import note_placement_group
 from search_spaces.study import Resources
 from trainers.config import parse
@@ -282,7 +284,8 @@ def run_job(job: dict[str, Any], device: Any = None) -> Generator[EpochRecord]:
 
     torch.set_num_threads(int(job["threads"]))
     torch.manual_seed(0)
-    experiment, run_dir, ranks = parse(job["experiment"]), Path(job["run_dir"]), Ranks.current(device)
+    experiment, run_dir = parse(job["experiment"]), Path(job["run_dir"])
+    ranks = Ranks.current(device or reserved_device(job["gpus"]))
     sharing = job["sharing"]
     if sharing is None:
         yield from fit(experiment, run_dir, ranks=ranks)

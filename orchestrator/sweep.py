@@ -199,6 +199,7 @@ def configuration(
         "experiment": experiment.to_dict(),
         "run_dir": str(folder),
         "threads": resources.cpus_per_worker,
+        "gpus": resources.gpus_per_worker,
         "sharing": sharing,
     }
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from orchestrator.devices import reserved_device
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -36,6 +38,8 @@ def run_tasks(tasks: Sequence[Task], *, address: str | None, threads: int | None
 
 
 def _run_here(tasks: Sequence[Task], threads: int | None, console: Console) -> None:
+    from trainers.ranks import Ranks
+
     if threads:
         import torch
 
@@ -44,7 +48,7 @@ def _run_here(tasks: Sequence[Task], threads: int | None, console: Console) -> N
     for done, task in enumerate(tasks):
         with console.status(f"{task.name} ({done} of {len(tasks)} done)"):
             if task.load is not load:
-                load, model = task.load, _loaded(task.load)
+                load, model = task.load, task.load().to(Ranks.current().device)
             assert model is not None
             said = task.work(model)
         _say(task.name, said, console)
@@ -56,10 +60,11 @@ def _run_on_ray(tasks: Sequence[Task], address: str | None, threads: int, consol
     with cluster.connect(address, 1) as capacity:
         import ray
 
-        remote = ray.remote(_run_there).options(num_cpus=threads, num_gpus=1 if capacity.gpus else 0, max_retries=2)
+        gpus = 1 if capacity.gpus else 0
+        remote = ray.remote(_run_there).options(num_cpus=threads, num_gpus=gpus, max_retries=2)
         # The weights of foreign models travel: once, not with every task.
         loads = {id(task.load): ray.put(task.load) for task in tasks}
-        pending = {remote.remote(loads[id(task.load)], task.work, threads): task.name for task in tasks}
+        pending = {remote.remote(loads[id(task.load)], task.work, threads, gpus): task.name for task in tasks}
         console.print(f"{len(tasks)} tasks on {capacity.cpus} CPUs, {threads} each", soft_wrap=True)
         while pending:
             (reference,), _ = ray.wait(list(pending), num_returns=1)
@@ -67,17 +72,11 @@ def _run_on_ray(tasks: Sequence[Task], address: str | None, threads: int, consol
             _say(name, ray.get(reference), console)
 
 
-def _run_there(load: Callable[[], nn.Module], work: Callable[[nn.Module], str], threads: int) -> str:
+def _run_there(load: Callable[[], nn.Module], work: Callable[[nn.Module], str], threads: int, gpus: int) -> str:
     import torch
 
     torch.set_num_threads(threads)
-    return work(_loaded(load))
-
-
-def _loaded(load: Callable[[], nn.Module]) -> nn.Module:
-    from trainers.ranks import Ranks
-
-    return load().to(Ranks.current().device)
+    return work(load().to(reserved_device(gpus)))
 
 
 def _say(name: str, said: str, console: Console) -> None:

@@ -106,7 +106,9 @@ class Resources(Section):
 
     workers: int = Field(default=1, ge=1)
     cpus_per_worker: int = Field(default=1, ge=1)
-    gpus_per_worker: float = Field(default=0, ge=0)
+    gpus_per_worker: float = Field(
+        default=0, ge=0, description="0: the CPU; 0.5: two trials of one worker share a GPU; above 1 whole numbers"
+    )
     concurrent_trials: int | None = Field(default=None, ge=1, description="default: what fits on the cluster")
 
 
@@ -211,7 +213,8 @@ def _contradictions(study: Study) -> list[Problem]:
             field = f"search.constraints.{metric}.baseline"
             problems.append(Problem(field, f"{constraint.baseline}: search.start has {len(study.search.start)} points"))
     problems += [
-        *_undivided_batches(study), *_idle_pruning(study), *_unsuited_sampler(study), *_crooked_ladder(study)
+        *_undivided_batches(study), *_idle_pruning(study), *_unsuited_sampler(study), *_crooked_ladder(study),
+        *_shared_gpus(study),
     ]  # fmt: skip
     return problems
 
@@ -292,3 +295,19 @@ def _name_dimensions(problems: list[Problem], content: Mapping[str, Any]) -> lis
             parts[1] = str(dimension["path"]) if isinstance(dimension, dict) and "path" in dimension else parts[1]
         named.append(Problem(".".join(parts), problem.message))
     return named
+
+
+def _shared_gpus(study: Study) -> list[Problem]:
+    """Parts of GPUs that Ray or NCCL would refuse, after everything has started."""
+    each = study.resources.gpus_per_worker
+    field = "resources.gpus_per_worker"
+    if each > 1 and each != int(each):
+        return [Problem(field, f"{each:g}: above 1 only whole numbers")]
+    if 0 < each < 1:
+        workers = {"resources.workers": study.resources.workers, "confirm.workers": study.confirm_resources.workers}
+        for name, count in workers.items():
+            if count > 1:
+                return [
+                    Problem(field, f"{each:g}: {name} is {count}, and the workers of a group need whole GPUs (NCCL)")
+                ]
+    return []

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from tests.cluster.ray_node import RayNode, make_token
 from tests.faults.processes import wait_until
-from tests.integration.conftest import STUDY, Command, command, environment, run
+from tests.integration.conftest import STUDY, command, environment, run
 from tests.integration.test_extension import METHOD, install
 from trainers.records import read_records
 
@@ -57,9 +57,9 @@ class Cluster:
 
 
 def slow_while(file: Path) -> str:
-    """The toy method, slow as long as a certain file is there: to be caught in the middle of a trial."""
+    """The toy method, as long as a certain file is there slower than the verbs that have to find it at work."""
     head = "def ce_both(natural_logits, adversarial_logits, labels, *, beta):\n"
-    brake = f"    import pathlib, time\n    time.sleep(0.25 * pathlib.Path({str(file)!r}).exists())\n"
+    brake = f"    import pathlib, time\n    time.sleep(2.0 * pathlib.Path({str(file)!r}).exists())\n"
     return METHOD.replace(head, head + brake)
 
 
@@ -212,12 +212,3 @@ def test_a_sweep_and_the_doctor_join_by_address(cluster: Cluster, tmp_path: Path
     assert looked.returncode == 0, looked.stdout
     for name in ("Ray", "versions", "clocks", "shared", "network", "data"):
         assert f"ok    {name}" in looked.stdout
-
-
-def test_paths_of_a_submitted_study_are_those_of_the_cluster(answer: Command) -> None:
-    result = answer(
-        "submit", "quickstart", "--storage", "runs", "--data-dir", "data", "--address", "http://127.0.0.1:9"
-    )
-    assert result.returncode == 2
-    assert "--storage: 'runs': must be an absolute path" in result.stderr
-    assert "--data-dir: 'data': must be an absolute path" in result.stderr

@@ -118,3 +118,12 @@ def test_listings_come_in_three_formats(answer: Command, form: str) -> None:
         assert result.stdout
     assert answer("methods", "--format", "xml").returncode == 2
     assert "Did you mean trades?" in answer("methods", "trade").stderr
+
+
+def test_paths_of_a_submitted_study_are_those_of_the_cluster(answer: Command) -> None:
+    result = answer(
+        "submit", "quickstart", "--storage", "runs", "--data-dir", "data", "--address", "http://127.0.0.1:9"
+    )
+    assert result.returncode == 2
+    assert "--storage: 'runs': must be an absolute path" in result.stderr
+    assert "--data-dir: 'data': must be an absolute path" in result.stderr

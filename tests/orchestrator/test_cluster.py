@@ -1,4 +1,4 @@
-"""A private Ray: what happens when it does not come up in time."""
+"""A private Ray that does not come up in time, what fits on which nodes, and what a worker computes on."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from orchestrator import cluster
+from orchestrator.cluster import Capacity, NodeCapacity
+from orchestrator.devices import reserved_device
+from search_spaces.study import Resources
+from trainers.problems import InvalidInput
 
 
 @pytest.fixture
@@ -26,7 +31,8 @@ def slow_ray(monkeypatch):
 
         monkeypatch.setattr(ray, "init", init)
         monkeypatch.setattr(ray, "shutdown", lambda: None)
-        monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+        nodes = [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": False, "Resources": {"CPU": 8.0}}]
+        monkeypatch.setattr(ray, "nodes", lambda: nodes)
         return folders
 
     return install
@@ -52,3 +58,47 @@ def test_other_errors_are_not_tried_again(slow_ray):
     with pytest.raises(Exception, match="something else"):
         cluster.connect(None, trial_slots=1).__enter__()
     assert len(folders) == 1
+
+
+# What fits
+
+
+@pytest.mark.parametrize(
+    ("nodes", "resources", "count", "limit"),
+    [
+        ([(2, 0)], {}, 2, "2 CPUs"),
+        ([(8, 2)], {"gpus_per_worker": 1}, 2, "2 GPUs"),
+        ([(8, 2)], {"gpus_per_worker": 0.5}, 4, "2 GPUs"),
+        ([(2, 2)], {"gpus_per_worker": 0.5}, 2, "2 CPUs"),
+        # A worker is on one GPU: the fifths that are left of two do not make a place.
+        ([(8, 2)], {"gpus_per_worker": 0.4}, 4, "2 GPUs"),
+        ([(8, 1)], {"gpus_per_worker": 0.1}, 8, "8 CPUs"),
+        ([(9, 3)], {"gpus_per_worker": 2}, 1, "3 GPUs"),
+        # Workers of one trial may be on several nodes, the CPUs of one worker may not.
+        ([(5, 0), (3, 0)], {"cpus_per_worker": 4}, 1, "8 CPUs"),
+        ([(5, 0), (3, 0)], {"cpus_per_worker": 2, "workers": 3}, 1, "8 CPUs"),
+        # A node without GPUs is no place for a worker that needs one.
+        ([(8, 1), (8, 0)], {"gpus_per_worker": 1, "workers": 1}, 1, "1 GPUs"),
+        ([(8, 1), (8, 3)], {"gpus_per_worker": 1, "workers": 2}, 2, "4 GPUs"),
+        ([(8, 0)], {"concurrent_trials": 3}, 3, "resources.concurrent_trials"),
+    ],
+)
+def test_as_many_trials_run_at_once_as_have_a_place_on_some_node(nodes, resources, count, limit):
+    capacity = Capacity(tuple(NodeCapacity(cpus, gpus) for cpus, gpus in nodes), private=False)
+    assert capacity.concurrent_trials(Resources(**resources)) == (count, limit)
+
+
+def test_what_fits_on_no_node_is_refused_and_not_waited_for():
+    capacity = Capacity((NodeCapacity(2, 0), NodeCapacity(2, 0)), private=False)
+    with pytest.raises(InvalidInput, match=r"confirm.workers: 1 workers of 3 CPUs .* 4 CPUs and 0 GPUs on 2 nodes"):
+        capacity.require(Resources(cpus_per_worker=3), "confirm")
+
+
+def test_a_worker_computes_on_what_was_reserved_for_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert reserved_device(0) == torch.device("cpu")
+    assert reserved_device(0.5) == torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert reserved_device(0) == torch.device("cpu")
+    with pytest.raises(InvalidInput, match=r"gpus_per_worker: 1: Ray reserved a GPU on .* can use none there"):
+        reserved_device(1)

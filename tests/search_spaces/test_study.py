@@ -134,6 +134,13 @@ def test_a_study_may_search_nothing():
         ({"resources": {"workers": 3}}, "resources.workers", "128"),
         ({"confirm": {"workers": 3}}, "confirm.workers", "128"),
         ({"resources": {"gpus_per_worker": -1}}, "resources.gpus_per_worker", "-1"),
+        ({"resources": {"gpus_per_worker": 1.5}}, "resources.gpus_per_worker", "whole numbers"),
+        ({"resources": {"gpus_per_worker": 0.5, "workers": 2}}, "resources.gpus_per_worker", "resources.workers is 2"),
+        (
+            {"resources": {"gpus_per_worker": 0.5}, "confirm": {"workers": 2}},
+            "resources.gpus_per_worker",
+            "confirm.workers is 2",
+        ),
         ({"space": {"evaluation.epsilon": [0.1]}}, "space.evaluation.epsilon", "can't be compared"),
         ({"space": {"method.gamma": [0.1]}}, "space.method.gamma", "unknown field"),
         ({"space": {"epochs": {"low": 3}}}, "space.epochs", "low and high"),
