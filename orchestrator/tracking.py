@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.credentials import refuse_password
 from search_spaces.study import Study, Tracking
@@ -20,6 +20,7 @@ from trainers.problems import InvalidInput
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import RunInfo
+    from rich.console import Console
 
 RUN_TAG, KIND_TAG = "orchestrator.run", "orchestrator.kind"
 
@@ -84,6 +85,16 @@ def log_folder(
         else:
             client.log_artifact(run_id, str(path))
     client.set_terminated(run_id, "FINISHED")
+
+
+def hand_over(uri: str, console: Console, **what: Any) -> None:
+    """`log_folder`, and say where it went; a server that fails is a warning: the folder itself stands."""
+    try:
+        log_folder(uri, **what)
+    except Exception as error:
+        console.print(f"MLflow has not got it ({error}); the same command again sends it", style="yellow", markup=False)
+    else:
+        console.print(f"MLflow: {uri}", soft_wrap=True)
 
 
 def connected(uri: str) -> MlflowClient:

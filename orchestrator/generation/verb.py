@@ -176,7 +176,6 @@ def _print(lines: Sequence[Line], console: Console) -> None:
 def _publish(
     made: Sequence[Made], lines: Sequence[Line], recipe: Recipe, output: Path, uri: str, console: Console
 ) -> None:
-    """To MLflow; what is written already stands, whatever the server does."""
     metrics = {
         f"{file_name(str(line['network']))}/{line['init']}/{name.replace(' ', '_')}": value
         for line in lines
@@ -185,16 +184,11 @@ def _publish(
     }
     identity = recipe.digest(" ".join(f"{one.network} {one.init} {one.images.tobytes()[:4096]!r}" for one in made))
     born = max(file.stat().st_mtime for file in (output / SHARDS_FOLDER).glob("*.npz"))
-    try:
-        tracking.log_folder(
-            uri, identity=identity, kind="generation", name="generated images", time=born,
-            params={"recipe": _how(recipe)}, metrics=metrics,
-            artifacts=[output / PAGE_FILE, output / FIGURES_FOLDER],
-        )  # fmt: skip
-    except Exception as error:
-        console.print(f"MLflow has not got it ({error}); the same command again sends it", style="yellow", markup=False)
-        return
-    console.print(f"MLflow: {uri}", soft_wrap=True)
+    tracking.hand_over(
+        uri, console, identity=identity, kind="generation", name="generated images", time=born,
+        params={"recipe": _how(recipe)}, metrics=metrics,
+        artifacts=[output / PAGE_FILE, output / FIGURES_FOLDER],
+    )  # fmt: skip
 
 
 def number_of_classes(networks: Sequence[Network]) -> int:

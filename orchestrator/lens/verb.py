@@ -83,21 +83,15 @@ def look(
 
 
 def _publish(lens: Lens, output: Path, uri: str, console: Console) -> None:
-    """To MLflow; what is written already stands, whatever the server does."""
     names = {f"network.{place}": one.name for place, one in enumerate(lens.seen)}
     who = [one.network.subject.source for one in lens.seen]
     identity = hashlib.sha256(repr((lens.protocol.key, names, who)).encode()).hexdigest()[:32]
     born = max(file.stat().st_mtime for file in (output / POINTS_FOLDER).glob("*.npz"))
-    try:
-        tracking.log_folder(
-            uri, identity=identity, kind="lens", name=f"lens of {len(lens.seen)} networks", time=born,
-            params=names | {"protocol": lens.protocol.key}, metrics=metrics(lens),
-            artifacts=[output / PAGE_FILE, output / FIGURES_FOLDER],
-        )  # fmt: skip
-    except Exception as error:
-        console.print(f"MLflow has not got it ({error}); the same command again sends it", style="yellow", markup=False)
-        return
-    console.print(f"MLflow: {uri}", soft_wrap=True)
+    tracking.hand_over(
+        uri, console, identity=identity, kind="lens", name=f"lens of {len(lens.seen)} networks", time=born,
+        params=names | {"protocol": lens.protocol.key}, metrics=metrics(lens),
+        artifacts=[output / PAGE_FILE, output / FIGURES_FOLDER],
+    )  # fmt: skip
 
 
 def write(lens: Lens, output: Path) -> None:

@@ -118,8 +118,8 @@ def test_no_epoch_that_was_recorded_is_computed_again(story: Story) -> None:
 def test_it_ends_as_an_undisturbed_run(stack: Stack, story: Story) -> None:
     cut = story.cut_off
     experiment = f"{FOLDERS[cut.trial]}/experiment.yaml"
-    stack.inside("worker", f"orchestrator train --run-dir /tmp/alone --threads 1 {experiment}")
-    stack("cp", "worker:/tmp/alone", str(story.folder))
+    stack.inside("head", f"orchestrator train --run-dir /tmp/alone --threads 1 {experiment}")
+    stack("cp", "head:/tmp/alone", str(story.folder))
     alone = read_records(story.folder / "alone")
     clocks = ("seconds", "images_per_second")
     for ours, theirs in zip(cut.records, alone, strict=True):
