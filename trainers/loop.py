@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -36,7 +37,11 @@ from trainers.step import build_method, train_step
 from trainers.totals import Diverged, EpochTotals
 
 EXPERIMENT_FILE = "experiment.yaml"
-_IDENTITY_FILE = "digest.json"
+_IDENTITY_FILE, _WRITER_FILE = "digest.json", "writer.json"
+
+
+class TakenOver(OSError):
+    """Another process trains this run now; this one must not write into its folder any more."""
 
 
 def fit(
@@ -45,9 +50,11 @@ def fit(
     """Train, yielding one record an epoch, equal on all ranks; continue from the newest whole checkpoint.
 
     A run that is already finished says its last record again. `splits` saves loading the data when the caller has
-    them. Raises InvalidInput if `run_dir` holds another experiment, Diverged if the loss is not finite.
+    them. Raises InvalidInput if `run_dir` holds another experiment, Diverged if the loss is not finite, TakenOver if
+    another process has begun to train this run: a node that was given up may still reach the storage.
     """
-    _claim(experiment, run_dir, ranks, resume)
+    writer = ranks.broadcast(uuid.uuid4().hex)
+    _claim(experiment, run_dir, ranks, resume, writer)
     splits = splits if splits is not None else load_splits(experiment.data)
     splits = replace(splits, train=splits.train.to(ranks.device), validation=splits.validation.to(ranks.device))
     batches = TrainingBatches(splits.train, experiment, ranks)
@@ -128,17 +135,19 @@ def fit(
         state = {"optimizer": optimizer.state_dict(), **networks.state()}
         is_best, is_new = record.metrics[ROBUST_ACCURACY] > best, epoch not in {record.epoch for record in known}
         ranks.on_first(
-            partial(_keep, run_dir, experiment, networks.kept, state, record, is_best=is_best, is_new=is_new)
+            partial(_keep, run_dir, writer, experiment, networks.kept, state, record, is_best=is_best, is_new=is_new)
         )
         best = max(best, record.metrics[ROBUST_ACCURACY])
         yield record
 
 
 def _keep(
-    run_dir: Path, experiment: Experiment, model: nn.Module, state: Mapping[str, Any], record: EpochRecord,
-    *, is_best: bool, is_new: bool,
+    run_dir: Path, writer: str, experiment: Experiment, model: nn.Module, state: Mapping[str, Any],
+    record: EpochRecord, *, is_best: bool, is_new: bool,
 ) -> None:  # fmt: skip
     """Checkpoint first: an epoch that is recorded is never lost."""
+    if json.loads((run_dir / _WRITER_FILE).read_text())["writer"] != writer:
+        raise TakenOver(f"{run_dir} is trained by another process now")
     folder = checkpoint.save(run_dir, experiment, model, state, record)
     if is_best:
         checkpoint.mark_best(run_dir, folder)
@@ -146,19 +155,20 @@ def _keep(
         append_record(run_dir, record)
 
 
-def _claim(experiment: Experiment, run_dir: Path, ranks: Ranks, resume: bool) -> None:
+def _claim(experiment: Experiment, run_dir: Path, ranks: Ranks, resume: bool, writer: str) -> None:
     """Make the run folder this experiment's; refuse, on every rank, one that holds another's."""
     refusal = ranks.broadcast(_refusal(experiment, run_dir, resume) if ranks.is_first else None)
     if refusal is not None:
         raise InvalidInput.single(str(run_dir), refusal)
-    ranks.on_first(partial(_identify, experiment, run_dir))
+    ranks.on_first(partial(_identify, experiment, run_dir, writer))
 
 
-def _identify(experiment: Experiment, run_dir: Path) -> None:
+def _identify(experiment: Experiment, run_dir: Path, writer: str) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     for name, content in (
         (EXPERIMENT_FILE, experiment.to_yaml()),
         (_IDENTITY_FILE, json.dumps({"digest": experiment.digest()}) + "\n"),
+        (_WRITER_FILE, json.dumps({"writer": writer}) + "\n"),
     ):
         staging = run_dir / f".{name}"
         staging.write_text(content)

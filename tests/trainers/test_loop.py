@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from trainers import checkpoint
-from trainers.loop import Diverged, fit
+from trainers.loop import Diverged, TakenOver, fit
 from trainers.problems import InvalidInput
 from trainers.records import RECORDS_FILE, append_record, read_records
 
@@ -186,3 +186,18 @@ def test_the_global_random_state_is_left_alone(experiment, splits, alone, tmp_pa
     before = torch.get_rng_state()
     list(fit(experiment({"epochs": 1}), tmp_path, ranks=alone, splits=splits))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_who_was_given_up_writes_no_more_once_another_process_trains_the_run(experiment, splits, alone, tmp_path):
+    """A node that is cut off from the cluster may still reach the storage, and goes on in the old folder."""
+    settings = experiment({"method.name": "fgsm_rs", "epochs": 4})
+    given_up = fit(settings, tmp_path / "run", ranks=alone, splits=splits)
+    next(given_up)
+    successor = fit(settings, tmp_path / "run", ranks=alone, splits=splits)
+    next(successor)
+    with pytest.raises(TakenOver, match="run is trained by another process now"):
+        next(given_up)
+    list(successor)
+    records = list(fit(settings, tmp_path / "alone", ranks=alone, splits=splits))
+    assert without_clock(read_records(tmp_path / "run")) == without_clock(records)
+    assert same_weights(final_weights(tmp_path / "run"), final_weights(tmp_path / "alone"))
