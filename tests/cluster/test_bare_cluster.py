@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,8 @@ def sent(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Sent:
         watching = subprocess.Popen(
             command("job", "logs", "sent-1", "--follow"), cwd=folder, env=environment(**cluster.variables, **here),
             stdout=output, stderr=subprocess.STDOUT,
+            # Whoever started these tests in the background of a shell has them ignore Ctrl-C; a user's shell has not.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.default_int_handler),
         )  # fmt: skip
     run_dir = folder / "shared" / "sent" / "trials" / "0000"
     wait_until(
