@@ -29,9 +29,12 @@ def environment() -> dict[str, Any]:
 
 def _git_commit() -> str | None:
     """The commit of this code: of its working tree, else of the image that it was built into."""
+    this = Path(__file__)
+    git = ["git", "-C", str(this.parent)]
     try:
-        where = Path(__file__).parent
-        command = ["git", "-C", str(where), "rev-parse", "HEAD"]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+        # Installed into somebody's project, this file lies in a repository that does not know it.
+        for words in (["ls-files", "--error-unmatch", this.name], ["rev-parse", "HEAD"]):
+            done = subprocess.run([*git, *words], capture_output=True, text=True, check=True, timeout=5)
     except (OSError, subprocess.SubprocessError):
         return os.environ.get("ORCHESTRATOR_REVISION") or None
+    return done.stdout.strip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +13,7 @@ from trainers.problems import InvalidInput, Problem
 
 if TYPE_CHECKING:
     from orchestrator.jobs import Jobs
+    from search_spaces.study import Study
 
 job = typer.Typer(help="Studies that were submitted to a cluster.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -46,7 +48,19 @@ def submit(
     if data_dir:
         overrides.append(f"experiment.data.directory={data_dir}")
     loaded = load_study(study, overrides, smoke=smoke)
+    _check_database(loaded, storage)
     _announce(Jobs(address).submit(loaded, Place(storage, python)))
+
+
+def _check_database(study: Study, storage: str) -> None:
+    """Raise InvalidInput for a file on this machine: the driver would look for it on another."""
+    database = study.search.storage or ""
+    file = database.removeprefix("sqlite:///")
+    if file != database and not Path(file).is_relative_to(storage):
+        raise InvalidInput.single(
+            "search.storage", f"{database!r}: lies outside of {storage}, which is what the nodes share; leave it out "
+            "(then it is in the study's folder there) or name a database server"
+        )  # fmt: skip
 
 
 @job.command("list")

@@ -28,6 +28,9 @@ from trainers.problems import InvalidInput, unknown_name
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"  # Ray's own command line reads it too
 _LONGEST_EPOCH_SECONDS = 3600  # a driver that is asked to stop may take so long to end the epoch; then it is killed
+# What a job of ours carries; others may have a "study" too.
+_STUDY, _STORAGE, _PYTHON = "orchestrator.study", "orchestrator.storage", "orchestrator.python"
+_METADATA = {_STUDY, _STORAGE, _PYTHON}
 _OVER = ("succeeded", "failed", "stopped")
 
 
@@ -103,7 +106,7 @@ class Jobs:
         with self._explained():
             known = self._client.list_jobs()
         known.sort(key=lambda details: details.start_time or 0)
-        return [_job(details) for details in known if "study" in (details.metadata or {})]
+        return [_job(details) for details in known if set(details.metadata or {}) >= _METADATA]
 
     def find(self, name: str) -> Job:
         """One of them. Raises InvalidInput if there is none of that name."""
@@ -141,7 +144,7 @@ class Jobs:
                 self._client.submit_job(
                     entrypoint=place.entrypoint(*words),
                     submission_id=f"{study}-{max(numbers, default=0) + 1}",
-                    metadata={"study": study, "storage": place.storage, "python": place.python},
+                    metadata={_STUDY: study, _STORAGE: place.storage, _PYTHON: place.python},
                     runtime_env={
                         "working_dir": str(folder),
                         "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(_LONGEST_EPOCH_SECONDS)},
@@ -162,9 +165,9 @@ class Jobs:
 
 
 def _job(details: Any) -> Job:
-    place = Place(details.metadata["storage"], details.metadata["python"])
+    place = Place(details.metadata[_STORAGE], details.metadata[_PYTHON])
     state = str(details.status).lower()
-    return Job(details.submission_id, details.metadata["study"], place, state, details.driver_exit_code)
+    return Job(details.submission_id, details.metadata[_STUDY], place, state, details.driver_exit_code)
 
 
 def _pack(point: EntryPoint, folder: Path) -> None:

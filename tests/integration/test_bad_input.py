@@ -127,3 +127,12 @@ def test_paths_of_a_submitted_study_are_those_of_the_cluster(answer: Command) ->
     assert result.returncode == 2
     assert "--storage: 'runs': must be an absolute path" in result.stderr
     assert "--data-dir: 'data': must be an absolute path" in result.stderr
+
+
+def test_a_submitted_study_can_not_have_its_database_in_a_file_of_this_machine(answer: Command) -> None:
+    words = ("submit", "quickstart", "--storage", "/shared/runs", "--address", "http://127.0.0.1:9")
+    result = answer(*words, "search.storage=sqlite:///optuna.db")
+    assert result.returncode == 2
+    assert "optuna.db': lies outside of /shared/runs" in result.stderr
+    # Below the shared folder it is refused no more: what fails is that nobody answers.
+    assert "lies outside" not in answer(*words, "search.storage=sqlite:////shared/runs/optuna.db").stderr
