@@ -98,11 +98,18 @@ def _check_combinations(raw: dict[str, Any], schedule: dict[str, Any], problems:
                 "'no_perturb': a regularizer compares images with their attacked versions; use 'drop', or none",
             )
         )
-    aligned = isinstance(regularizer, dict) and regularizer.get("name") == "grad_align"
-    if raw.get("precision") == "bfloat16" and aligned:
-        problems.append(Problem("precision", "'bfloat16': grad_align differentiates twice and needs float32"))
-    if raw.get("compile") is True and aligned:
-        problems.append(Problem("compile", "true: grad_align differentiates twice, which a compiled network can't"))
+    twice = _differentiated_twice(regularizer)
+    if raw.get("precision") == "bfloat16" and twice:
+        problems.append(Problem("precision", f"'bfloat16': {twice} differentiates twice and needs float32"))
+    if raw.get("compile") is True and twice:
+        problems.append(Problem("compile", f"true: {twice} differentiates twice, which a compiled network can't"))
+
+
+def _differentiated_twice(regularizer: Any) -> str | None:
+    """The regularizer's name if its loss has gradients with respect to the image in it."""
+    name = str(regularizer.get("name")) if isinstance(regularizer, dict) else ""
+    entry = catalog.REGULARIZER.get(name)
+    return name if entry is not None and "input_gradients" in entry.needed(regularizer) else None
 
 
 def _fill_data(data: dict[str, Any], problems: list[Problem]) -> catalog.Dataset:
