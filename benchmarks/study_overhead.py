@@ -67,6 +67,7 @@ def _study(folder: Path, seeds: range, epochs: int) -> float:
         "experiment": EXPERIMENT | {"epochs": epochs},
         "space": {"seed": list(seeds)},
         "search": {"sampler": "grid", "trials": len(seeds), "checkpoint": "last"},
+        "confirm": {"top": 0},
         "resources": {"workers": 1, "cpus_per_worker": 1},
     }
     file.write_text(yaml.safe_dump(study))
