@@ -217,7 +217,7 @@ class GroupSlot(tune.Trainable):
         try:
             TorchTrainer(
                 worker_group,
-                train_loop_config={"mailbox": self._mailbox},
+                train_loop_config={"mailbox": self._mailbox, "gpus": self.resources.gpus_per_worker},
                 torch_config=GroupConfig(backend="nccl" if on_gpu else "gloo"),
                 scaling_config=ScalingConfig(
                     num_workers=self.resources.workers, use_gpu=on_gpu, resources_per_worker=needs
@@ -247,10 +247,12 @@ def worker_group(config: dict[str, Any]) -> None:
     """What every Ray Train worker does: take a job, fit, report, take the next one."""
     import ray.train
 
+    from trainers.loop import TakenOver
     from trainers.ranks import Ranks
 
     mailbox = config["mailbox"]
-    device = ray.train.torch.get_device()
+    # Workers see the GPUs of all on their node, Ray knows which is whose; where none is reserved it would name one too.
+    device = ray.train.torch.get_device() if config["gpus"] else reserved_device(0)
     while True:
         ranks = Ranks.current(device)
         job = ranks.broadcast(ray.get(mailbox.next_job.remote()) if ranks.is_first else None)
@@ -263,8 +265,8 @@ def worker_group(config: dict[str, Any]) -> None:
                 report = report_of(record, int(job["experiment"]["epochs"]))
                 if ranks.broadcast(ray.get(mailbox.report.remote(report)) if ranks.is_first else False):
                     break
-        except RayError:
-            raise  # the mailbox is gone: not the run's fault, and nobody to tell
+        except (RayError, TakenOver):
+            raise  # the mailbox is gone, or belongs to the group that has taken this one's place: nobody to tell
         except Exception as error:
             # It is the run's own only if every rank lives to meet it. If one has died, this raises: Train starts the
             # group again, which finds its job in the mailbox.

@@ -111,6 +111,17 @@ def test_foreign_weights_get_the_flags_of_the_same_net_as_a_run(run_folder, weig
     assert foreign.protocol.checkpoint == "weights"
 
 
+def test_a_fast_evaluation_says_so_in_its_protocol(run_folder, evaluate, tmp_path):
+    code, printed, _ = evaluate(run_folder, *PGD, "--fast", "--output", "fast.json")
+    assert code == OK
+    assert "bfloat16-search" in printed
+    assert evaluate(run_folder, *PGD, "--output", "exact.json")[0] == OK
+    fast, exact = (Evaluation.load(tmp_path / f"{name}.json") for name in ("fast", "exact"))
+    assert fast.protocol.is_fast
+    assert fast.protocol.key != exact.protocol.key
+    assert fast.flags.standing["clean"] == exact.flags.standing["clean"]
+
+
 def test_a_model_of_the_users_own_code_is_attacked_and_its_softmax_warned_of(evaluate, tmp_path):
     (tmp_path / "net.py").write_text(
         "from torch import nn\n\n\ndef factory():\n"
