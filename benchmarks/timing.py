@@ -39,14 +39,20 @@ def in_turns(ours: Callable[[], object], others: dict[str, Callable[[], object]]
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for round_ in range(rounds + 1):
         for name, call in calls.items():
-            began = _now()
-            call()
+            taken = seconds_of(call)
             if round_:
-                seconds[name].append(_now() - began)
+                seconds[name].append(taken)
     return Timed(
         statistics.median(seconds[""]),
         {name: ratio_of([b / a for a, b in zip(seconds[""], seconds[name], strict=True)]) for name in others},
     )
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    """How long one call takes: of this process on a CPU; on a GPU by the clock, once the device is done."""
+    began = _now()
+    call()
+    return _now() - began
 
 
 def ratio_of(values: list[float]) -> Ratio:

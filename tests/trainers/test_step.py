@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.counting import HostSyncs, Kernels
 from trainers import catalog
 from trainers.methods.outer import ce_adv
 from trainers.models.build import build_model
@@ -58,20 +59,6 @@ def test_a_step_costs_the_passes_of_the_catalog(name, experiment, splits):
     assert counted.passes == settings.training_passes
 
 
-class Kernels(TorchDispatchMode):
-    """Counts operations that compute something: neither views nor allocations nor marks for profilers."""
-
-    idle = ("empty", "_record_function_enter_new", "_record_function_exit")
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        self.count += not operation.is_view and operation.overloadpacket.__name__ not in self.idle
-        return operation(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("network", ["resnet18", "preact_resnet18"])
 def test_a_single_step_update_of_resnet18_is_at_most_330_kernels(network, experiment, splits):
     settings = experiment({"method.name": "fgsm_rs", "model": {"name": network, "width": 2}})
@@ -79,24 +66,6 @@ def test_a_single_step_update_of_resnet18_is_at_most_330_kernels(network, experi
     with Kernels() as kernels:
         step()
     assert 200 < kernels.count <= 330
-
-
-class HostSyncs(TorchDispatchMode):
-    """Collects operations that make the host wait for the device: scalars, shapes and masks read back, host tensors."""
-
-    waiting = (aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.is_nonzero, aten.lift_fresh)
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        by_mask = operation.overloadpacket in (aten.index, aten.index_put, aten.index_put_) and any(
-            index is not None and index.dtype == torch.bool for index in args[1]
-        )
-        if operation.overloadpacket in self.waiting or by_mask:
-            self.seen.append(str(operation))
-        return operation(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("name", catalog.PRESETS)
