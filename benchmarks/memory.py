@@ -44,25 +44,14 @@ def _in_a_process(method: str, public: bool) -> float:
 
 
 def _steps(method: str, public: bool, sending: Connection) -> None:
-    from benchmarks.published import STEP_OF, Log
-    from benchmarks.training_step import BATCH, DEVICE, images_of, optimizer_of, settings_of
-    from trainers.models.build import build_model
-    from trainers.randomness import Noise, generator
-    from trainers.step import build_method, train_step
+    from benchmarks.subjects import BATCH, OurStep, PublishedStep, always, images_of, settings_of
 
     torch.set_num_threads(1)
-    experiment, data = settings_of(method), images_of(BATCH).to(DEVICE)
-    model = build_model(experiment).to(DEVICE).train()
-    if not public:
-        model = model.to(memory_format=torch.channels_last)
-    optimizer, noise = optimizer_of(model, fused=not public), Noise(generator(DEVICE, 0, "attack"))
-    images, ours, log = data.floats(), build_method(experiment), Log()
+    experiment, data = settings_of(method), always(images_of(BATCH))
+    step = PublishedStep(method, experiment, data) if public else OurStep(experiment, data)
     before = _peak()
     for _ in range(STEPS):
-        if public:
-            STEP_OF[method](model, optimizer, images.contiguous(), data.labels, noise, log)
-        else:
-            train_step(model, ours, optimizer, images, data.labels, noise, progress=0.0)
+        step()
     sending.send(_peak() - before)
 
 

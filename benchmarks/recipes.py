@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import statistics
 
-from benchmarks.our_step import OurStep
 from benchmarks.results import Table
+from benchmarks.subjects import ON_WHAT, OurStep, always, images_of
 from benchmarks.timing import seconds_of
-from benchmarks.training_step import ON_GPU, images_of
 from trainers.config import Experiment, parse
 from trainers.precision import tf32
 
@@ -29,26 +28,16 @@ def measure(rounds: int) -> Table:
         )  # fmt: skip
     return Table(
         "The papers' recipes on CIFAR-10",
-        f"{'One GPU' if ON_GPU else 'One CPU thread'}, not compiled: median of {rounds} training steps of each "
-        f"recipe's own net and batch, and what they make of its epochs of {CIFAR10_IMAGES:,} images, without the "
-        "measurements at an epoch's end.",
-        (
-            "recipe",
-            "method",
-            "net",
-            "epochs",
-            "images/s, float32",
-            "images/s, bfloat16",
-            "training, float32",
-            "training, bfloat16",
-        ),
+        f"Not compiled, {ON_WHAT}: median of {rounds} training steps of each recipe's own net and batch, and what they "
+        f"make of its epochs of {CIFAR10_IMAGES:,} images, without the measurements at an epoch's end.",
+        ("recipe", "method", "net", "epochs", *(f"{what}, {form}" for what in ("images/s", "time") for form in FORMS)),
         tuple(rows),
     )
 
 
 def _images_per_second(experiment: Experiment, form: str, rounds: int) -> float:
     batch = experiment.optimizer.batch_size
-    step = OurStep(experiment, images_of(batch), form)
+    step = OurStep(experiment, always(images_of(batch)), form)
     with tf32(allowed=False):
         step()
         return batch / statistics.median(seconds_of(step) for _ in range(rounds))

@@ -8,10 +8,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.counting import kernels_and_syncs
-from benchmarks.our_step import OurStep
 from benchmarks.results import Table
+from benchmarks.subjects import BATCH, DEVICE, ON_GPU, ON_WHAT, OurStep, always, images_of, settings_of, the_net
 from benchmarks.timing import in_turns, seconds_of
-from benchmarks.training_step import BATCH, DEVICE, MODEL, ON_GPU, images_of, settings_of
 from trainers.precision import tf32
 
 METHODS = ("fgsm_rs", "sat", "trades", "weat_adv")
@@ -22,13 +21,12 @@ def measure(rounds: int) -> Table:
     """One row a method and precision."""
     rates = {dtype: matmul_rate(dtype) for dtype in (torch.float32, torch.bfloat16)}
     rows = [row for name in METHODS for row in _rows_of(name, rates, rounds)]
-    net = ", ".join(f"{key} {value}" for key, value in MODEL.items())
     peaks = ", ".join(f"{str(dtype).removeprefix('torch.')} {rate / 1e9:,.0f}" for dtype, rate in rates.items())
     return Table(
         "Where the time of a step goes",
-        f"{net}; batch {BATCH}, {'GPU' if ON_GPU else 'one CPU thread, time of the process'}, medians of {rounds} "
-        f"rounds in turns. A large matrix product in the same run, GFLOP/s: {peaks}; `of that` is what a whole step "
-        "reaches. `attack` is its share of the step. Kernels and waits for the device are counted, without a clock.",
+        f"{the_net()}, {ON_WHAT}, medians of {rounds} rounds in turns. GFLOP/s of a large matrix product in the same "
+        f"run: {peaks}; `of that` is what a whole step reaches. `attack` is its share of the step. Kernels and waits "
+        "for the device are counted, without a clock.",
         ("method", "precision", "images/s", "GFLOP an image", "of that", "attack", "kernels", "waits"),
         tuple(rows),
     )
@@ -46,7 +44,7 @@ def matmul_rate(dtype: torch.dtype) -> float:
 
 def _rows_of(name: str, rates: dict[torch.dtype, float], rounds: int) -> list[tuple[str, ...]]:
     torch._dynamo.reset()
-    experiment, data = settings_of(name), images_of(BATCH)
+    experiment, data = settings_of(name), always(images_of(BATCH))
     with tf32(allowed=False):
         plain = OurStep(experiment, data)
         with FlopCounterMode(display=False) as counted:

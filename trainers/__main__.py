@@ -27,6 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         experiment = parse(read_words(options.words))
+        run_dir = options.run_dir or Path("runs") / experiment.digest()
     except InvalidInput as error:
         print(error, file=sys.stderr)
         return 2
@@ -47,7 +48,6 @@ def main(arguments: list[str] | None = None) -> int:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     ranks = Ranks.current()
-    run_dir = options.run_dir or Path("runs") / experiment.digest()
     try:
         if ranks.is_first:
             for notice in experiment.notices:

@@ -77,7 +77,8 @@ def save(
 ) -> Path:
     """Write `checkpoints/epoch_NNNN` atomically, then remove all but the newest `KEEP` and those of `keep_every`.
 
-    Raises OSError if it can't be written; what was written of it is removed.
+    Those of later epochs go too: they were broken, or the run would not have come back to this one. Raises OSError if
+    it can't be written; what was written of it is removed.
     """
     target = epoch_folder(run_dir, record.epoch)
     folder = target.parent
@@ -85,6 +86,9 @@ def save(
     training = io.BytesIO()
     torch.save(dict(state), training)
     _write(target, serialize(weights), training.getvalue(), record, experiment)
+    for broken in _by_epoch(folder):
+        if broken.name > target.name:
+            shutil.rmtree(broken)
     for old in _by_epoch(folder)[KEEP:]:
         if not is_kept(int(old.name.removeprefix("epoch_")), experiment.keep_every):
             shutil.rmtree(old)

@@ -102,7 +102,7 @@ def fit(
         networks.parallel.train()
         rows, first = batches.rows
         noise = Noise(generator(ranks.device, experiment.seed, "attack", epoch), rows, first)
-        totals = EpochTotals(ranks, rows, same_batch_norm=experiment.attack.batch_norm == "train")
+        totals = EpochTotals(ranks, rows, comparable=method.reuses_start)
         with tf32(allowed=experiment.precision == "tf32"):
             for step, (images, labels, attacked) in enumerate(batches.epoch(epoch), start=epoch * len(batches)):
                 optimizer.param_groups[0] |= {"lr": rates[step], "momentum": momentum[step]}

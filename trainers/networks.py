@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -54,11 +55,15 @@ class Networks:
         if self._average is None or self._decay is None:
             return
         kept, trained = list(self._average.state_dict().values()), list(self.trained.state_dict().values())
-        if self._followed:
-            torch._foreach_lerp_(kept, trained, 1.0 - self._decay)
-        else:
+        if not self._followed:
             torch._foreach_copy_(kept, trained)
-        self._followed = True
+            self._followed = True
+            return
+        floats = [tensor.is_floating_point() for tensor in kept]
+        torch._foreach_lerp_(list(compress(kept, floats)), list(compress(trained, floats)), 1.0 - self._decay)
+        for count, others in zip(kept, trained, strict=True):
+            if not count.is_floating_point():  # a network of another package may count its batches
+                count.copy_(others)
 
     def after_epoch(self) -> None:
         """Make the batch-norm statistics of all ranks one."""

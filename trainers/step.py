@@ -25,8 +25,8 @@ class TrainingMethod:
     """What a configured method does in a step. `epsilon` is the training attack's, in pixels of [0,1].
 
     `reuses_gradient`: the attack's first gradient is that at the image, as the update sees it. `reuses_start`: so are
-    its first logits; otherwise they come from another batch-norm mode. `weight_perturbation` is None where the method
-    has none; it acts from the fraction `perturbation_start` of the run.
+    its first logits; otherwise they come from another batch-norm mode or from weights that were not perturbed.
+    `weight_perturbation` is None where the method has none; it acts from the fraction `perturbation_start` of the run.
     """
 
     attacker: Attacker
@@ -47,7 +47,7 @@ def build_method(experiment: Experiment) -> TrainingMethod:
         entry = catalog.WEIGHT_PERTURBATION[method.weight_perturbation.name]
         perturb = partial(entry.load(), **{name: chosen[name] for name in entry.parameters})
         start = float(chosen.get("start", 0.0))
-    as_updated = attack.batch_norm == "train"
+    as_updated = catalog.sees_attack_as_update(attack.batch_norm, perturbed=perturb is not None)
     return TrainingMethod(
         attacker=training_attack(experiment),
         objective=build_objective(method),
@@ -90,12 +90,12 @@ def train_step(
         kept = torch.where(attacked[:, None, None, None], adversarial.images, images)
         adversarial = replace(adversarial, images=kept)
     noisy = images + noise.uniform(images, -method.epsilon, method.epsilon) if "input_gradients" in needs else None
-    start_logits = adversarial.start_logits
-    if "start_logits" in needs and not method.reuses_start:
-        with torch.no_grad():
-            start_logits = without_statistics(bare)(adversarial.start_images)
 
-    def terms(forward: Forward, gradient_forward: Forward) -> tuple[Tensor, Terms]:
+    def terms(forward: Forward, gradient_forward: Forward) -> tuple[StepTensors, Terms]:
+        start_logits = adversarial.start_logits
+        if "start_logits" in needs and not method.reuses_start:
+            with torch.no_grad():
+                start_logits = without_statistics(bare)(adversarial.start_images)
         natural_logits = forward(images) if "natural_logits" in needs else None
         adversarial_logits = forward(adversarial.images)
         natural_gradient = noisy_gradient = None
@@ -108,7 +108,7 @@ def train_step(
             adversarial_logits, labels, natural_logits, start_logits, natural_gradient, noisy_gradient,
             mean_over_ranks,
         )  # fmt: skip
-        return adversarial_logits, objective.terms(step, progress)
+        return step, objective.terms(step, progress)
 
     perturbation = {}
     if method.weight_perturbation is not None and progress >= method.perturbation_start:
@@ -116,18 +116,18 @@ def train_step(
             bare, lambda forward: terms(forward, forward)[1].total, mean_over_ranks=mean_over_ranks
         )
     with perturbed(bare, perturbation):
-        adversarial_logits, parts = terms(model, bare)
+        step, parts = terms(model, bare)
         optimizer.zero_grad(set_to_none=True)
         parts.total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     with torch.no_grad():
         zero = parts.total.new_zeros(())
-        easier = abnormal(start_logits, adversarial_logits, labels)
+        easier = abnormal(step.required("start_logits"), step.adversarial_logits, labels)
         if attacked is not None:
             easier &= attacked
         return StepResult(
             loss=parts.total.detach(),
-            adversarial_correct=(adversarial_logits.argmax(1) == labels).sum(),
+            adversarial_correct=(step.adversarial_logits.argmax(1) == labels).sum(),
             abnormal=easier.sum(),
             weight_sum=zero + len(labels) if parts.weights is None else parts.weights.sum(),
             regularizer=zero if parts.regularizer is None else parts.regularizer,

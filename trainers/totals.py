@@ -18,10 +18,14 @@ class Diverged(RuntimeError):
 
 
 class EpochTotals:
-    """Accumulates step results on the device; one synchronization and one reduction over ranks per epoch."""
+    """Accumulates step results on the device; one synchronization and one reduction over ranks per epoch.
 
-    def __init__(self, ranks: Ranks, batch_size: int, *, same_batch_norm: bool) -> None:
-        self._same_batch_norm = same_batch_norm
+    `comparable`: the start of an attack and its end were seen by the same weights in the same batch-norm mode, so that
+    it can be said which examples are abnormal.
+    """
+
+    def __init__(self, ranks: Ranks, batch_size: int, *, comparable: bool) -> None:
+        self._comparable = comparable
         self._ranks = ranks
         self._batch_size = batch_size
         self._sums = torch.zeros(len(_SUMMED), dtype=torch.float64, device=ranks.device)
@@ -52,7 +56,6 @@ class EpochTotals:
             )
         images = self._steps * self._batch_size
         mean_over_steps = self._steps * self._ranks.world_size
-        # After an attack in eval mode, start and end were seen by different batch norms: nothing to compare.
         abnormality = {"train/abnormal_count": abnormal_count, "train/abnormal_fraction": abnormal_count / images}
         return {
             "train/loss": loss / mean_over_steps,
@@ -60,5 +63,5 @@ class EpochTotals:
             "train/adversarial_accuracy": sums["adversarial_correct"] / images,
             "train/weight/mean": sums["weight_sum"] / images,
             "train/perturbation_norm/mean": sums["perturbation_norm"] / images,
-            **(abnormality if self._same_batch_norm else {}),
+            **(abnormality if self._comparable else {}),
         }

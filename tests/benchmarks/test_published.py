@@ -7,9 +7,9 @@ import copy
 import pytest
 import torch
 
-from benchmarks import memory, training_step
+from benchmarks import memory, subjects, training_step
 from benchmarks.published import STEP_OF, Log
-from benchmarks.training_step import images_of, optimizer_of, settings_of
+from benchmarks.subjects import images_of, optimizer_of, settings_of
 from trainers.models.build import build_model
 from trainers.randomness import Noise, generator
 from trainers.step import build_method, train_step
@@ -40,8 +40,8 @@ def test_one_step_moves_the_weights_alike(method):
 
 
 def test_a_table_of_training_steps_has_a_row_a_method(monkeypatch):
-    monkeypatch.setattr(training_step, "MODEL", NET)
-    monkeypatch.setattr(training_step, "BATCH", 8)
+    monkeypatch.setattr(subjects, "MODEL", NET)
+    monkeypatch.setattr(subjects, "BATCH", 8)
     monkeypatch.setattr(training_step, "STEP_OF", {"n_fgsm": STEP_OF["n_fgsm"]})
     (row,) = training_step.measure(1).rows
     assert (row[0], row[2]) == ("n_fgsm", "5")

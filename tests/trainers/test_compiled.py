@@ -85,6 +85,35 @@ def test_where_nothing_can_be_compiled_training_goes_on_and_says_so(experiment, 
     assert record.metrics["train/loss"] == plain.metrics["train/loss"]
 
 
+def test_the_runs_before_in_a_process_do_not_keep_one_from_being_compiled(experiment, digits, backend):
+    """PyTorch compiles a piece of code eight times, for whatever networks; a slot of a study trains many."""
+    compiled = []
+
+    def counted(graph, _):
+        compiled.append(graph)
+        return make_boxed_func(graph.forward)
+
+    backend(aot_autograd(fw_compiler=counted))
+    for width in range(2, 6):
+        settings = experiment({"method.name": "trades", "attack.steps": 2, "model.width": width})
+        before, made = len(compiled), []
+        updated(settings, digits, lambda model: made.append(Compiled(model)) or made[-1])  # noqa: B023
+        assert made[0].is_compiled
+        # Natural logits of the attack, the attack, the update.
+        assert len(compiled) - before >= 3
+
+
+def test_where_one_run_has_too_many_variants_it_goes_on_and_says_so(experiment, digits, backend):
+    backend("eager")
+    compiled = Compiled(build_model(experiment()))
+    for rows in range(2, 10):
+        compiled(digits[0][:rows])
+    assert compiled.is_compiled
+    with pytest.warns(UserWarning, match="uncompiled"):
+        compiled(digits[0][:10])
+    assert not compiled.is_compiled
+
+
 def test_a_run_can_be_compiled_in_earnest(experiment, splits, alone, tmp_path):
     """By the compiler that users have; its kernels may add in another order."""
     settings = {"method.name": "sat", "attack.steps": 2, "epochs": 1, "data.train_samples": 64}

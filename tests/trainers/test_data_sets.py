@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
 import pickle
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -238,18 +240,29 @@ def mapping_at(address):
     return path, memory
 
 
-def test_processes_that_decode_at_the_same_time_do_not_disturb_one_another(tmp_path):
-    folder = tmp_path / "cache"
+def decode_slowly(folder, started):
+    """What a process does: say that it is here, then ask for the arrays. Returns them as lists."""
 
-    def write(staging, others=()):
+    def write(staging):
+        (folder / f"written-by-{os.getpid()}").touch()
+        while len(list(started.iterdir())) < 3:
+            time.sleep(0.01)
+        time.sleep(0.2)  # the others are at the lock, or about to be
         for part in ("images", "labels"):
             np.save(staging / f"{part}.npy", np.arange(3))
-        for other in others:
-            cached(folder, ("images", "labels"), other)
 
-    first = cached(folder, ("images", "labels"), lambda staging: write(staging, [write]))
-    assert [array.tolist() for array in first] == [[0, 1, 2]] * 2
-    assert sorted(path.name for path in folder.iterdir()) == ["images.npy", "labels.npy"]
+    (started / str(os.getpid())).touch()
+    return [array.tolist() for array in cached(folder, ("images", "labels"), write)]
+
+
+def test_of_processes_that_come_at_the_same_time_one_decodes(tmp_path):
+    folder, started = tmp_path / "cache", tmp_path / "started"
+    started.mkdir()
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        # One at a time and process: chunks of one, and nobody is done before all have begun.
+        found = pool.starmap(decode_slowly, [(folder, started)] * 3, chunksize=1)
+    assert found == [[[0, 1, 2]] * 2] * 3
+    assert len(list(folder.glob("written-by-*"))) == 1
 
 
 def test_splits_need_no_extra_images(publish):

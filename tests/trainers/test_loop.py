@@ -105,6 +105,22 @@ def test_a_run_with_broken_checkpoints_ends_equal_and_records_each_epoch_once(
     assert read_records(run_dir)[:2] == [first, second]
 
 
+def test_a_run_whose_checkpoints_are_all_broken_begins_again(uninterrupted, stopped, splits, alone):
+    settings, records, weights = uninterrupted
+    run_dir = stopped(3)
+    for epoch in (1, 2):
+        file = run_dir / "checkpoints" / f"epoch_000{epoch}" / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-1])
+    resumed = fit(settings, run_dir, ranks=alone, splits=splits)
+    next(resumed)
+    # What is written now is the newest, whatever its number: the next interruption loses nothing.
+    assert [path.name for path in (run_dir / "checkpoints").glob("epoch_*")] == ["epoch_0000"]
+    resumed.close()
+    list(fit(settings, run_dir, ranks=alone, splits=splits))
+    assert same_weights(final_weights(run_dir), weights)
+    assert without_clock(read_records(run_dir)) == without_clock(records)
+
+
 def test_a_finished_run_says_its_last_record_again(uninterrupted, stopped, splits, alone):
     run_dir = stopped(3)
     before = (run_dir / RECORDS_FILE).read_text()

@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainers import checkpoint
+from benchmarks.counting import HostSyncs
+from trainers import catalog, checkpoint
 from trainers.attacks.attacker import training_attack
 from trainers.data.batches import TrainingBatches
 from trainers.loop import fit
 from trainers.models.autocast import Autocast
 from trainers.models.build import build_model
 from trainers.models.normalize import Normalized
+from trainers.models.stem import Stem
 from trainers.networks import Networks
 from trainers.randomness import Noise, generator
 from trainers.step import build_method, train_step
@@ -63,6 +65,21 @@ def test_bfloat16_is_close_to_float32_and_keeps_weights_and_logits_in_float32(ex
     assert all(p.grad is not None and p.grad.dtype == p.dtype == torch.float32 for p in model.parameters())
 
 
+@pytest.mark.parametrize("name", catalog.MODELS)
+def test_bfloat16_does_not_round_the_pixels(name, experiment, digits):
+    """Every step of an attack is seen: what the first layer makes of an image is the same in either precision."""
+    size = {"depth": 10, "widen_factor": 1} if name.startswith("wide") else {"width": 2}
+    model = build_model(experiment({"model": {"name": name, **size}})).train()
+    (stem,) = (module for module in model.modules() if isinstance(module, Stem))
+    assert stem is next(module for module in model.modules() if isinstance(module, torch.nn.Conv2d))
+    seen = []
+    stem.register_forward_hook(lambda *call: seen.append(call[-1]))
+    model(digits[0][:4])
+    Autocast(model)(digits[0][:4])
+    assert torch.equal(*seen)
+    assert seen[1].dtype == torch.float32
+
+
 @pytest.mark.parametrize("name", ["trades", "weat_adv", "sat_awp"])
 def test_in_bfloat16_every_weight_still_gets_its_gradient(name, experiment, splits, alone):
     """Casts that an attack made under no_grad must not stand in for those of the update."""
@@ -76,13 +93,23 @@ def test_in_bfloat16_every_weight_still_gets_its_gradient(name, experiment, spli
 
 
 def test_the_average_follows_without_a_wait_for_the_device(experiment, alone):
-    from tests.trainers.test_step import HostSyncs
-
     networks = Networks(experiment({"optimizer.ema_decay": 0.9}), alone)
     with HostSyncs() as syncs:
         for _ in range(2):
             networks.after_step()
     assert syncs.seen == []
+
+
+def test_what_a_network_counts_is_copied_into_the_average(experiment, alone, monkeypatch):
+    monkeypatch.setattr("trainers.models.small.BatchNorm2d", torch.nn.BatchNorm2d)
+    networks = Networks(experiment({"optimizer.ema_decay": 0.5}), alone)
+    networks.after_step()
+    networks.trained.train()(torch.rand(4, 1, 8, 8))
+    networks.after_step()
+    kept, trained = networks.kept.state_dict(), networks.trained.state_dict()
+    counts = [name for name in kept if name.endswith("num_batches_tracked")]
+    assert counts
+    assert all(kept[name] == trained[name] == 1 for name in counts)
 
 
 @pytest.mark.parametrize(("precision", "allowed"), [("float32", False), ("tf32", True), ("bfloat16", False)])

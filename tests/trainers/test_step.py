@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import types
 from dataclasses import replace
@@ -12,10 +13,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.counting import HostSyncs, Kernels
 from trainers import catalog
+from trainers.data.batches import crop_and_flip
+from trainers.data.images import to_floats
 from trainers.methods.outer import ce_adv
 from trainers.models.build import build_model
 from trainers.randomness import Noise, generator
 from trainers.step import build_method, train_step
+from trainers.totals import EpochTotals
 
 aten = torch.ops.aten
 
@@ -76,6 +80,23 @@ def test_a_step_never_waits_for_the_device(name, experiment, splits):
     assert syncs.seen == []
 
 
+@pytest.mark.parametrize("name", catalog.PRESETS)
+def test_a_step_its_crops_and_its_totals_run_where_no_number_can_be_read(name, experiment, alone):
+    """Tensors of the meta device have a shape and no content: whoever asks for one (`.item()`, `.tolist()`) fails."""
+    meta = torch.device("meta")
+    settings = preset(name, experiment)
+    model, batch = build_model(settings).to(meta).train(), torch.zeros(8, dtype=torch.long, device=meta)
+    pictures = torch.empty(8, 8, 8, 1, dtype=torch.uint8, device=meta)
+    images = to_floats(crop_and_flip(pictures, batch, batch, batch.bool(), reflect=True))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    step = train_step(
+        model, build_method(settings), optimizer, images, batch, Noise(None), progress=1.0, attacked=batch.bool()
+    )
+    EpochTotals(replace(alone, device=meta), 8, comparable=True).add(step)
+    with pytest.raises(RuntimeError, match="meta"):
+        step.loss.item()
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", catalog.PRESETS)
 def test_a_step_never_waits_for_a_real_device(name, experiment, splits):
@@ -115,26 +136,26 @@ def test_a_step_moves_the_weights_and_sums_over_its_rows(name, experiment, split
 
 
 def seen_by_the_loss(settings, images, labels):
-    """The StepTensors that reached the objective in one step from the initial weights."""
+    """(StepTensors, copy of the net) whenever the objective was asked in one step from the initial weights."""
     model, seen = build_model(settings).train(), []
     method = build_method(settings)
-    spied = replace(method, objective=Spy(method.objective, seen))
+    spied = replace(method, objective=Spy(method.objective, lambda step: seen.append((step, copy.deepcopy(model)))))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     train_step(model, spied, optimizer, images, labels, Noise(generator("cpu", 0, "attack")), progress=1.0)
-    return seen[0]
+    return seen
 
 
 class Spy:
-    """An objective that keeps what it is given."""
+    """An objective that tells what it is given."""
 
-    def __init__(self, objective, seen):
-        self._objective, self._seen = objective, seen
+    def __init__(self, objective, tell):
+        self._objective, self._tell = objective, tell
 
     def needs(self, progress):
         return self._objective.needs(progress)
 
     def terms(self, step, progress):
-        self._seen.append(step)
+        self._tell(step)
         return self._objective.terms(step, progress)
 
 
@@ -143,10 +164,25 @@ class Spy:
 def test_start_and_adversarial_logits_come_from_one_batch_norm_mode(name, batch_norm, experiment, digits):
     settings = experiment({"method.name": name, "attack.batch_norm": batch_norm})
     images, labels = digits[0][:64], digits[1][:64]
-    step = seen_by_the_loss(settings, images, labels)
+    ((step, _),) = seen_by_the_loss(settings, images, labels)
     model = build_model(settings).train()
     start = build_method(settings).attacker(model, images, labels, Noise(generator("cpu", 0, "attack"))).start_images
     torch.testing.assert_close(step.start_logits, build_model(settings).train()(start).detach())
+
+
+@pytest.mark.parametrize("name", ["aaer", "fgsm_rs_der"])
+def test_start_and_adversarial_logits_come_from_the_same_weights_also_where_these_are_perturbed(
+    name, experiment, digits
+):
+    settings = experiment({"method.name": name, "method.weight_perturbation": {"name": "awp", "gamma": 0.5}})
+    images, labels = digits[0][:64], digits[1][:64]
+    noise = Noise(generator("cpu", 0, "attack"))
+    attacked = build_method(settings).attacker(build_model(settings).train(), images, labels, noise)
+    (plain, network), (moved, moved_network) = seen_by_the_loss(settings, images, labels)
+    assert not torch.equal(plain.start_logits, moved.start_logits)
+    for step, model in ((plain, network), (moved, moved_network)):
+        torch.testing.assert_close(step.start_logits, model(attacked.start_images).detach())
+        torch.testing.assert_close(step.adversarial_logits, model(attacked.images))
 
 
 @pytest.mark.parametrize("batch_norm", ["train", "eval"])
@@ -156,7 +192,7 @@ def test_both_gradients_of_the_alignment_come_from_train_mode(inner, batch_norm,
         {"method.name": "grad_align", "method.inner": inner, "attack.batch_norm": batch_norm, "attack.steps": 1}
     )
     images, labels = digits[0][:64], digits[1][:64]
-    step = seen_by_the_loss(settings, images, labels)
+    ((step, _),) = seen_by_the_loss(settings, images, labels)
     x = images.clone().requires_grad_()
     loss = torch.nn.functional.cross_entropy(build_model(settings).train()(x), labels, reduction="sum")
     torch.testing.assert_close(step.natural_gradient, torch.autograd.grad(loss, x)[0])
@@ -171,6 +207,8 @@ def test_both_gradients_of_the_alignment_come_from_train_mode(inner, batch_norm,
         ({"method.name": "grad_align"}, 2),
         ({"method.name": "trades_der", "attack.steps": 2}, 0),
         ({"method.name": "mart_der", "attack.steps": 2, "method.regularizer.samples": "abnormal"}, 1),
+        # Perturbed weights have seen nothing of the attack, whatever its mode.
+        ({"method.name": "aaer", "method.weight_perturbation": "awp"}, 0),
     ],
 )
 def test_what_is_seen_again_after_an_attack_in_eval_mode_is_in_the_cost(values, more, experiment, splits):

@@ -16,7 +16,15 @@ from trainers.catalog.presets import PRESETS
 from trainers.catalog.published import PUBLISHED, Setting, published_beta
 from trainers.catalog.recipes import RECIPES
 from trainers.catalog.schedules import SCHEDULES
-from trainers.catalog.slots import INNER, OUTER, REGULARIZER, WEIGHT_PERTURBATION, WEIGHTING, training_passes
+from trainers.catalog.slots import (
+    INNER,
+    OUTER,
+    REGULARIZER,
+    WEIGHT_PERTURBATION,
+    WEIGHTING,
+    sees_attack_as_update,
+    training_passes,
+)
 
 __all__ = [
     "DATASETS",
@@ -40,6 +48,7 @@ __all__ = [
     "Recipe",
     "Setting",
     "published_beta",
+    "sees_attack_as_update",
     "training_passes",
 ]
 

@@ -227,7 +227,8 @@ def training_passes(
     """Passes per training image: attack, then forward and full backward of x*, and of x where a slot needs it.
 
     `optional` are name and parameters of weighting, regularizer and weight perturbation, None for an empty slot. A
-    weight perturbation takes the same loss once more. What an attack in eval mode saw at its start is seen again.
+    weight perturbation takes the same loss once more. What an attack saw at its start in another batch-norm mode, or
+    with other weights than the update, is seen again.
     """
     attack = INNER[inner]
     weighting, regularizer, weight_perturbation = optional
@@ -237,7 +238,12 @@ def training_passes(
             entry = entries[slot[0]]
             needs, own = needs | entry.needed(slot[1]), own + entry.passes
     loss = 3 + 3 * ("natural_logits" in needs) + own
-    # The gradient at the natural image comes with an attack that starts there, in the same batch-norm mode.
-    loss += 2 * ("input_gradients" in needs and not (attack.starts_at_image and batch_norm == "train"))
-    start = "start_logits" in needs and batch_norm == "eval"
-    return 2 * steps + attack.passes + start + (1 if weight_perturbation is None else 2) * loss
+    as_updated = sees_attack_as_update(batch_norm, perturbed=weight_perturbation is not None)
+    loss += 2 * ("input_gradients" in needs and not (attack.starts_at_image and as_updated))
+    loss += "start_logits" in needs and not as_updated
+    return 2 * steps + attack.passes + (1 if weight_perturbation is None else 2) * loss
+
+
+def sees_attack_as_update(batch_norm: str, *, perturbed: bool) -> bool:
+    """Whether logits and gradients at an attack's start are the update's: in its batch-norm mode, of its weights."""
+    return batch_norm == "train" and not perturbed

@@ -1,4 +1,4 @@
-"""Training in bfloat16 with float32 weights, losses and attack steps."""
+"""Computing in bfloat16 with float32 weights, losses and attack steps."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import warnings
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch.func import functional_call
 
 
@@ -18,16 +18,19 @@ class Compiled(nn.Module):
     every step of the attack. For the same reason nothing can be differentiated twice.
 
     Where compiling fails (no compiler, an operator that it does not know) it warns once and goes on uncompiled:
-    `is_compiled` is False then.
+    `is_compiled` is False then. What is compiled is compiled as a whole: PyTorch would otherwise run pieces, or after
+    a number of variants everything, uncompiled without a word.
     """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
         self.is_compiled = True
+        # The number of variants is counted for the code, not for the network: a process trains one run after the other.
+        torch._dynamo.reset()
         # Of functions, not of the module: a compiled module would be a second child with the same parameters.
-        self._update = torch.compile(self._plain, dynamic=False)
-        self._attack = torch.compile(self._of_constant_weights, dynamic=False)
+        self._update = torch.compile(self._plain, dynamic=False, fullgraph=True)
+        self._attack = torch.compile(self._of_constant_weights, dynamic=False, fullgraph=True)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, K] of images [B, C, H, W] in [0,1]."""
@@ -35,7 +38,7 @@ class Compiled(nn.Module):
             return self._plain(images)
         try:
             compiled: Tensor = (self._attack if images.requires_grad else self._update)(images)
-        except TorchDynamoException as error:
+        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             reason = " ".join(str(error).split("\n")[:2])
             warnings.warn(f"torch.compile failed, training goes on uncompiled: {reason}", stacklevel=2)
             self.is_compiled = False

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainers.models.batch_norm import BatchNorm2d
+from trainers.models.stem import Stem
 
 
 class PreActBlock(nn.Module):
@@ -41,7 +42,7 @@ def preact_resnet18(
     final_norm: bool = True,
 ) -> nn.Module:
     """Four stages of widths w, 2w, 4w, 8w. The two shortcuts are Rice et al.'s (activated) and Wong et al.'s (raw)."""
-    layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, 1, 1, bias=False)]
+    layers: list[nn.Module] = [Stem(channels, width)]
     inputs = width
     for stage in range(4):
         outputs = width * 2**stage

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainers.models.batch_norm import BatchNorm2d
+from trainers.models.stem import Stem
 
 
 class BasicBlock(nn.Module):
@@ -30,7 +31,7 @@ class BasicBlock(nn.Module):
 def resnet18(num_classes: int, channels: int, *, width: int = 64, blocks_per_stage: int = 2) -> nn.Module:
     """Four stages of widths w, 2w, 4w, 8w; adaptive pooling to 1x1, so that 64x64 images work too."""
     layers: list[nn.Module] = [
-        nn.Conv2d(channels, width, 3, 1, 1, bias=False),
+        Stem(channels, width),
         BatchNorm2d(width),
         nn.ReLU(),
     ]

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainers.models.batch_norm import BatchNorm2d
+from trainers.models.stem import Stem
 
 
 class WideBlock(nn.Module):
@@ -37,7 +38,7 @@ def wide_resnet(num_classes: int, channels: int, *, depth: int, widen_factor: in
     if blocks < 1 or rest:
         raise ValueError(f"a wide residual network has a depth of 6n + 4, not {depth}")
     inputs = 16
-    layers: list[nn.Module] = [nn.Conv2d(channels, inputs, 3, 1, 1, bias=False)]
+    layers: list[nn.Module] = [Stem(channels, inputs)]
     for stage in range(3):
         outputs = 16 * widen_factor * 2**stage
         for block in range(blocks):
