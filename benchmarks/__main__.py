@@ -7,13 +7,24 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks import autoattack, compiled_step, memory, recipes, scaling, step_profile, study_overhead, training_step
+from benchmarks import (
+    autoattack,
+    compiled_step,
+    diagnostics,
+    memory,
+    recipes,
+    scaling,
+    step_profile,
+    study_overhead,
+    training_step,
+)
 from benchmarks.results import Table, keep
 
 BENCHMARKS: dict[str, tuple[Callable[[int], Table], int]] = {
     "training_step": (training_step.measure, 7),
     "step_profile": (step_profile.measure, 7),
     "recipes": (recipes.measure, 2),
+    "diagnostics": (diagnostics.measure, 7),
     "compiled_step": (compiled_step.measure, 7),
     "autoattack": (autoattack.measure, 2),
     "study_overhead": (study_overhead.measure, 2),

@@ -1,7 +1,8 @@
 """What is measured after every epoch: accuracies and energies on fixed samples under fixed attacks.
 
-The model is in eval mode throughout and computes in float32; the random numbers of these attacks are the same in every
-epoch of every run, so curves of one run are smooth and curves of different runs compare.
+The model is in eval mode throughout and computes in float32, in the copy that final attacks search in. The random
+numbers of these attacks are the same in every epoch of every run, so curves of one run are smooth and curves of
+different runs compare.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from trainers.config import Experiment
 from trainers.data.images import ImageSet, Splits
 from trainers.diagnostics.abnormality import abnormality_statistics
 from trainers.energy import energy_statistics, kl_energy_parts
+from trainers.evaluation.searching import for_search
 from trainers.precision import tf32
 from trainers.randomness import Noise, generator
 from trainers.ranks import Ranks
@@ -59,9 +61,10 @@ class EpochMeasurement:
         self._on_validation = (monitor_attack(float(experiment.evaluation.epsilon)),)
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        """All metrics of one epoch, equal on every rank. `model` is the bare module; its flags are restored."""
-        (validation,) = self._respond(model, self._validation, self._on_validation)
-        own, reference = self._respond(model, self._probe, self._on_probe)
+        """All metrics of one epoch, equal on every rank. `model` is the bare module; it is left as it was."""
+        copy = for_search(model)
+        (validation,) = self._respond(copy, self._validation, self._on_validation)
+        own, reference = self._respond(copy, self._probe, self._on_probe)
         # The accuracy of always naming the most frequent class: 1/K or more.
         chance = float(validation.labels.bincount().max()) / len(validation.labels)
         return (
