@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 aten = torch.ops.aten
 
@@ -51,6 +52,28 @@ class HostSyncs(TorchDispatchMode):
         if operation.overloadpacket in self.waiting or by_mask:
             self.seen.append(str(operation))
         return operation(*args, **(kwargs or {}))
+
+
+class Operations(TorchDispatchMode):
+    """Counts floating-point operations of convolutions and matrix products, by PyTorch's formulas.
+
+    Not PyTorch's own counting mode: it follows modules by hooks that `torch.autograd.grad` does not bear.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, operation: Operation, types: Sequence[type], args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # fmt: skip
+        """Do what was asked, and count."""
+        result = operation(*args, **(kwargs or {}))
+        formula = flop_registry.get(operation.overloadpacket)
+        if formula is not None:
+            self.count += formula(*args, **(kwargs or {}), out_val=result)
+        return result
 
 
 def kernels_and_syncs(call: Callable[[], object]) -> tuple[int, int]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import statistics
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.counting import kernels_and_syncs
+from benchmarks.counting import Operations, kernels_and_syncs
 from benchmarks.results import Table
 from benchmarks.subjects import BATCH, DEVICE, ON_GPU, ON_WHAT, OurStep, always, images_of, settings_of, the_net
 from benchmarks.timing import in_turns, seconds_of
@@ -47,9 +46,9 @@ def _rows_of(name: str, rates: dict[torch.dtype, float], rounds: int) -> list[tu
     experiment, data = settings_of(name), always(images_of(BATCH))
     with tf32(allowed=False):
         plain = OurStep(experiment, data)
-        with FlopCounterMode(display=False) as counted:
+        with Operations() as counted:
             plain()
-        operations = counted.get_total_flops() / BATCH
+        operations = counted.count / BATCH
         rows = []
         for form in FORMS:
             step = OurStep(experiment, data, form)
