@@ -275,6 +275,7 @@ def test_a_grid_ends_with_its_last_point():
     ("search", "space", "field", "says"),
     [
         ({"sampler": "grid"}, {"method.beta": {"low": 1, "high": 2}}, "space.method.beta", "a step"),
+        ({"sampler": "grid"}, {"method.beta": {"low": 1, "high": 2, "step": 0}}, "space.method.beta", "above 0"),
         ({"sampler": "cmaes"}, {"method.beta": {"low": 1, "high": 2}}, "search.objectives", "one objective"),
         ({"sampler": "cmaes"}, {"method.beta": [1, 2]}, "space.method.beta", "without choices"),
     ],
