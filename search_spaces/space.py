@@ -214,8 +214,11 @@ def settings(space: Iterable[Dimension], values: Mapping[str, Any]) -> dict[str,
     return fields
 
 
-def corners(space: Sequence[Dimension]) -> list[dict[str, Any]]:
-    """Assignments that together reach every condition, and every extreme of every dimension under each of them."""
+def corners(space: Sequence[Dimension], together: int = 1) -> list[dict[str, Any]]:
+    """Assignments that together reach every condition, and every extreme of every dimension under each of them.
+
+    Up to `together` dimensions leave their first extreme at once.
+    """
     gates = {path for dimension in space for path in dimension.when}
     gating = [dimension for dimension in space if dimension.path in gates]
     assignments = []
@@ -227,13 +230,12 @@ def corners(space: Sequence[Dimension]) -> list[dict[str, Any]]:
             if dimension.active(base):
                 base[dimension.path] = fixed.get(dimension.path, dimension.extremes[0])
                 active.append(dimension)
-        assignments.append(base)
-        assignments += [
-            base | {dimension.path: extreme}
-            for dimension in active
-            if dimension.path not in fixed
-            for extreme in dimension.extremes[1:]
-        ]
+        free = [dimension for dimension in active if dimension.path not in fixed]
+        for count in range(together + 1):
+            for moved in itertools.combinations(free, count):
+                paths = [dimension.path for dimension in moved]
+                others = itertools.product(*(dimension.extremes[1:] for dimension in moved))
+                assignments += [base | dict(zip(paths, extremes, strict=True)) for extremes in others]
     return assignments
 
 
@@ -278,7 +280,7 @@ def check_space(space: Sequence[Dimension], base: Mapping[str, Any]) -> list[Pro
         if dimension.path in seen:
             problems[dimension.path] = Problem(place, "is given twice")
         seen[dimension.path] = dimension
-    points = corners(space)
+    points = corners(space, together=2)  # two that are fine by themselves may contradict each other
     reached = {path for values in points for path in values}
     for dimension in space:
         field = f"space.{dimension.path}.when"

@@ -101,6 +101,9 @@ def test_corners_of_an_unconditional_space_change_one_thing_at_a_time():
     assignments = corners(space(raw))
     assert len(assignments) == 5
     assert all(sum(values.values()) <= 1 for values in assignments)
+    both = corners(space(raw), together=2)
+    assert len(both) == 5 + 6
+    assert {sum(values.values()) for values in both} == {0, 1, 2}
     assert corners([]) == [{}]
 
 
@@ -148,6 +151,12 @@ def test_a_dimension_that_leaves_what_an_experiment_allows_is_named(raw, base, f
 def test_a_mistake_in_one_branch_only_is_found_and_the_branch_is_said():
     found = problems({"method.name": ["trades", "fgsm"], "method.beta": {"low": 1, "high": 2}})
     assert "method.name=fgsm" in found["space.method.beta"]
+
+
+def test_two_values_that_are_fine_until_they_meet_are_named():
+    found = problems({"data.holdout": [100, 900], "data.train_samples": [100, 1300]})
+    assert "only 600 are left" in found["space.data.train_samples"]
+    assert "(at data.holdout=900, data.train_samples=1300)" in found["space.data.train_samples"]
 
 
 def test_a_mistake_of_the_base_experiment_is_not_blamed_on_the_space():
