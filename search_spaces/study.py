@@ -13,10 +13,11 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator
 from search_spaces.addresses import REFUSAL, has_password
 from search_spaces.constraints import Constraint
 from search_spaces.space import Dimension, check_space, corners, grid_size, read_space, settings
+from search_spaces.start_points import check_points, read_points
 from search_spaces.stopping import Stopping
 from trainers.catalog.attacks import canonical
 from trainers.config import Data, Experiment, Section, apply_values, explain, parse
-from trainers.problems import InvalidInput, Problem, unknown_name
+from trainers.problems import InvalidInput, Problem
 
 Metric = Literal["val/clean_accuracy", "val/pgd10_accuracy"]
 OBJECTIVES: tuple[Metric, ...] = ("val/clean_accuracy", "val/pgd10_accuracy")
@@ -135,6 +136,11 @@ class Study(Section):
         return parse(apply_values(self.experiment, settings(self.space, values)))
 
     @property
+    def start_points(self) -> list[dict[str, Any]]:
+        """The points of `search.start`, with values as trials draw them."""
+        return read_points(self.space, self.search.start)
+
+    @property
     def data(self) -> list[Data]:
         """Each data section that occurs at a corner of the space, once."""
         return list(dict.fromkeys(self.experiment_for(point).data for point in corners(self.space)))
@@ -171,7 +177,7 @@ class Study(Section):
 
 
 def parse_study(raw: Mapping[str, Any]) -> Study:
-    """Validate a study completely: fields, base experiment, every corner of the space. Raises InvalidInput."""
+    """Validate a study completely: fields, base experiment, corners of the space, points. Raises InvalidInput."""
     content = dict(raw)
     if isinstance(content.get("space"), Mapping):
         content["space"] = read_space(content["space"])
@@ -179,7 +185,10 @@ def parse_study(raw: Mapping[str, Any]) -> Study:
         study = Study.model_validate(content)
     except ValidationError as error:
         raise InvalidInput(_name_dimensions(explain(error, Study), content)) from None
-    problems = [*check_space(study.space, study.experiment), *_contradictions(study)]
+    problems = check_space(study.space, study.experiment)
+    # What is wrong with the space would be wrong again with every point.
+    problems += check_points(study.space, study.search.start, None if problems else study.experiment)
+    problems += _contradictions(study)
     if problems:
         raise InvalidInput(problems)
     return study
@@ -202,12 +211,6 @@ def _contradictions(study: Study) -> list[Problem]:
         problems.append(
             Problem("experiment.evaluation.epsilon", "is missing: a study that varies attack.epsilon must fix it")
         )
-    for index, point in enumerate(study.search.start):
-        problems += [
-            Problem(f"search.start.{index}.{path}", unknown_name(path, paths, "dimension"))
-            for path in point
-            if path not in paths
-        ]
     for metric, constraint in study.search.constraints.items():
         if constraint.baseline is not None and constraint.baseline >= len(study.search.start):
             field = f"search.constraints.{metric}.baseline"

@@ -278,6 +278,12 @@ def test_whole_numbers_come_in_the_steps_of_their_dimension(tmp_path: Path) -> N
     assert sizes <= {32, 80, 128}
 
 
+def test_a_starting_point_may_be_written_as_a_fraction(tmp_path: Path) -> None:
+    driver = Driver(url(tmp_path, "s"), made_up_study(start=[{"method.name": "fgsm", "attack.epsilon": "26/255"}]))
+    driver.start()
+    assert driver.proposed[0] == {"method.name": "fgsm", "attack.epsilon": 26 / 255}
+
+
 def test_a_kill_while_starting_points_are_queued_loses_none_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
