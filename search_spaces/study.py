@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -258,33 +259,42 @@ def _idle_pruning(study: Study) -> list[Problem]:
 def _crooked_ladder(study: Study) -> list[Problem]:
     """Rungs that drop nothing that the one before has left, drop what is to be confirmed, or want too many images."""
     problems, before = [], None
-    try:
-        holdout = parse(study.experiment).data.holdout
-    except InvalidInput:
-        return []
+    holdout = min((experiment.data.holdout for experiment in _experiments(study)), default=None)
     for place, rung in enumerate(study.confirm.ladder):
         field = f"confirm.ladder.{place}"
         if rung.keep < study.confirm.top:
             problems.append(Problem(f"{field}.keep", f"{rung.keep}: confirm.top wants {study.confirm.top}"))
         if before is not None and rung.keep >= before:
             problems.append(Problem(f"{field}.keep", f"{rung.keep}: the rung before leaves {before} already"))
-        if rung.samples > holdout:
+        if holdout is not None and rung.samples > holdout:
             problems.append(Problem(f"{field}.samples", f"{rung.samples}: data.holdout is {holdout}"))
         before = rung.keep
     return problems
 
 
 def _undivided_batches(study: Study) -> list[Problem]:
-    try:
-        batch = parse(study.experiment).optimizer.batch_size
-    except InvalidInput:
-        return []
+    batches = {experiment.optimizer.batch_size for experiment in _experiments(study)}
     sections = {"resources.workers": study.resources.workers, "confirm.workers": study.confirm.workers or 1}
-    return [
-        Problem(field, f"{workers}: the global batch of {batch} can't be divided evenly among them")
-        for field, workers in sections.items()
-        if batch % workers
-    ]
+    problems = []
+    for field, workers in sections.items():
+        undivided = ", ".join(str(batch) for batch in sorted(batches) if batch % workers)
+        if undivided:
+            message = f"{workers}: a global batch of {undivided} can't be divided evenly among them"
+            problems.append(Problem(field, message))
+    return problems
+
+
+def _experiments(study: Study) -> list[Experiment]:
+    """At the corners of the space, or the base alone if none of them is one: what is wrong there is known already."""
+    base: list[dict[str, Any]] = [{}]
+    for points in (corners(study.space), base):
+        found = []
+        for point in points:
+            with contextlib.suppress(InvalidInput):
+                found.append(study.experiment_for(point))
+        if found:
+            return found
+    return []
 
 
 def _name_dimensions(problems: list[Problem], content: Mapping[str, Any]) -> list[Problem]:

@@ -131,8 +131,16 @@ def test_a_study_may_search_nothing():
             "confirm.ladder.0.samples",
             "data.holdout is",
         ),
-        ({"resources": {"workers": 3}}, "resources.workers", "128"),
-        ({"confirm": {"workers": 3}}, "confirm.workers", "128"),
+        (
+            {
+                "space": {"data.holdout": [200, 100]},
+                "confirm": {"ladder": [{"attack": "cw", "samples": 150, "keep": 4}]},
+            },
+            "confirm.ladder.0.samples",
+            "data.holdout is 100",
+        ),
+        ({"resources": {"workers": 3}}, "resources.workers", "a global batch of 32, 64 can't be divided"),
+        ({"confirm": {"workers": 3}}, "confirm.workers", "a global batch of 32, 64 can't be divided"),
         ({"resources": {"gpus_per_worker": -1}}, "resources.gpus_per_worker", "-1"),
         ({"resources": {"gpus_per_worker": 1.5}}, "resources.gpus_per_worker", "whole numbers"),
         ({"resources": {"gpus_per_worker": 0.5, "workers": 2}}, "resources.gpus_per_worker", "resources.workers is 2"),
@@ -157,6 +165,28 @@ def test_a_study_may_search_nothing():
 def test_a_mistake_is_named_by_its_dotted_field(changes, field, says):
     found = complaint(**changes)
     assert says in found[field]
+
+
+@pytest.mark.parametrize(
+    ("space", "undivided"),
+    [
+        ({}, "127"),
+        ({"optimizer.batch_size": [64, 65, 67]}, "65, 67"),
+        ({"optimizer.batch_size": {"low": 64, "high": 128, "integer": True}}, "65"),
+        ({"optimizer.batch_size": {"low": 64, "high": 128, "integer": True, "step": 32}}, None),
+        ({"size": {"variants": {"small": {"optimizer.batch_size": 64}, "odd": {"optimizer.batch_size": 99}}}}, "99"),
+    ],
+)
+@pytest.mark.parametrize("section", ["resources", "confirm"])
+def test_every_batch_of_the_space_must_be_divided_among_the_workers(section, space, undivided):
+    raw = {"name": "s", "experiment": {"optimizer": {"batch_size": 127}}, "space": space, section: {"workers": 2}}
+    if undivided is None:
+        assert parse_study(raw)
+        return
+    with pytest.raises(InvalidInput) as caught:
+        parse_study(raw)
+    assert caught.value.problems[0].field == f"{section}.workers"
+    assert f"a global batch of {undivided} can't" in caught.value.problems[0].message
 
 
 def test_several_mistakes_come_in_one_message():
