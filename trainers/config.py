@@ -242,9 +242,28 @@ class Experiment(Section):
         )
 
     @property
+    def first_epochs(self) -> dict[str, int]:
+        """The epoch (0-based) in which each filled slot begins to act; the number of epochs if it never does."""
+        found = {}
+        for slot in ("weighting", "regularizer", "weight_perturbation"):
+            choice = getattr(self.method, slot)
+            if choice is not None:
+                start = float(choice.parameters.get("start", 0.0))
+                near = range(max(int(start * self.epochs) - 1, 0), self.epochs)
+                # The comparison is the loop's own: a product may be rounded to the other side.
+                found[slot] = next((epoch for epoch in near if epoch / self.epochs >= start), self.epochs)
+        return found
+
+    @property
     def notices(self) -> list[str]:
         """What is allowed but worth knowing before it runs."""
         notices = []
+        for slot, first in self.first_epochs.items():
+            if 0 < first >= self.epochs - 1:
+                choice = getattr(self.method, slot)
+                acts = "never acts" if first == self.epochs else "acts in the last epoch alone"
+                start = choice.parameters["start"]
+                notices.append(f"method.{slot}.start: {start:g} of {self.epochs} epochs: {choice.name} {acts}")
         regularizer = self.method.regularizer
         by_kl = self.method.inner.name == "pgd_kl"
         if regularizer is not None and by_kl and regularizer.parameters.get("samples") == "abnormal":

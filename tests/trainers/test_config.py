@@ -311,6 +311,25 @@ def test_der_on_abnormal_examples_of_a_kl_attack_is_allowed_but_worth_a_notice()
         assert parse({"method": quiet}).notices == []
 
 
+@pytest.mark.parametrize(
+    ("method", "epochs", "slot", "says"),
+    [
+        ("sat_der", 3, "regularizer", "0.75 of 3 epochs: der never acts"),
+        ("sat_der", 4, "regularizer", "0.75 of 4 epochs: der acts in the last epoch alone"),
+        ({"name": "fgsm_der", "regularizer": {"start": 1.0}}, 30, "regularizer", "1 of 30 epochs: der never acts"),
+        ("mail_at", 2, "weighting", "0.633333 of 2 epochs: margin never acts"),
+        ("trades_awp", 1, "weight_perturbation", "0.05 of 1 epochs: awp never acts"),
+    ],
+)
+def test_a_slot_that_acts_too_late_to_matter_is_worth_a_notice(method, epochs, slot, says):
+    assert parse({"method": method, "epochs": epochs}).notices == [f"method.{slot}.start: {says}"]
+
+
+@pytest.mark.parametrize(("method", "epochs"), [("sat_der", 8), ("fgsm_der", 1), ("mail_at", 6), ("trades_awp", 3)])
+def test_a_slot_that_acts_for_more_than_an_epoch_or_throughout_is_not(method, epochs):
+    assert parse({"method": method, "epochs": epochs}).notices == []
+
+
 def test_all_mistakes_come_in_one_message():
     found = complaint(
         {
