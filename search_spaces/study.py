@@ -122,9 +122,13 @@ class Tracking(Section):
 
 
 class Study(Section):
-    """One study. `experiment` stays as it was written: each trial fills it anew around its own values."""
+    """One study. `experiment` stays as it was written: each trial fills it anew around its own values.
+
+    `smoke`: slots that would begin late act from the first epoch on, for a run of one epoch to show them.
+    """
 
     name: str
+    smoke: bool = False
     experiment: dict[str, Any] = Field(default_factory=dict)
     space: tuple[Dimension, ...] = ()
     search: Search = Search()
@@ -134,7 +138,9 @@ class Study(Section):
 
     def experiment_for(self, values: Mapping[str, Any]) -> Experiment:
         """The complete Experiment at one point of the space."""
-        return parse(apply_values(self.experiment, settings(self.space, values)))
+        experiment = parse(apply_values(self.experiment, settings(self.space, values)))
+        late = {f"method.{slot}.start": 0.0 for slot, first in experiment.first_epochs.items() if first}
+        return parse(apply_values(experiment.to_dict(), late)) if self.smoke and late else experiment
 
     @property
     def start_points(self) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from search_spaces.loader import header, load_study, shipped
+from search_spaces.space import corners
 from search_spaces.study import parse_study
 from trainers.problems import InvalidInput
 
@@ -39,6 +40,9 @@ def test_every_shipped_study_says_what_it_asks_and_loads(path):
     assert parse_study(yaml.safe_load(study.to_yaml())) == study
     smoke = load_study(path.stem, smoke=True)
     assert (smoke.name, smoke.search.trials, smoke.experiment["epochs"]) == (f"{study.name}-smoke", 2, 1)
+    for point in corners(smoke.space):
+        assert set(smoke.experiment_for(point).first_epochs.values()) <= {0}
+        assert smoke.experiment_for(point).training_passes == study.experiment_for(point).training_passes
 
 
 def test_a_study_written_and_read_back_is_the_same():
@@ -56,6 +60,37 @@ def test_stop_rules_combine_and_a_smoke_run_is_not_stopped(tmp_path):
     file = tmp_path / "stop.yaml"
     file.write_text(yaml.safe_dump(raw, sort_keys=False))
     assert load_study(file, smoke=True).search.stop == parse_study(STUDY).search.stop
+
+
+def test_a_smoke_run_shows_what_begins_late_wherever_the_space_puts_it(tmp_path):
+    raw = {
+        "name": "late",
+        "experiment": {"recipe": "awp", "data": "svhn", "evaluation": {"epsilon": "8/255"}},
+        "space": {
+            "row": {"variants": {"mail": {"method.name": "mail_at_der"}, "awp": {"method": "sat_awp"}}},
+            "method.regularizer.start": {"choices": [0.5, 1.0], "when": {"row": "mail"}},
+            "method.regularizer.gamma": {"low": 0, "high": 1, "when": {"row": "mail"}},
+        },
+        "search": {"trials": 5},
+    }
+    file = tmp_path / "late.yaml"
+    file.write_text(yaml.safe_dump(raw, sort_keys=False))
+    whole, smoke = load_study(file), load_study(file, smoke=True)
+    smoke = parse_study(yaml.safe_load(smoke.to_yaml()))
+    mail = {"row": "mail", "method.regularizer.start": 0.5, "method.regularizer.gamma": 0.2}
+    for point, slots in ((mail, {"weighting", "regularizer"}), ({"row": "awp"}, {"weight_perturbation"})):
+        assert all(whole.experiment_for(point).first_epochs[slot] > 0 for slot in slots)
+        assert smoke.experiment_for(point).first_epochs == dict.fromkeys(slots, 0)
+    assert smoke.experiment_for(mail).method.regularizer.parameters["gamma"] == 0.2
+    assert smoke.notices == []
+
+
+@pytest.mark.parametrize("longer", [{"recipe": "n_fgsm", "data": "svhn"}, {"evaluation": {"check_every": 5}}])
+def test_what_needs_longer_runs_is_left_out_of_a_smoke_run(longer, tmp_path):
+    file = tmp_path / "longer.yaml"
+    file.write_text(yaml.safe_dump({"name": "longer", "experiment": longer}))
+    assert load_study(file).experiment_for({}).epochs == 30
+    assert load_study(file, smoke=True).experiment_for({}).epochs == 1
 
 
 def test_an_experiment_of_the_study_is_its_base_at_a_point():
