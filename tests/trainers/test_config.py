@@ -295,6 +295,64 @@ def test_momentum_can_be_cycled_only_where_there_is_a_peak(schedule):
     assert parse({"optimizer": {"momentum_at_peak": 0.8}}).optimizer.momentum_at_peak == 0.8
 
 
+def test_momentum_falls_at_the_peak():
+    for raw in (
+        {"optimizer": {"momentum": 0.5, "momentum_at_peak": 0.8}},
+        {"optimizer": {"momentum_at_peak": 0.95}},
+        {"recipe": "fgsm_rs", "optimizer": {"momentum": 0.5}},
+    ):
+        assert "momentum falls to it" in complaint(raw)["optimizer.momentum_at_peak"]
+    constant = {"recipe": "fgsm_rs", "optimizer": {"momentum": 0.5, "momentum_at_peak": None}}
+    assert parse(constant).optimizer.momentum_at_peak is None
+
+
+@pytest.mark.parametrize(
+    ("raw", "field", "says"),
+    [
+        ({"data": {"flip": True}}, "data.flip", "True: is a part of data.augment"),
+        ({"data": {"name": "svhn", "augment": False, "flip": True}}, "data.flip", "which is false"),
+        ({"data": {"name": "cifar10", "augment": False, "padding_mode": "reflect"}}, "data.padding_mode", "'reflect'"),
+        (
+            {"synchronize_batch_norm": True, "model": {"name": "small", "norm": "group"}},
+            "synchronize_batch_norm",
+            "no batch norm",
+        ),
+        (
+            {"method": {"name": "sat_der", "regularizer": {"reference": "natural"}}},
+            "method.regularizer.reference",
+            "'natural': changes nothing with samples: all, only with samples: abnormal",
+        ),
+        (
+            {"method": {"name": "fgsm_der", "regularizer": {"samples": "all", "divide_by": "samples"}}},
+            "method.regularizer.divide_by",
+            "changes nothing with samples: all",
+        ),
+    ],
+)
+def test_a_setting_that_would_change_nothing_is_refused(raw, field, says):
+    found = complaint(raw)
+    assert set(found) == {field}
+    assert says in found[field]
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"data": {"name": "cifar10", "augment": False}},
+        {"data": {"name": "cifar10", "augment": False}, "recipe": "rice"},
+        {"data": {"name": "svhn", "augment": False}, "recipe": "weat"},
+        {"data": "svhn", "recipe": "awp"},
+        {"data": {"augment": True, "flip": True, "padding_mode": "reflect"}},
+        {"model": {"name": "small", "norm": "group"}},
+        {"method": {"name": "sat_der", "regularizer": {"reference": "start", "divide_by": "batch"}}},
+        {"method": {"name": "fgsm_der", "regularizer": {"reference": "natural", "divide_by": "samples"}}},
+    ],
+)
+def test_a_value_that_was_filled_in_is_not_refused_where_it_changes_nothing(raw):
+    experiment = parse(raw)
+    assert parse(experiment.to_dict()) == experiment
+
+
 def test_a_warm_up_ends_before_the_run():
     assert "ε is never reached" in complaint({"epochs": 3, "attack": {"warmup_epochs": 3}})["attack.warmup_epochs"]
 
