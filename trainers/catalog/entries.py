@@ -26,6 +26,8 @@ class Parameter:
 
     def refuse(self, value: object) -> str | None:
         """Why `value` is not allowed, or None if it is."""
+        if value is None and None not in (self.choices or ()):
+            return f"None is no value; allowed: {self.allowed}; leave it out for the default"
         if self.choices is not None:
             known = any(value == choice and type(value) is type(choice) for choice in self.choices)
             return None if known else f"{value!r} is not one of {list(self.choices)}"
