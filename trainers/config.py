@@ -289,20 +289,20 @@ def parse(raw: Mapping[str, Any]) -> Experiment:
         already = {problem.field for problem in problems}
         found = [problem for problem in explain(error, Experiment) if problem.field not in already]
         raise InvalidInput([*problems, *found]) from None
+    problems += _contradictions(experiment)
     if problems:
         raise InvalidInput(problems)
-    contradictions = _contradictions(experiment)
-    if contradictions:
-        raise InvalidInput(contradictions)
     return experiment
 
 
 def _contradictions(experiment: Experiment) -> list[Problem]:
     """What can be seen only once every field has its value."""
     problems = []
-    check_every, steps = experiment.evaluation.check_every, experiment.steps_per_epoch
-    if check_every is not None and check_every > steps:
-        problems.append(Problem("evaluation.check_every", f"{check_every}: an epoch has {steps} steps only"))
+    check_every = experiment.evaluation.check_every
+    if check_every is not None and experiment.data.name in catalog.DATASETS:
+        steps = experiment.steps_per_epoch
+        if check_every > steps:
+            problems.append(Problem("evaluation.check_every", f"{check_every}: an epoch has {steps} steps only"))
     momentum, at_peak = experiment.optimizer.momentum, experiment.optimizer.momentum_at_peak
     if at_peak is not None and at_peak > momentum:
         message = f"{at_peak:g}: momentum falls to it at the peak rate, and optimizer.momentum is {momentum:g}"

@@ -292,6 +292,14 @@ def test_all_mistakes_come_in_one_message():
     assert {"method.name", "attack.epsilon", "optimizer.momentun", "data.holdout", "epochs"} <= set(found)
 
 
+def test_what_shows_only_in_the_whole_comes_in_the_same_message():
+    late = {"evaluation": {"check_every": 99}, "optimizer": {"momentum": 0.5, "momentum_at_peak": 0.8}}
+    fields = {"evaluation.check_every", "optimizer.momentum_at_peak"}
+    assert set(complaint(late)) == fields
+    assert set(complaint(late | {"method": {"name": "sat", "beta": 3}})) == fields | {"method.beta"}
+    assert set(complaint(late | {"data": "cifar"})) == {"optimizer.momentum_at_peak", "data.name"}
+
+
 def test_a_wrong_epsilon_is_the_only_complaint_about_it():
     for wrong in ("eight", 0, 9):
         assert set(complaint({"attack": {"epsilon": wrong}})) == {"attack.epsilon"}
