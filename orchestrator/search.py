@@ -89,7 +89,7 @@ def open_storage(url: str, study: Study, identity: str) -> optuna.Study:
     held = attributes.get("objectives")
     if held is None:
         opened.set_user_attr("identity", identity)
-        for point in study.search.start:
+        for point in study.start_points:
             opened.enqueue_trial(point, skip_if_exists=True)
         opened.set_user_attr("objectives", wanted)  # last: whatever a kill cut short is done again
     elif held != wanted:

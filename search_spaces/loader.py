@@ -21,6 +21,7 @@ def shipped() -> dict[str, Path]:
 
 
 SMOKE = {
+    "smoke": True,
     "search.trials": 2,
     "search.stop": {},
     "search.seeds": 1,
@@ -30,8 +31,10 @@ SMOKE = {
     "confirm.samples": 8,
     "confirm.attack": "pgd20",
     "experiment.epochs": 1,
+    "experiment.attack.warmup_epochs": 0,
     "experiment.data.train_samples": 256,
     "experiment.evaluation.probe_samples": 16,
+    "experiment.evaluation.check_every": None,
 }
 
 

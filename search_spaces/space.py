@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Protocol, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from trainers.config import Section, apply_values, parse
 from trainers.pixels import PixelValue
-from trainers.problems import InvalidInput, Problem
+from trainers.problems import InvalidInput, Problem, unknown_name
 
 Bound = Annotated[float, BeforeValidator(lambda value: float(PixelValue(value)))]
 
@@ -27,12 +27,12 @@ class Suggests(Protocol):
     ) -> float:
         """A number between the bounds."""
 
-    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
         """A whole number between the bounds, inclusive."""
 
 
 class Dimension(Section):
-    """One dimension: `choices`, or `low` and `high` (with `log`, `step` or `integer`), or `variants`.
+    """One dimension: `choices`, or `low` and `high` (with `integer`, and `log` or `step`), or `variants`.
 
     `variants` are the named rows of a table, each a set of values by path; the dimension's own path is then a name of
     the user's. `when` conditions a dimension on the values of those before it.
@@ -50,15 +50,10 @@ class Dimension(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        ranged = self.low is not None and self.high is not None
-        if (self.choices is None) == (not ranged) or (self.choices is not None and not self.choices):
-            raise ValueError("give either choices, or low and high")
-        if self.low is not None and self.high is not None and not self.low < self.high:
-            raise ValueError(f"low {self.low:g} must be below high {self.high:g}")
-        if self.log and not (self.low is not None and self.low > 0):
-            raise ValueError("log needs a low above 0")
-        if self.log and self.step is not None:
-            raise ValueError("log and step exclude each other")
+        complaints = list(_of_range(self) if self.choices is None else _of_choices(self, self.choices))
+        complaints += [f"when {path}: name at least one value" for path, allowed in self.when.items() if not allowed]
+        if complaints:
+            raise ValueError("; ".join(complaints))
         return self
 
     def active(self, values: Mapping[str, Any]) -> bool:
@@ -72,8 +67,36 @@ class Dimension(Section):
         assert self.low is not None
         assert self.high is not None
         if self.integer:
-            return trial.suggest_int(self.path, int(self.low), int(self.high), log=self.log)
+            return trial.suggest_int(self.path, int(self.low), int(self.high), step=int(self.step or 1), log=self.log)
         return trial.suggest_float(self.path, self.low, self.high, log=self.log, step=self.step)
+
+    def read(self, value: Any) -> Any:
+        """A value that somebody wrote, as a trial would draw it. Raises ValueError if none would."""
+        if self.choices is not None:
+            for choice in self.choices:
+                if choice == value and isinstance(choice, bool) == isinstance(value, bool):
+                    return choice
+            raise ValueError(unknown_name(value, map(str, self.choices), "value"))
+        assert self.low is not None
+        assert self.high is not None
+        number = float(PixelValue(value))
+        steps = (number - self.low) / (self.step or 1.0) if self.step or self.integer else 0.0
+        # Optuna's own tolerance; of a number between two steps it would warn, and use it.
+        if not self.low <= number <= self.high or abs(steps - round(steps)) >= 1e-8:
+            raise ValueError(f"{value!r} is none of its values: {self.span}")
+        return int(number) if self.integer else number
+
+    def never(self, values: Iterable[Any]) -> str | None:
+        """Why a condition on these values would never hold or by accident; None if each is one of the dimension's."""
+        if self.choices is None and not self.integer:
+            return f"a condition is on choices or whole numbers; {self.path} is {self.span}"
+        for value in values:
+            try:
+                if self.read(value) != value:
+                    return f"{value!r}: write it as a number"
+            except ValueError as error:
+                return str(error)
+        return None
 
     @property
     def num_values(self) -> int | None:
@@ -82,8 +105,17 @@ class Dimension(Section):
             return len(self.choices)
         assert self.low is not None
         assert self.high is not None
-        step = 1.0 if self.integer else self.step
-        return None if step is None else int((self.high - self.low) / step + 1e-9) + 1
+        if self.integer:
+            whole = self._whole
+            return (whole[-1] - whole[0]) // whole.step + 1
+        return None if self.step is None else int((self.high - self.low) / self.step + 1e-9) + 1
+
+    @property
+    def _whole(self) -> range:
+        """The values of a whole-numbered dimension."""
+        assert self.low is not None
+        assert self.high is not None
+        return range(int(self.low), int(self.high) + 1, int(self.step or 1))
 
     @property
     def extremes(self) -> tuple[Any, ...]:
@@ -93,16 +125,61 @@ class Dimension(Section):
         assert self.low is not None
         assert self.high is not None
         if self.integer:
-            return int(self.low), int(self.high)
+            # The second as well: 64 and 128 can be divided among two workers, 65 can't.
+            return tuple(dict.fromkeys((self._whole[0], self._whole[1], self._whole[-1])))
         # Between 2.0 and 10.0 lie numbers that are no steps of an attack; pi is in no one's unit.
-        between = self.low + (self.step or (self.high - self.low) / math.pi)
+        between = min(self.low + (self.step or (self.high - self.low) / math.pi), self.high)
         return self.low, between, self.high
 
+    @property
+    def span(self) -> str:
+        """Its values in words."""
+        if self.choices is not None:
+            return " | ".join(map(str, self.choices))
+        named = {"log": self.log, "integer": self.integer, f"step {self.step or 0:g}": self.step}
+        kinds = ", ".join(name for name, given in named.items() if given)
+        return f"{self.low:g} … {self.high:g}" + (f" ({kinds})" if kinds else "")
+
+    @property
+    def condition(self) -> str:
+        """When it exists, in words; empty if always."""
+        return " and ".join(f"{path} = {' | '.join(map(str, allowed))}" for path, allowed in self.when.items())
+
     def __str__(self) -> str:
-        span = " | ".join(map(str, self.choices)) if self.choices else f"{self.low:g} … {self.high:g}"
-        kind = " (log)" if self.log else f" (step {self.step:g})" if self.step else " (integer)" if self.integer else ""
-        condition = " and ".join(f"{path} = {' | '.join(map(str, allowed))}" for path, allowed in self.when.items())
-        return f"{self.path}: {span}{kind}" + (f"  when {condition}" if condition else "")
+        return f"{self.path}: {self.span}" + (f"  when {self.condition}" if self.when else "")
+
+
+def _of_choices(dimension: Dimension, choices: tuple[Any, ...]) -> Iterator[str]:
+    if not choices:
+        yield "give either choices, or low and high"
+    if dimension.variants and choices != tuple(dimension.variants):
+        yield "the variants are its choices: leave choices out"
+    of_ranges = ("low", "high", "log", "step", "integer")
+    idle = [name for name in of_ranges if getattr(dimension, name) is not Dimension.model_fields[name].default]
+    if idle:
+        yield f"give either choices, or low and high: {' and '.join(idle)} would do nothing beside choices"
+    # Pairwise, for a choice may be a list; 1 and 1.0 are one for Optuna.
+    twice = [choice for place, choice in enumerate(choices) if choice in choices[:place]]
+    if twice:
+        yield f"the same choice twice: {', '.join(map(repr, twice))}"
+
+
+def _of_range(dimension: Dimension) -> Iterator[str]:
+    low, high, step = dimension.low, dimension.high, dimension.step
+    if low is None or high is None:
+        yield "give either choices, or low and high"
+        return
+    if not low < high:
+        yield f"low {low:g} must be below high {high:g}"
+    elif step is not None and not 0 < step <= (high - low) * (1 + 1e-9):
+        yield f"step {step:g} must be above 0 and at most high - low, {high - low:g}"
+    if dimension.log and low <= 0:
+        yield f"log needs a low above 0, not {low:g}"
+    if dimension.log and step is not None:
+        yield "log and step exclude each other"
+    for name, value in {"low": low, "high": high, "step": step}.items():
+        if dimension.integer and value is not None and not value.is_integer():
+            yield f"integer needs a whole {name}, not {value:g}"
 
 
 def read_space(raw: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -112,7 +189,7 @@ def read_space(raw: Mapping[str, Any]) -> list[dict[str, Any]]:
         fields: dict[str, Any] = dict(content or {}) if isinstance(content, Mapping | None) else {"choices": content}
         conditions = fields.get("when", {})
         if isinstance(fields.get("variants"), Mapping) and fields["variants"]:
-            fields["choices"] = list(fields["variants"])
+            fields.setdefault("choices", list(fields["variants"]))
         if isinstance(conditions, Mapping):
             fields["when"] = {key: value if isinstance(value, list) else [value] for key, value in conditions.items()}
         table.append({"path": path, **fields})
@@ -137,12 +214,15 @@ def settings(space: Iterable[Dimension], values: Mapping[str, Any]) -> dict[str,
     return fields
 
 
-def corners(space: Sequence[Dimension]) -> list[dict[str, Any]]:
-    """Assignments that together reach every condition, and every extreme of every dimension under each of them."""
+def corners(space: Sequence[Dimension], together: int = 1) -> list[dict[str, Any]]:
+    """Assignments that together reach every condition, and every extreme of every dimension under each of them.
+
+    Up to `together` dimensions leave their first extreme at once.
+    """
     gates = {path for dimension in space for path in dimension.when}
     gating = [dimension for dimension in space if dimension.path in gates]
     assignments = []
-    for chosen in itertools.product(*(dimension.extremes for dimension in gating)):
+    for chosen in itertools.product(*(_deciding(gate, space) for gate in gating)):
         fixed = dict(zip((dimension.path for dimension in gating), chosen, strict=True))
         base: dict[str, Any] = {}
         active = []
@@ -150,14 +230,20 @@ def corners(space: Sequence[Dimension]) -> list[dict[str, Any]]:
             if dimension.active(base):
                 base[dimension.path] = fixed.get(dimension.path, dimension.extremes[0])
                 active.append(dimension)
-        assignments.append(base)
-        assignments += [
-            base | {dimension.path: extreme}
-            for dimension in active
-            if dimension.path not in fixed
-            for extreme in dimension.extremes[1:]
-        ]
+        free = [dimension for dimension in active if dimension.path not in fixed]
+        for count in range(together + 1):
+            for moved in itertools.combinations(free, count):
+                paths = [dimension.path for dimension in moved]
+                others = itertools.product(*(dimension.extremes[1:] for dimension in moved))
+                assignments += [base | dict(zip(paths, extremes, strict=True)) for extremes in others]
     return assignments
+
+
+def _deciding(gate: Dimension, space: Sequence[Dimension]) -> tuple[Any, ...]:
+    """Its extremes, and what lies between them but conditions name."""
+    named = [value for dimension in space for value in dimension.when.get(gate.path, ())]
+    between = [value for value in named if value not in gate.extremes and gate.never([value]) is None]
+    return (*gate.extremes, *between)
 
 
 def grid_size(space: Sequence[Dimension]) -> int | None:
@@ -182,17 +268,26 @@ def grid_size(space: Sequence[Dimension]) -> int | None:
 def check_space(space: Sequence[Dimension], base: Mapping[str, Any]) -> list[Problem]:
     """Every way in which the space leaves what an Experiment allows; empty if it does not."""
     problems: dict[str, Problem] = {}
-    seen: set[str] = set()
+    seen: dict[str, Dimension] = {}
     for dimension in space:
-        for path in dimension.when:
+        place = f"space.{dimension.path}"
+        for path, allowed in dimension.when.items():
+            field = f"{place}.when.{path}"
             if path not in seen:
-                field = f"space.{dimension.path}.when.{path}"
                 problems[field] = Problem(field, "is not a dimension before this one")
+            elif complaint := seen[path].never(allowed):
+                problems[field] = Problem(field, complaint)
         if dimension.path in seen:
-            problems[dimension.path] = Problem(f"space.{dimension.path}", "is given twice")
-        seen.add(dimension.path)
+            problems[dimension.path] = Problem(place, "is given twice")
+        seen[dimension.path] = dimension
+    points = corners(space, together=2)  # two that are fine by themselves may contradict each other
+    reached = {path for values in points for path in values}
+    for dimension in space:
+        field = f"space.{dimension.path}.when"
+        if dimension.path not in reached and not any(known.startswith(field) for known in problems):
+            problems[field] = Problem(field, f"no point of the space has {dimension.condition}")
     # The base by itself as well: what every point overrides would never be looked at.
-    for values in ({}, *corners(space)):
+    for values in ({}, *points):
         fields = settings(space, values)
         for problem in _invalid(base, fields):
             at = f" (at {', '.join(f'{path}={value}' for path, value in values.items())})" if values else ""

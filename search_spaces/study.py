@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +14,11 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator
 from search_spaces.addresses import REFUSAL, has_password
 from search_spaces.constraints import Constraint
 from search_spaces.space import Dimension, check_space, corners, grid_size, read_space, settings
+from search_spaces.start_points import check_points, read_points
 from search_spaces.stopping import Stopping
 from trainers.catalog.attacks import canonical
 from trainers.config import Data, Experiment, Section, apply_values, explain, parse
-from trainers.problems import InvalidInput, Problem, unknown_name
+from trainers.problems import InvalidInput, Problem
 
 Metric = Literal["val/clean_accuracy", "val/pgd10_accuracy"]
 OBJECTIVES: tuple[Metric, ...] = ("val/clean_accuracy", "val/pgd10_accuracy")
@@ -120,9 +122,13 @@ class Tracking(Section):
 
 
 class Study(Section):
-    """One study. `experiment` stays as it was written: each trial fills it anew around its own values."""
+    """One study. `experiment` stays as it was written: each trial fills it anew around its own values.
+
+    `smoke`: slots that would begin late act from the first epoch on, for a run of one epoch to show them.
+    """
 
     name: str
+    smoke: bool = False
     experiment: dict[str, Any] = Field(default_factory=dict)
     space: tuple[Dimension, ...] = ()
     search: Search = Search()
@@ -132,7 +138,14 @@ class Study(Section):
 
     def experiment_for(self, values: Mapping[str, Any]) -> Experiment:
         """The complete Experiment at one point of the space."""
-        return parse(apply_values(self.experiment, settings(self.space, values)))
+        experiment = parse(apply_values(self.experiment, settings(self.space, values)))
+        late = {f"method.{slot}.start": 0.0 for slot, first in experiment.first_epochs.items() if first}
+        return parse(apply_values(experiment.to_dict(), late)) if self.smoke and late else experiment
+
+    @property
+    def start_points(self) -> list[dict[str, Any]]:
+        """The points of `search.start`, with values as trials draw them."""
+        return read_points(self.space, self.search.start)
 
     @property
     def data(self) -> list[Data]:
@@ -171,7 +184,7 @@ class Study(Section):
 
 
 def parse_study(raw: Mapping[str, Any]) -> Study:
-    """Validate a study completely: fields, base experiment, every corner of the space. Raises InvalidInput."""
+    """Validate a study completely: fields, base experiment, corners of the space, points. Raises InvalidInput."""
     content = dict(raw)
     if isinstance(content.get("space"), Mapping):
         content["space"] = read_space(content["space"])
@@ -179,7 +192,10 @@ def parse_study(raw: Mapping[str, Any]) -> Study:
         study = Study.model_validate(content)
     except ValidationError as error:
         raise InvalidInput(_name_dimensions(explain(error, Study), content)) from None
-    problems = [*check_space(study.space, study.experiment), *_contradictions(study)]
+    problems = check_space(study.space, study.experiment)
+    # What is wrong with the space would be wrong again with every point.
+    problems += check_points(study.space, study.search.start, None if problems else study.experiment)
+    problems += _contradictions(study)
     if problems:
         raise InvalidInput(problems)
     return study
@@ -202,12 +218,6 @@ def _contradictions(study: Study) -> list[Problem]:
         problems.append(
             Problem("experiment.evaluation.epsilon", "is missing: a study that varies attack.epsilon must fix it")
         )
-    for index, point in enumerate(study.search.start):
-        problems += [
-            Problem(f"search.start.{index}.{path}", unknown_name(path, paths, "dimension"))
-            for path in point
-            if path not in paths
-        ]
     for metric, constraint in study.search.constraints.items():
         if constraint.baseline is not None and constraint.baseline >= len(study.search.start):
             field = f"search.constraints.{metric}.baseline"
@@ -255,33 +265,42 @@ def _idle_pruning(study: Study) -> list[Problem]:
 def _crooked_ladder(study: Study) -> list[Problem]:
     """Rungs that drop nothing that the one before has left, drop what is to be confirmed, or want too many images."""
     problems, before = [], None
-    try:
-        holdout = parse(study.experiment).data.holdout
-    except InvalidInput:
-        return []
+    holdout = min((experiment.data.holdout for experiment in _experiments(study)), default=None)
     for place, rung in enumerate(study.confirm.ladder):
         field = f"confirm.ladder.{place}"
         if rung.keep < study.confirm.top:
             problems.append(Problem(f"{field}.keep", f"{rung.keep}: confirm.top wants {study.confirm.top}"))
         if before is not None and rung.keep >= before:
             problems.append(Problem(f"{field}.keep", f"{rung.keep}: the rung before leaves {before} already"))
-        if rung.samples > holdout:
+        if holdout is not None and rung.samples > holdout:
             problems.append(Problem(f"{field}.samples", f"{rung.samples}: data.holdout is {holdout}"))
         before = rung.keep
     return problems
 
 
 def _undivided_batches(study: Study) -> list[Problem]:
-    try:
-        batch = parse(study.experiment).optimizer.batch_size
-    except InvalidInput:
-        return []
+    batches = {experiment.optimizer.batch_size for experiment in _experiments(study)}
     sections = {"resources.workers": study.resources.workers, "confirm.workers": study.confirm.workers or 1}
-    return [
-        Problem(field, f"{workers}: the global batch of {batch} can't be divided evenly among them")
-        for field, workers in sections.items()
-        if batch % workers
-    ]
+    problems = []
+    for field, workers in sections.items():
+        undivided = ", ".join(str(batch) for batch in sorted(batches) if batch % workers)
+        if undivided:
+            message = f"{workers}: a global batch of {undivided} can't be divided evenly among them"
+            problems.append(Problem(field, message))
+    return problems
+
+
+def _experiments(study: Study) -> list[Experiment]:
+    """At the corners of the space, or the base alone if none of them is one: what is wrong there is known already."""
+    base: list[dict[str, Any]] = [{}]
+    for points in (corners(study.space), base):
+        found = []
+        for point in points:
+            with contextlib.suppress(InvalidInput):
+                found.append(study.experiment_for(point))
+        if found:
+            return found
+    return []
 
 
 def _name_dimensions(problems: list[Problem], content: Mapping[str, Any]) -> list[Problem]:

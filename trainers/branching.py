@@ -6,21 +6,10 @@ from collections.abc import Iterable
 
 from trainers.config import Experiment, digest_of
 
-# The slots that may act late.
-_LATE = ("weighting", "regularizer", "weight_perturbation")
-
-
-def first_epochs(experiment: Experiment) -> dict[str, int]:
-    """The epoch (0-based) in which each filled slot begins to act; the number of epochs if it never does."""
-    chosen = {slot: getattr(experiment.method, slot) for slot in _LATE}
-    starts = {slot: float(choice.parameters.get("start", 0.0)) for slot, choice in chosen.items() if choice is not None}
-    epochs = experiment.epochs
-    return {slot: next((e for e in range(epochs) if e / epochs >= start), epochs) for slot, start in starts.items()}
-
 
 def branching_epochs(experiments: Iterable[Experiment]) -> tuple[int, ...]:
     """After how many epochs something begins to act in any of these runs: there runs may part."""
-    starts = {(epoch, run.epochs) for run in experiments for epoch in first_epochs(run).values()}
+    starts = {(epoch, run.epochs) for run in experiments for epoch in run.first_epochs.values()}
     return tuple(sorted({epoch for epoch, planned in starts if 0 < epoch < planned}))
 
 
@@ -31,7 +20,7 @@ def prefix_digest(experiment: Experiment, epochs: int) -> str:
     """
     content = experiment.identity()
     del content["method"]["name"]
-    for slot, first in first_epochs(experiment).items():
+    for slot, first in experiment.first_epochs.items():
         if first >= epochs:
             content["method"][slot] = None
     return digest_of(content)

@@ -242,9 +242,28 @@ class Experiment(Section):
         )
 
     @property
+    def first_epochs(self) -> dict[str, int]:
+        """The epoch (0-based) in which each filled slot begins to act; the number of epochs if it never does."""
+        found = {}
+        for slot in ("weighting", "regularizer", "weight_perturbation"):
+            choice = getattr(self.method, slot)
+            if choice is not None:
+                start = float(choice.parameters.get("start", 0.0))
+                near = range(max(int(start * self.epochs) - 1, 0), self.epochs)
+                # The comparison is the loop's own: a product may be rounded to the other side.
+                found[slot] = next((epoch for epoch in near if epoch / self.epochs >= start), self.epochs)
+        return found
+
+    @property
     def notices(self) -> list[str]:
         """What is allowed but worth knowing before it runs."""
         notices = []
+        for slot, first in self.first_epochs.items():
+            if 0 < first >= self.epochs - 1:
+                choice = getattr(self.method, slot)
+                acts = "never acts" if first == self.epochs else "acts in the last epoch alone"
+                start = choice.parameters["start"]
+                notices.append(f"method.{slot}.start: {start:g} of {self.epochs} epochs: {choice.name} {acts}")
         regularizer = self.method.regularizer
         by_kl = self.method.inner.name == "pgd_kl"
         if regularizer is not None and by_kl and regularizer.parameters.get("samples") == "abnormal":
@@ -270,12 +289,25 @@ def parse(raw: Mapping[str, Any]) -> Experiment:
         already = {problem.field for problem in problems}
         found = [problem for problem in explain(error, Experiment) if problem.field not in already]
         raise InvalidInput([*problems, *found]) from None
+    problems += _contradictions(experiment)
     if problems:
         raise InvalidInput(problems)
-    check_every, steps = experiment.evaluation.check_every, experiment.steps_per_epoch
-    if check_every is not None and check_every > steps:
-        raise InvalidInput.single("evaluation.check_every", f"{check_every}: an epoch has {steps} steps only")
     return experiment
+
+
+def _contradictions(experiment: Experiment) -> list[Problem]:
+    """What can be seen only once every field has its value."""
+    problems = []
+    check_every = experiment.evaluation.check_every
+    if check_every is not None and experiment.data.name in catalog.DATASETS:
+        steps = experiment.steps_per_epoch
+        if check_every > steps:
+            problems.append(Problem("evaluation.check_every", f"{check_every}: an epoch has {steps} steps only"))
+    momentum, at_peak = experiment.optimizer.momentum, experiment.optimizer.momentum_at_peak
+    if at_peak is not None and at_peak > momentum:
+        message = f"{at_peak:g}: momentum falls to it at the peak rate, and optimizer.momentum is {momentum:g}"
+        problems.append(Problem("optimizer.momentum_at_peak", f"{message}; null keeps it there"))
+    return problems
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> list[Problem]:

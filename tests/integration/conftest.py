@@ -92,11 +92,13 @@ def answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 
 def write_study(folder: Path, **sections: object) -> Path:
-    """The tiny study as a file, with some sections changed."""
+    """The tiny study as a file, with some sections changed; what is None in a section is left out of it."""
     merged = {**STUDY}
     for section, content in sections.items():
         held = merged.get(section)
-        merged[section] = {**held, **content} if isinstance(held, dict) and isinstance(content, dict) else content
+        if isinstance(held, dict) and isinstance(content, dict):
+            content = {name: value for name, value in {**held, **content}.items() if value is not None}
+        merged[section] = content
     file = folder / "tiny.yaml"
     file.write_text(yaml.safe_dump(merged, sort_keys=False))
     return file

@@ -34,6 +34,7 @@ SECTIONS: dict[str, object] = {
     "experiment": {"epochs": EPOCHS, "method": "sat", "attack": {"steps": 1}},
     "space": {
         "method.name": ["sat", "sat_der"],
+        "method.beta": None,
         "method.regularizer.beta": {"low": 0.1, "high": 10, "log": True, "when": {"method.name": "sat_der"}},
         "method.regularizer.gamma": {"low": 0.0, "high": 0.5, "when": {"method.name": "sat_der"}},
     },

@@ -268,6 +268,22 @@ def test_starting_points_are_tried_first_and_once(tmp_path: Path) -> None:
             assert driver.proposed[1]["attack.epsilon"] != 0.1
 
 
+def test_whole_numbers_come_in_the_steps_of_their_dimension(tmp_path: Path) -> None:
+    raw = made_up_study(trials=6).to_raw()
+    raw["space"]["optimizer.batch_size"] = {"low": 32, "high": 128, "step": 48, "integer": True}
+    driver = Driver(url(tmp_path, "s"), parse_study(raw))
+    driver.run_to_the_end()
+    sizes = {values["optimizer.batch_size"] for values in driver.proposed.values()}
+    assert len(sizes) > 1
+    assert sizes <= {32, 80, 128}
+
+
+def test_a_starting_point_may_be_written_as_a_fraction(tmp_path: Path) -> None:
+    driver = Driver(url(tmp_path, "s"), made_up_study(start=[{"method.name": "fgsm", "attack.epsilon": "26/255"}]))
+    driver.start()
+    assert driver.proposed[0] == {"method.name": "fgsm", "attack.epsilon": 26 / 255}
+
+
 def test_a_kill_while_starting_points_are_queued_loses_none_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,9 +42,9 @@ class Dice:
         self.asked[name] = (low, high, log, step)
         return self.random.uniform(low, high)
 
-    def suggest_int(self, name, low, high, *, log=False):
-        self.asked[name] = (low, high, log)
-        return self.random.randint(low, high)
+    def suggest_int(self, name, low, high, *, step=1, log=False):
+        self.asked[name] = (low, high, step, log)
+        return self.random.randrange(low, high + 1, step)
 
 
 def test_only_dimensions_whose_condition_holds_are_asked_for():
@@ -72,6 +72,7 @@ def test_a_trial_is_asked_with_the_bounds_and_the_scale_of_the_dimension():
         "optimizer.learning_rate": {"low": 0.01, "high": 1, "log": True},
         "method.regularizer.gamma": {"low": 0, "high": 1, "step": 0.1},
         "attack.steps": {"low": 2, "high": 10, "integer": True, "log": True},
+        "optimizer.batch_size": {"low": 32, "high": 128, "integer": True, "step": 32},
         "model.norm": ["batch", "group"],
     }
     suggest(space(raw), dice)
@@ -79,7 +80,8 @@ def test_a_trial_is_asked_with_the_bounds_and_the_scale_of_the_dimension():
         "attack.epsilon": (2 / 255, 16 / 255, False, None),
         "optimizer.learning_rate": (0.01, 1, True, None),
         "method.regularizer.gamma": (0, 1, False, 0.1),
-        "attack.steps": (2, 10, True),
+        "attack.steps": (2, 10, 1, True),
+        "optimizer.batch_size": (32, 128, 32, False),
         "model.norm": ("batch", "group"),
     }
 
@@ -99,7 +101,19 @@ def test_corners_of_an_unconditional_space_change_one_thing_at_a_time():
     assignments = corners(space(raw))
     assert len(assignments) == 5
     assert all(sum(values.values()) <= 1 for values in assignments)
+    both = corners(space(raw), together=2)
+    assert len(both) == 5 + 6
+    assert {sum(values.values()) for values in both} == {0, 1, 2}
     assert corners([]) == [{}]
+
+
+def test_corners_reach_the_numbers_on_which_conditions_are():
+    raw = {
+        "attack.steps": {"low": 1, "high": 10, "integer": True},
+        "attack.step_size": {"low": 0.01, "high": 3, "when": {"attack.steps": 5}},
+    }
+    assert {values["attack.steps"] for values in corners(space(raw))} == {1, 2, 5, 10}
+    assert set(problems(raw, {"method": "sat"})) == {"space.attack.step_size"}
 
 
 def test_a_sound_space_has_no_problems():
@@ -139,6 +153,12 @@ def test_a_mistake_in_one_branch_only_is_found_and_the_branch_is_said():
     assert "method.name=fgsm" in found["space.method.beta"]
 
 
+def test_two_values_that_are_fine_until_they_meet_are_named():
+    found = problems({"data.holdout": [100, 900], "data.train_samples": [100, 1300]})
+    assert "only 600 are left" in found["space.data.train_samples"]
+    assert "(at data.holdout=900, data.train_samples=1300)" in found["space.data.train_samples"]
+
+
 def test_a_mistake_of_the_base_experiment_is_not_blamed_on_the_space():
     assert set(problems({"method.beta": [1, 2]}, {"method": "trades", "epochs": 0})) == {"experiment.epochs"}
     assert set(problems({}, {"epochs": 0})) == {"experiment.epochs"}
@@ -156,6 +176,32 @@ def test_a_condition_on_what_comes_later_or_not_at_all_is_named():
     assert "before this one" in problems(later)["space.method.beta.when.method.name"]
     nowhere = {"method.beta": {"low": 1, "high": 2, "when": {"method.nmae": "trades"}}}
     assert "space.method.beta.when.method.nmae" in problems(nowhere, {"method": "trades"})
+
+
+@pytest.mark.parametrize(
+    ("gate", "values", "says"),
+    [
+        (["fgsm", "trades"], "tradez", "Did you mean trades"),
+        (["fgsm", "trades"], ["trades", "sat"], "Allowed: fgsm, trades"),
+        ({"low": 1, "high": 9, "step": 2, "integer": True}, 4, "1 … 9 (integer, step 2)"),
+        ({"low": 1, "high": 9, "integer": True}, "4", "as a number"),
+        ({"low": 1, "high": 9}, 4, "on choices or whole numbers"),
+        ({"low": 1, "high": 9, "step": 1}, 4, "on choices or whole numbers"),
+    ],
+)
+def test_a_condition_on_what_its_dimension_never_is_is_named(gate, values, says):
+    path = "method.name" if isinstance(gate, list) else "epochs"
+    found = problems({path: gate, "seed": {"choices": [1, 2], "when": {path: values}}})
+    assert says in found[f"space.seed.when.{path}"]
+
+
+def test_conditions_that_never_hold_together_are_named():
+    raw = {
+        "method.name": ["fgsm", "trades"],
+        "method.beta": {"choices": [1, 6], "when": {"method.name": "trades"}},
+        "seed": {"choices": [0, 1], "when": {"method.name": "fgsm", "method.beta": 6}},
+    }
+    assert problems(raw) == {"space.seed.when": "no point of the space has method.name = fgsm and method.beta = 6"}
 
 
 def test_a_path_that_is_given_twice_is_named():
@@ -177,6 +223,17 @@ def test_a_path_that_is_given_twice_is_named():
         ({"low": 1, "high": 2, "log": True, "step": 0.1}, "log and step exclude each other"),
         ({"low": "one", "high": 2}, "not a number or a fraction"),
         ({"low": 1, "high": 2, "lgo": True}, "Extra inputs"),
+        ({"low": 1, "high": 2, "step": 0}, "step 0 must be above 0"),
+        ({"low": 1, "high": 2, "step": -0.5}, "step -0.5 must be above 0"),
+        ({"low": 1, "high": 2, "step": 1.5}, "step 1.5 must be above 0 and at most high - low, 1"),
+        ({"low": 1.5, "high": 3.7, "integer": True}, "a whole low, not 1.5; integer needs a whole high, not 3.7"),
+        ({"low": 1, "high": 9, "step": 1.5, "integer": True}, "integer needs a whole step, not 1.5"),
+        ({"choices": [1, 2], "low": 0}, "low would do nothing beside choices"),
+        ({"choices": [1, 2], "step": 1, "log": True}, "log and step would do nothing beside choices"),
+        ({"choices": [1, 2], "integer": True}, "integer would do nothing beside choices"),
+        ({"choices": ["8/255", "4/255", "8/255"]}, "the same choice twice: '8/255'"),
+        ({"choices": [[0.5], [0.4], [0.5]]}, r"the same choice twice: \[0.5\]"),
+        ({"choices": [1], "when": {"method.name": []}}, "when method.name: name at least one value"),
     ],
 )
 def test_a_dimension_that_contradicts_itself_is_refused(fields, says):
@@ -189,6 +246,7 @@ def test_dimensions_describe_themselves():
     assert described[0] == "method.name: fgsm | trades | fgsm_rs_der"
     assert described[1] == "method.beta: 1 … 12 (log)  when method.name = trades"
     assert described[4].startswith("method.regularizer.gamma: 0 … 1 (step 0.25)")
+    assert str(Dimension(path="epochs", low=2, high=8, step=3, integer=True)) == "epochs: 2 … 8 (integer, step 3)"
 
 
 def test_every_corner_of_a_space_without_problems_is_an_experiment():
@@ -215,6 +273,11 @@ def test_a_variant_stands_for_the_fields_of_its_row():
     assert settings(space, {"row": "weighted", "method.beta": 2}) == {"method.name": "weat_adv", "method.beta": 2}
     assert check_space(space, {}) == []
     assert {point["row"] for point in corners(space)} == {"plain", "weighted"}
+
+
+def test_choices_beside_variants_are_refused():
+    with pytest.raises(ValidationError, match="leave choices out"):
+        space({"row": {"choices": ["weighted", "plain"], "variants": TABLE["row"]["variants"]}})
 
 
 def test_a_mistake_in_a_variant_is_named_with_its_row():
@@ -257,9 +320,10 @@ def test_a_grid_has_as_many_points_as_its_branches_together():
         "method.beta": {"low": 1, "high": 3, "integer": True, "when": {"method.name": "trades"}},
         "method.regularizer.beta": {"low": 10, "high": 30, "step": 10, "when": {"method.name": "fgsm_der"}},
         "attack.epsilon": ["8/255", "16/255"],
+        "optimizer.batch_size": {"low": 32, "high": 130, "step": 32, "integer": True},
     }
     dimensions = [Dimension(**fields) for fields in read_space(table)]
-    assert grid_size(dimensions) == (1 + 3 + 3) * 2
+    assert grid_size(dimensions) == (1 + 3 + 3) * 2 * 4
     continuous = Dimension(path="optimizer.learning_rate", low=0.1, high=0.2)
     assert grid_size([*dimensions, continuous]) is None
     assert grid_size([]) == 1

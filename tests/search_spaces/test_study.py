@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from search_spaces.loader import header, load_study, shipped
+from search_spaces.space import corners
 from search_spaces.study import parse_study
 from trainers.problems import InvalidInput
 
@@ -39,6 +40,9 @@ def test_every_shipped_study_says_what_it_asks_and_loads(path):
     assert parse_study(yaml.safe_load(study.to_yaml())) == study
     smoke = load_study(path.stem, smoke=True)
     assert (smoke.name, smoke.search.trials, smoke.experiment["epochs"]) == (f"{study.name}-smoke", 2, 1)
+    for point in corners(smoke.space):
+        assert set(smoke.experiment_for(point).first_epochs.values()) <= {0}
+        assert smoke.experiment_for(point).training_passes == study.experiment_for(point).training_passes
 
 
 def test_a_study_written_and_read_back_is_the_same():
@@ -56,6 +60,37 @@ def test_stop_rules_combine_and_a_smoke_run_is_not_stopped(tmp_path):
     file = tmp_path / "stop.yaml"
     file.write_text(yaml.safe_dump(raw, sort_keys=False))
     assert load_study(file, smoke=True).search.stop == parse_study(STUDY).search.stop
+
+
+def test_a_smoke_run_shows_what_begins_late_wherever_the_space_puts_it(tmp_path):
+    raw = {
+        "name": "late",
+        "experiment": {"recipe": "awp", "data": "svhn", "evaluation": {"epsilon": "8/255"}},
+        "space": {
+            "row": {"variants": {"mail": {"method.name": "mail_at_der"}, "awp": {"method": "sat_awp"}}},
+            "method.regularizer.start": {"choices": [0.5, 1.0], "when": {"row": "mail"}},
+            "method.regularizer.gamma": {"low": 0, "high": 1, "when": {"row": "mail"}},
+        },
+        "search": {"trials": 5},
+    }
+    file = tmp_path / "late.yaml"
+    file.write_text(yaml.safe_dump(raw, sort_keys=False))
+    whole, smoke = load_study(file), load_study(file, smoke=True)
+    smoke = parse_study(yaml.safe_load(smoke.to_yaml()))
+    mail = {"row": "mail", "method.regularizer.start": 0.5, "method.regularizer.gamma": 0.2}
+    for point, slots in ((mail, {"weighting", "regularizer"}), ({"row": "awp"}, {"weight_perturbation"})):
+        assert all(whole.experiment_for(point).first_epochs[slot] > 0 for slot in slots)
+        assert smoke.experiment_for(point).first_epochs == dict.fromkeys(slots, 0)
+    assert smoke.experiment_for(mail).method.regularizer.parameters["gamma"] == 0.2
+    assert smoke.notices == []
+
+
+@pytest.mark.parametrize("longer", [{"recipe": "n_fgsm", "data": "svhn"}, {"evaluation": {"check_every": 5}}])
+def test_what_needs_longer_runs_is_left_out_of_a_smoke_run(longer, tmp_path):
+    file = tmp_path / "longer.yaml"
+    file.write_text(yaml.safe_dump({"name": "longer", "experiment": longer}))
+    assert load_study(file).experiment_for({}).epochs == 30
+    assert load_study(file, smoke=True).experiment_for({}).epochs == 1
 
 
 def test_an_experiment_of_the_study_is_its_base_at_a_point():
@@ -131,8 +166,16 @@ def test_a_study_may_search_nothing():
             "confirm.ladder.0.samples",
             "data.holdout is",
         ),
-        ({"resources": {"workers": 3}}, "resources.workers", "128"),
-        ({"confirm": {"workers": 3}}, "confirm.workers", "128"),
+        (
+            {
+                "space": {"data.holdout": [200, 100]},
+                "confirm": {"ladder": [{"attack": "cw", "samples": 150, "keep": 4}]},
+            },
+            "confirm.ladder.0.samples",
+            "data.holdout is 100",
+        ),
+        ({"resources": {"workers": 3}}, "resources.workers", "a global batch of 32, 64 can't be divided"),
+        ({"confirm": {"workers": 3}}, "confirm.workers", "a global batch of 32, 64 can't be divided"),
         ({"resources": {"gpus_per_worker": -1}}, "resources.gpus_per_worker", "-1"),
         ({"resources": {"gpus_per_worker": 1.5}}, "resources.gpus_per_worker", "whole numbers"),
         ({"resources": {"gpus_per_worker": 0.5, "workers": 2}}, "resources.gpus_per_worker", "resources.workers is 2"),
@@ -157,6 +200,28 @@ def test_a_study_may_search_nothing():
 def test_a_mistake_is_named_by_its_dotted_field(changes, field, says):
     found = complaint(**changes)
     assert says in found[field]
+
+
+@pytest.mark.parametrize(
+    ("space", "undivided"),
+    [
+        ({}, "127"),
+        ({"optimizer.batch_size": [64, 65, 67]}, "65, 67"),
+        ({"optimizer.batch_size": {"low": 64, "high": 128, "integer": True}}, "65"),
+        ({"optimizer.batch_size": {"low": 64, "high": 128, "integer": True, "step": 32}}, None),
+        ({"size": {"variants": {"small": {"optimizer.batch_size": 64}, "odd": {"optimizer.batch_size": 99}}}}, "99"),
+    ],
+)
+@pytest.mark.parametrize("section", ["resources", "confirm"])
+def test_every_batch_of_the_space_must_be_divided_among_the_workers(section, space, undivided):
+    raw = {"name": "s", "experiment": {"optimizer": {"batch_size": 127}}, "space": space, section: {"workers": 2}}
+    if undivided is None:
+        assert parse_study(raw)
+        return
+    with pytest.raises(InvalidInput) as caught:
+        parse_study(raw)
+    assert caught.value.problems[0].field == f"{section}.workers"
+    assert f"a global batch of {undivided} can't" in caught.value.problems[0].message
 
 
 def test_several_mistakes_come_in_one_message():
@@ -275,6 +340,7 @@ def test_a_grid_ends_with_its_last_point():
     ("search", "space", "field", "says"),
     [
         ({"sampler": "grid"}, {"method.beta": {"low": 1, "high": 2}}, "space.method.beta", "a step"),
+        ({"sampler": "grid"}, {"method.beta": {"low": 1, "high": 2, "step": 0}}, "space.method.beta", "above 0"),
         ({"sampler": "cmaes"}, {"method.beta": {"low": 1, "high": 2}}, "search.objectives", "one objective"),
         ({"sampler": "cmaes"}, {"method.beta": [1, 2]}, "space.method.beta", "without choices"),
     ],

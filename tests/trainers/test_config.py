@@ -253,62 +253,30 @@ def test_a_mistake_is_named_by_field_with_the_value_or_the_nearest_name(path, va
     assert says in found[next(place for place in places if place in found)]
 
 
-@pytest.mark.parametrize(
-    ("path", "value", "says"),
-    [
-        ("gamma", -0.1, ">= 0"),
-        ("gama", 0.1, "Did you mean gamma"),
-        ("beta", "strong", "not a number"),
-        ("samples", "some", "abnormal"),
-        ("start", 1.1, "<= 1"),
-        ("detach_natural", 1, "true or false"),
-        ("beta", True, "not a number"),
-        ("beta", math.nan, "nan"),
-    ],
-)
-def test_a_mistake_inside_a_slot_is_named(path, value, says):
-    found = complaint({"method": {"name": "fgsm_rs_der", "regularizer": {path: value}}})
-    assert says in found[f"method.regularizer.{path}"]
-
-
-@pytest.mark.parametrize(
-    ("slot", "chosen", "field", "says"),
-    [
-        ("weighting", {"name": "margin", "applies_to": "divergence"}, "applies_to", "has no KL term"),
-        ("weighting", {"name": "margin", "normalize": "x2"}, "normalize", "x3"),
-        ("weighting", {"name": "energy", "slope": 2}, "slope", "unknown field of energy"),
-        ("regularizer", {"name": "aaer", "gamma": 1}, "gamma", "unknown field of aaer"),
-        ("regularizer", {"name": "grad_align", "strength": -1}, "strength", ">= 0"),
-        ("weight_perturbation", {"name": "awp", "start": 2}, "start", "<= 1"),
-        ("inner", {"name": "pgd_margin", "kappa": "much"}, "kappa", "not a number"),
-        ("inner", {"name": "pgd_targeted", "target": "any"}, "target", "least_likely"),
-    ],
-)
-def test_a_mistake_in_a_slot_that_replaces_the_presets_is_named(slot, chosen, field, says):
-    assert says in complaint({"method": {"name": "sat", slot: chosen}})[f"method.{slot}.{field}"]
-
-
-@pytest.mark.parametrize("schedule", ["piecewise", "constant"])
-def test_momentum_can_be_cycled_only_where_there_is_a_peak(schedule):
-    raw = {"schedule": schedule, "optimizer": {"momentum_at_peak": 0.8}}
-    assert "has no peak" in complaint(raw)["optimizer.momentum_at_peak"]
-    assert parse({"optimizer": {"momentum_at_peak": 0.8}}).optimizer.momentum_at_peak == 0.8
-
-
-def test_a_warm_up_ends_before_the_run():
-    assert "ε is never reached" in complaint({"epochs": 3, "attack": {"warmup_epochs": 3}})["attack.warmup_epochs"]
-
-
-def test_gradient_alignment_does_not_run_in_bfloat16():
-    assert "differentiates twice" in complaint({"method": "grad_align", "precision": "bfloat16"})["precision"]
-    assert parse({"method": "fgsm_rs_der", "precision": "bfloat16"}).precision == "bfloat16"
-
-
 def test_der_on_abnormal_examples_of_a_kl_attack_is_allowed_but_worth_a_notice():
     raw = {"method": {"name": "trades_der", "regularizer": {"samples": "abnormal"}}}
     assert "abnormal examples are defined by the cross-entropy" in parse(raw).notices[0]
     for quiet in ("trades_der", "fgsm_rs_der", "aaer", "sat"):
         assert parse({"method": quiet}).notices == []
+
+
+@pytest.mark.parametrize(
+    ("method", "epochs", "slot", "says"),
+    [
+        ("sat_der", 3, "regularizer", "0.75 of 3 epochs: der never acts"),
+        ("sat_der", 4, "regularizer", "0.75 of 4 epochs: der acts in the last epoch alone"),
+        ({"name": "fgsm_der", "regularizer": {"start": 1.0}}, 30, "regularizer", "1 of 30 epochs: der never acts"),
+        ("mail_at", 2, "weighting", "0.633333 of 2 epochs: margin never acts"),
+        ("trades_awp", 1, "weight_perturbation", "0.05 of 1 epochs: awp never acts"),
+    ],
+)
+def test_a_slot_that_acts_too_late_to_matter_is_worth_a_notice(method, epochs, slot, says):
+    assert parse({"method": method, "epochs": epochs}).notices == [f"method.{slot}.start: {says}"]
+
+
+@pytest.mark.parametrize(("method", "epochs"), [("sat_der", 8), ("fgsm_der", 1), ("mail_at", 6), ("trades_awp", 3)])
+def test_a_slot_that_acts_for_more_than_an_epoch_or_throughout_is_not(method, epochs):
+    assert parse({"method": method, "epochs": epochs}).notices == []
 
 
 def test_all_mistakes_come_in_one_message():
@@ -322,6 +290,14 @@ def test_all_mistakes_come_in_one_message():
         }
     )
     assert {"method.name", "attack.epsilon", "optimizer.momentun", "data.holdout", "epochs"} <= set(found)
+
+
+def test_what_shows_only_in_the_whole_comes_in_the_same_message():
+    late = {"evaluation": {"check_every": 99}, "optimizer": {"momentum": 0.5, "momentum_at_peak": 0.8}}
+    fields = {"evaluation.check_every", "optimizer.momentum_at_peak"}
+    assert set(complaint(late)) == fields
+    assert set(complaint(late | {"method": {"name": "sat", "beta": 3}})) == fields | {"method.beta"}
+    assert set(complaint(late | {"data": "cifar"})) == {"optimizer.momentum_at_peak", "data.name"}
 
 
 def test_a_wrong_epsilon_is_the_only_complaint_about_it():

@@ -10,7 +10,7 @@ import torch
 
 from tests.trainers.test_loop import final_weights, same_weights, without_clock
 from trainers import checkpoint
-from trainers.branching import branching_epochs, first_epochs, prefix_digest
+from trainers.branching import branching_epochs, prefix_digest
 from trainers.loop import fit
 from trainers.origin import Origin, read_origin
 from trainers.prefix import Sharing, begin, fit_and_leave, leave, take_over
@@ -196,7 +196,7 @@ def test_a_run_whose_best_epoch_came_later_leaves_no_prefix(experiment, train, s
 )
 def test_a_slot_begins_in_the_first_epoch_whose_progress_reaches_its_start(epochs, start, first, experiment):
     run = experiment({"method.name": "sat_der", "method.regularizer.start": start, "epochs": epochs})
-    assert first_epochs(run) == {"regularizer": first}
+    assert run.first_epochs == {"regularizer": first}
     assert [epoch / epochs >= start for epoch in range(epochs)] == [epoch >= first for epoch in range(epochs)]
 
 

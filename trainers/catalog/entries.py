@@ -11,7 +11,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Parameter:
-    """One tunable number or switch: its default, what is allowed and what it means. `above` is an exclusive bound."""
+    """One tunable number or switch: its default, what is allowed and what it means. `above` is an exclusive bound.
+
+    `only_with` are values of the entry's other parameters without which this one changes nothing.
+    """
 
     default: Any
     about: str
@@ -19,9 +22,12 @@ class Parameter:
     high: float | None = None
     above: float | None = None
     choices: tuple[Any, ...] | None = None
+    only_with: Mapping[str, Any] = field(default_factory=dict)
 
     def refuse(self, value: object) -> str | None:
         """Why `value` is not allowed, or None if it is."""
+        if value is None and None not in (self.choices or ()):
+            return f"None is no value; allowed: {self.allowed}; leave it out for the default"
         if self.choices is not None:
             known = any(value == choice and type(value) is type(choice) for choice in self.choices)
             return None if known else f"{value!r} is not one of {list(self.choices)}"

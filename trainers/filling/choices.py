@@ -38,5 +38,12 @@ def fill_choice(
             problems.append(Problem(f"{place}.{key}", unknown_name(key, allowed, f"field of {table['name']}")))
         elif (complaint := fields[key].refuse(table[key])) is not None:
             problems.append(Problem(f"{place}.{key}", complaint))
+    usual = {key: (defaults or {}).get(key, parameter.default) for key, parameter in fields.items()}
+    for key, default in usual.items():
+        table.setdefault(key, copy.copy(default))
     for key, parameter in fields.items():
-        table.setdefault(key, copy.copy((defaults or {}).get(key, parameter.default)))
+        for other, needed in parameter.only_with.items():
+            idle = table[other] != needed and fields[other].refuse(table[other]) is None
+            if idle and table[key] != usual[key]:
+                message = f"{table[key]!r}: changes nothing with {other}: {table[other]}, only with {other}: {needed}"
+                problems.append(Problem(f"{place}.{key}", message))

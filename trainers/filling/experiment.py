@@ -20,6 +20,7 @@ def fill(raw: dict[str, Any]) -> list[Problem]:
     problems: list[Problem] = []
     _fill_recipe(raw, problems)
     dataset = _fill_data(table(raw, "data"), problems)
+    _check_augmentation(raw, dataset, problems)
     _fill_subset(raw, problems)
     method = table(raw, "method")
     preset = catalog.PRESETS.get(str(method.setdefault("name", "fgsm")))
@@ -89,6 +90,8 @@ def _check_combinations(raw: dict[str, Any], schedule: dict[str, Any], problems:
         problems.append(
             Problem("attack.warmup_epochs", f"{warmup!r}: must be below the {epochs} epochs, or ε is never reached")
         )
+    if raw.get("synchronize_batch_norm") is True and table(raw, "model").get("norm") == "group":
+        problems.append(Problem("synchronize_batch_norm", "true: the model has no batch norm (model.norm: group)"))
     regularizer = table(raw, "method").get("regularizer")
     subset = table(raw, "data").get("subset")
     if isinstance(subset, dict) and subset.get("treatment") == "no_perturb" and regularizer is not None:
@@ -142,6 +145,17 @@ def _fill_data(data: dict[str, Any], problems: list[Problem]) -> catalog.Dataset
         left = dataset.num_train - held
         problems.append(Problem("data.train_samples", f"{wanted}: only {left} are left beside the {held} held out"))
     return dataset
+
+
+def _check_augmentation(raw: dict[str, Any], dataset: catalog.Dataset, problems: list[Problem]) -> None:
+    """Parts of an augmentation that is off; not those that data set or recipe fill in, for they are in every file."""
+    data = table(raw, "data")
+    recipe = catalog.RECIPES.get(str(raw.get("recipe")))
+    says = () if recipe is None else (recipe.on_data.get(str(data.get("name")), {}), recipe.settings)
+    for field, given in {"flip": True, "padding_mode": "reflect"}.items():
+        usual = [getattr(dataset, field, None), *(settings.get("data", {}).get(field) for settings in says)]
+        if data.get("augment") is False and data.get(field) == given and given not in usual:
+            problems.append(Problem(f"data.{field}", f"{data[field]!r}: is a part of data.augment, which is false"))
 
 
 def _fill_subset(raw: dict[str, Any], problems: list[Problem]) -> None:

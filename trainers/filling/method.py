@@ -100,7 +100,7 @@ def _fill_beta(
                 f"Methods with one: {', '.join(sorted(with_beta))}.",
             )
         )
-    elif beta is not None and parameter is not None and (complaint := parameter.refuse(beta)) is not None:
+    elif "beta" in method and parameter is not None and (complaint := parameter.refuse(beta)) is not None:
         problems.append(Problem("method.beta", complaint))
     default = catalog.published_beta(str(method["name"]), model) or preset.beta
     method.setdefault("beta", None if parameter is None else parameter.default if default is None else default)
