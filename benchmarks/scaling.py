@@ -35,9 +35,9 @@ def measure(rounds: int) -> Table:
     ]  # fmt: skip
     return Table(
         "Workers under DDP",
-        f"PGD-5 training of `small` on digits at 32x32, global batch 64, one thread a worker, gloo, {rounds} rounds in "
-        f"turns, on {os.cpu_count()} CPUs: beyond that number workers share them. Attacks exchange nothing, the update "
-        "its gradients once.",
+        f"PGD-5 training of `small` on digits at 32x32, global batch 64, gloo, one thread a worker, {rounds} rounds in "
+        f"turns, on {os.cpu_count()} CPUs (no GPU): beyond that number workers share them. Attacks exchange nothing, "
+        "the update its gradients once.",
         ("workers", "epochs per second", "of one worker"),
         tuple(rows),
     )
@@ -50,6 +50,6 @@ def _seconds_of_an_epoch(workers: int) -> float:
                 sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers),
                 "-m", "trainers", *WORDS, "epochs=3", "--run-dir", folder, "--threads", "1",
             ],
-            check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+            check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         )  # fmt: skip
         return min(record.metrics["train/seconds"] for record in read_records(Path(folder)))

@@ -80,4 +80,6 @@ def _study(folder: Path, seeds: range, epochs: int) -> float:
 
 
 def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    """CPUs on either side: the study asks for no GPU."""
+    here = str(Path(__file__).parent.parent)
+    return {**os.environ, "PYTHONPATH": here, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

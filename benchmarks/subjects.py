@@ -16,7 +16,9 @@ from trainers.models.autocast import Autocast
 from trainers.models.build import build_model
 from trainers.models.compiled import Compiled
 from trainers.randomness import Noise, generator
+from trainers.ranks import Ranks
 from trainers.step import build_method, train_step
+from trainers.totals import EpochTotals
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
@@ -77,12 +79,15 @@ class OurStep:
         self._optimizer = optimizer_of(net, fused=True)
         self._method = build_method(experiment)
         self._noise = Noise(generator(DEVICE, 0, "attack"))
+        self._totals = EpochTotals(Ranks(0, 1, DEVICE), experiment.optimizer.batch_size, comparable=True)
         self._batches = iter(batches)
 
     def __call__(self) -> None:
-        """Attack, forwards, loss, update."""
+        """Attack, forwards, loss, update, and what is kept of it for the epoch's metrics."""
         images, labels = self._next()
-        train_step(self._model, self._method, self._optimizer, images, labels, self._noise, progress=0.0)
+        self._totals.add(
+            train_step(self._model, self._method, self._optimizer, images, labels, self._noise, progress=0.0)
+        )
 
     def attack(self) -> None:
         """The attack alone."""

@@ -11,7 +11,7 @@ from torchvision import transforms
 
 from benchmarks.published import STEP_OF
 from benchmarks.results import Table
-from benchmarks.subjects import DEVICE, ON_WHAT, OurStep, PublishedStep, always, images_of, settings_of, the_net
+from benchmarks.subjects import DEVICE, ON_GPU, ON_WHAT, OurStep, PublishedStep, always, images_of, settings_of, the_net
 from benchmarks.timing import in_turns
 from trainers.config import Experiment
 from trainers.data.batches import TrainingBatches
@@ -38,7 +38,11 @@ class _Pictures(Dataset[tuple[Tensor, int]]):
 
 
 def _their_loader(data: ImageSet, experiment: Experiment) -> Iterator[tuple[Tensor, Tensor]]:
-    loader = DataLoader(_Pictures(data), batch_size=experiment.optimizer.batch_size, shuffle=True, drop_last=True)
+    # Processes beside a GPU's, as the public codes have them; none where the time of this process is what counts.
+    loader = DataLoader(
+        _Pictures(data), experiment.optimizer.batch_size, shuffle=True, drop_last=True,
+        num_workers=2 if ON_GPU else 0, pin_memory=ON_GPU, persistent_workers=ON_GPU,
+    )  # fmt: skip
     while True:
         for images, labels in loader:
             yield images.to(DEVICE), labels.to(DEVICE)

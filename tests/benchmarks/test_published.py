@@ -7,7 +7,6 @@ import copy
 import pytest
 import torch
 
-from benchmarks import memory, subjects, training_step
 from benchmarks.published import STEP_OF, Log
 from benchmarks.subjects import images_of, optimizer_of, settings_of
 from trainers.models.build import build_model
@@ -37,20 +36,3 @@ def test_one_step_moves_the_weights_alike(method):
     ):
         assert not torch.equal(ours, old), name
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
-
-
-def test_a_table_of_training_steps_has_a_row_a_method(monkeypatch):
-    monkeypatch.setattr(subjects, "MODEL", NET)
-    monkeypatch.setattr(subjects, "BATCH", 8)
-    monkeypatch.setattr(training_step, "STEP_OF", {"n_fgsm": STEP_OF["n_fgsm"]})
-    (row,) = training_step.measure(1).rows
-    assert (row[0], row[2]) == ("n_fgsm", "5")
-    assert float(row[1]) > 0
-
-
-def test_memory_of_a_process_is_its_own(monkeypatch):
-    monkeypatch.setattr(memory, "METHODS", ("n_fgsm",))
-    held = torch.ones(2**28)  # 1 GiB here are nothing to the processes that are measured
-    (row,) = memory.measure(1).rows
-    del held
-    assert all(1 < float(mebibytes) < 1000 for mebibytes in row[1:3])
