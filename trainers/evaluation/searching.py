@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from trainers.models.autocast import Autocast
@@ -29,27 +29,10 @@ def for_search(model: nn.Module) -> nn.Module:
 def for_fast_search(model: nn.Module) -> nn.Module:
     """As `for_search`, in bfloat16: on GPUs about twice as fast, and here and there wrong about who fools `model`.
 
-    The first convolution stays in float32: bfloat16 would round pixels by up to half of 1/255, and the last steps of
-    an adaptive attack are smaller than that.
+    The first convolution of networks of the catalog stays in float32 (`Stem`); in code of the user's own pixels are
+    rounded as well.
     """
-    searching = for_search(model)
-    for name, module in searching.named_modules():
-        if isinstance(module, nn.Conv2d):
-            searching.set_submodule(name, _InFloat32(module))
-            break
-    return Autocast(searching).eval()
-
-
-class _InFloat32(nn.Module):
-    """`module` as it is outside of autocast."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, images: Tensor) -> Any:
-        with torch.autocast(images.device.type, enabled=False):
-            return self.module(images.float())
+    return Autocast(for_search(model)).eval()
 
 
 class _Layers(fx.Tracer):
