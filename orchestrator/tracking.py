@@ -9,7 +9,8 @@ import logging
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 RUN_TAG, KIND_TAG = "orchestrator.run", "orchestrator.kind"
+UPLOAD_SECONDS = 120  # MLflow's own default: a server may pass a large file on before it answers
+_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"  # MLflow reads it at every request
 
 
 def tracking_uri(study: Study) -> str:
@@ -79,11 +82,12 @@ def log_folder(
         params=[Param(key, value) for key, value in params.items()],
         metrics=[Metric(key, value, int(time * 1000), 0) for key, value in metrics.items()],
     )
-    for path in artifacts:
-        if path.is_dir():
-            client.log_artifacts(run_id, str(path), path.name)
-        else:
-            client.log_artifact(run_id, str(path))
+    with uploading():
+        for path in artifacts:
+            if path.is_dir():
+                client.log_artifacts(run_id, str(path), path.name)
+            else:
+                client.log_artifact(run_id, str(path))
     client.set_terminated(run_id, "FINISHED")
 
 
@@ -100,7 +104,7 @@ def hand_over(uri: str, console: Console, **what: Any) -> None:
 def connected(uri: str) -> MlflowClient:
     """A client that gives up within seconds, says nothing and reports to nobody."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    os.environ.setdefault(_TIMEOUT, "5")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from mlflow import MlflowClient
@@ -109,6 +113,17 @@ def connected(uri: str) -> MlflowClient:
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=uri)
+
+
+@contextmanager
+def uploading() -> Iterator[None]:
+    """Requests inside may take as long as a large file needs; all others are to notice an outage within seconds."""
+    usual = os.environ[_TIMEOUT]
+    os.environ[_TIMEOUT] = str(max(int(usual), UPLOAD_SECONDS))
+    try:
+        yield
+    finally:
+        os.environ[_TIMEOUT] = usual
 
 
 def find_experiment(client: MlflowClient, uri: str, name: str) -> str:
