@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from orchestrator import tracking
-from orchestrator.cluster import address_in_use, connect, local_capacity
+from orchestrator.cluster import connect, local_capacity
+from orchestrator.joining import address_in_use
 from search_spaces.study import Study, parse_study
 from trainers import catalog
 from trainers.config import Data, parse
@@ -102,7 +103,7 @@ def _examine_cluster(
                 wanted = data_of(study, data_dir)
                 faults = [fault for data in wanted for fault in nodes.data_faults(found, data)]
                 report.faults("data", faults, f"the same on {count}")
-    except (ConnectionError, RuntimeError) as error:
+    except (ConnectionError, InvalidInput, RuntimeError) as error:
         report.faults("Ray", [str(error)])
 
 

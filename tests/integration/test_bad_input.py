@@ -50,6 +50,20 @@ def test_a_cluster_that_does_not_answer_is_named(answer: Command, tmp_path: Path
     assert not (tmp_path / "runs" / "tiny" / "journal.jsonl").exists()
 
 
+@pytest.mark.parametrize("address", ["foo", "ray://127.0.0.1:10001", "127.0.0.1"])
+def test_what_is_no_address_of_a_cluster_ends_before_anything_is_created(
+    answer: Command, tmp_path: Path, address: str
+) -> None:
+    write_study(tmp_path)
+    result = answer("sweep", "tiny.yaml", "--address", address)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: --address: '{address}': allowed: HOST:PORT")
+    assert not (tmp_path / "runs" / "tiny").exists()
+    jobs = answer("job", "list", "--address", address)
+    assert (jobs.returncode, jobs.stdout) == (2, "")
+    assert "allowed: http://HEAD:8265" in jobs.stderr
+
+
 def test_a_mistake_ends_a_process_of_its_own_too(orchestrator: Command, tmp_path: Path) -> None:
     write_study(tmp_path)
     result = orchestrator("sweep", "tiny.yaml", "experiment.epochs=0")
