@@ -17,6 +17,7 @@ from pathlib import Path
 
 from orchestrator.credentials import withheld
 from orchestrator.joining import address_in_use, check_answers
+from orchestrator.machine import usable_cpus, visible_gpus
 from search_spaces.study import Resources
 from trainers.data.availability import DIRECTORY_VARIABLE
 from trainers.problems import InvalidInput
@@ -106,8 +107,7 @@ class Capacity:
 
 def local_capacity() -> Capacity:
     """This machine, without starting anything."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Capacity((NodeCapacity(cpus, _visible_gpus()),), private=True)
+    return Capacity((NodeCapacity(usable_cpus(), visible_gpus()),), private=True)
 
 
 def prepare(*, private: bool) -> None:
@@ -175,6 +175,8 @@ def _start(trial_slots: int) -> Path:
             with withheld():
                 ray.init(
                     address="local",
+                    num_cpus=usable_cpus(),  # Ray's own count knows nothing of affinity
+                    num_gpus=visible_gpus(),
                     resources={TRIAL_SLOT: trial_slots},
                     include_dashboard=False,
                     _temp_dir=str(scratch),
@@ -190,10 +192,3 @@ def _start(trial_slots: int) -> Path:
         f"Ray did not start within 30 seconds, {_START_ATTEMPTS} times: this machine is too busy (load average "
         f"{os.getloadavg()[0]:.0f} on {os.cpu_count()} CPUs)"
     )
-
-
-def _visible_gpus() -> int:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([part for part in visible.split(",") if part.strip() not in ("", "-1")])
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if Path("/proc/driver/nvidia/gpus").is_dir() else 0

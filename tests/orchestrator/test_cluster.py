@@ -24,6 +24,8 @@ def slow_ray(monkeypatch):
 
     def install(failures, words="The current node timed out during startup. This could happen because"):
         def init(**options):
+            # The plan counts by this too: Ray's own count knows nothing of affinity.
+            assert options["num_cpus"] == cluster.local_capacity().cpus
             folders.append(Path(options["_temp_dir"]))
             assert folders[-1].is_dir()
             if len(folders) <= failures:
