@@ -42,6 +42,8 @@ ENVIRONMENT = {
 
 _QUIET = {"logging_level": "error", "log_to_driver": False}
 _START_ATTEMPTS, _TOO_SLOW = 3, "timed out during startup"
+# The path of a Unix socket has 107 bytes at most; below its folder Ray makes such as this one.
+_LONGEST_FOLDER = 107 - len("/session_2026-01-01_00-00-00_000000_4194304/sockets/dash_MetricsHead")
 
 
 @dataclass(frozen=True)
@@ -169,8 +171,7 @@ def _start(trial_slots: int) -> Path:
     import ray
 
     for _ in range(_START_ATTEMPTS):
-        # Short: Ray puts Unix sockets below it, whose paths are limited to 107 bytes.
-        scratch = Path(tempfile.mkdtemp(prefix="orc-"))
+        scratch = _scratch()
         try:
             with withheld():
                 ray.init(
@@ -179,7 +180,7 @@ def _start(trial_slots: int) -> Path:
                     num_gpus=visible_gpus(),
                     resources={TRIAL_SLOT: trial_slots},
                     include_dashboard=False,
-                    _temp_dir=str(scratch),
+                    _temp_dir=str(scratch / "r"),
                     **_QUIET,
                 )
             return scratch
@@ -192,3 +193,13 @@ def _start(trial_slots: int) -> Path:
         f"Ray did not start within 30 seconds, {_START_ATTEMPTS} times: this machine is too busy (load average "
         f"{os.getloadavg()[0]:.0f} on {os.cpu_count()} CPUs)"
     )
+
+
+def _scratch() -> Path:
+    """A new folder of this user's alone, and `r` in it: the folder that Ray is given it opens to everybody."""
+    scratch = Path(tempfile.mkdtemp(prefix="orc-"))
+    if len(os.fsencode(scratch / "r")) > _LONGEST_FOLDER:
+        scratch.rmdir()
+        scratch = Path(tempfile.mkdtemp(prefix="orc-", dir="/tmp"))
+    (scratch / "r").mkdir()
+    return scratch
