@@ -102,8 +102,11 @@ def _examine_cluster(
                 )
             idle = [node for node in nodes.training_nodes(found) if node not in taken]
             if capacity.gpus and idle:
-                report.faults("GPUs", nodes.gpu_faults(idle), "torch can use all" + " others" * bool(taken))
-            sums = f"a sum over {len(idle)} nodes" if len(idle) > 1 else f"{len(idle) or 'no'} node to sum over"
+                report.faults(
+                    "GPUs", nodes.gpu_faults(idle), "torch can use all others" if taken else "torch can use all"
+                )
+            fewer = "one node trains" if idle else "no node is idle"
+            sums = f"a sum over {len(idle)} nodes" if len(idle) > 1 else fewer
             report.faults("network", nodes.network_faults(idle), sums)
             if study is not None:
                 wanted = data_of(study, data_dir)

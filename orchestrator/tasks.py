@@ -42,16 +42,19 @@ def run_tasks(tasks: Sequence[Task], *, address: str | None, threads: int | None
 
 def _run_here(tasks: Sequence[Task], threads: int | None, console: Console) -> None:
     from trainers.ranks import Ranks
+    from trainers.reporting import on_device
 
     if threads:
         import torch
 
         torch.set_num_threads(threads)
+    device = Ranks.current().device
+    console.print(f"{len(tasks)} tasks {on_device(device)}", soft_wrap=True)
     load, model = None, None
     for done, task in enumerate(tasks):
         with console.status(f"{task.name} ({done} of {len(tasks)} done)"):
             if task.load is not load:
-                load, model = task.load, task.load().to(Ranks.current().device)
+                load, model = task.load, task.load().to(device)
             assert model is not None
             said = task.work(model)
         _say(task.name, said, console)
