@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 RUN_TAG, KIND_TAG = "orchestrator.run", "orchestrator.kind"
 UPLOAD_SECONDS = 120  # MLflow's own default: a server may pass a large file on before it answers
+_ALLOWED = "http(s)://…, sqlite:///FILE or another database, e.g. postgresql://…"
 _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"  # MLflow reads it at every request
 
 
@@ -56,11 +58,33 @@ def check_reachable(uri: str) -> None:
         except (OSError, ValueError) as error:
             raise InvalidInput.single("tracking.uri", f"{uri!r}: no MLflow server answers there ({error})") from error
     elif uri.startswith("sqlite:///"):
-        folder = Path(uri.removeprefix("sqlite:///")).parent
-        if not (folder.is_dir() and os.access(folder, os.W_OK)):
-            raise InvalidInput.single("tracking.uri", f"{uri!r}: {folder} is not a folder that can be written")
-    elif "://" not in uri or uri.startswith("file:"):
-        raise InvalidInput.single("tracking.uri", f"{uri!r}: allowed: http(s)://…, sqlite:///… or another database URL")
+        _check_file(uri, Path(uri.removeprefix("sqlite:///")))
+    elif _scheme(uri) not in _schemes():
+        raise InvalidInput.single("tracking.uri", f"{uri!r}: allowed: {_ALLOWED}")
+
+
+def _check_file(uri: str, file: Path) -> None:
+    """Raise InvalidInput unless an SQLite database can be in this file."""
+    if file.is_dir():
+        raise InvalidInput.single(
+            "tracking.uri", f"{uri!r}: is a folder; name a file, e.g. sqlite:///{file / 'mlflow.db'}"
+        )
+    if not (file.parent.is_dir() and os.access(file.parent, os.W_OK)):
+        raise InvalidInput.single("tracking.uri", f"{uri!r}: {file.parent} is not a folder that can be written")
+    if file.exists() and not os.access(file, os.W_OK):
+        raise InvalidInput.single("tracking.uri", f"{uri!r}: the file can't be written")
+
+
+def _scheme(uri: str) -> str:
+    """`postgresql` of `postgresql+psycopg2://…`; empty if there is none."""
+    scheme, separator, _ = uri.partition("://")
+    return scheme.partition("+")[0] if separator else ""
+
+
+def _schemes() -> set[str]:
+    """Of servers that can't be asked at once: MLflow's databases, and what other packages add to MLflow."""
+    added = {point.name for point in entry_points(group="mlflow.tracking_store")}
+    return {"databricks", "mssql", "mysql", "postgresql"} | added
 
 
 def log_folder(
