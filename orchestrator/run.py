@@ -197,6 +197,12 @@ def only_driver(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InvalidInput.single(str(folder), "another process is running this study") from None
+        except OSError as error:
+            raise InvalidInput.single(
+                "--storage", f"{str(folder.parent)!r}: its file system has no locks ({error.strerror}), and a second "
+                "driver of a study would not be noticed; mount it with them (Lustre: -o flock; NFS: its lock service) "
+                "or name another folder"
+            ) from error  # fmt: skip
         yield
 
 
