@@ -25,8 +25,11 @@ export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$folder/token RAY_USAGE_STATS_ENA
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 
 first=$SLURMD_NODENAME
-# The address that this node shows to the last of the job: its own name may stand for 127.0.1.1.
-host=$(python - "$(scontrol show hostnames "$SLURM_JOB_NODELIST" | tail --lines=1)" <<'PYTHON'
+# The address from which this node reaches the last of the job, so that one reaches it: its own name may stand for
+# 127.0.1.1. Slurm knows where the last one is; for a job of one node it is this one.
+last=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | tail --lines=1)
+last=$(scontrol --oneliner show node "$last" | grep --only-matching 'NodeAddr=[^ ]*')
+host=$(python - "${last#*=}" <<'PYTHON'
 import socket, sys
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
     probe.connect((sys.argv[1], 9)) # sends nothing
