@@ -194,3 +194,21 @@ def test_an_upload_may_take_longer_than_any_other_request(
     MlflowClient(tracking_uri=own).create_experiment(Tracking().experiment, artifact_location=slow_store)
     (tmp_path / "file").write_text("content")
     log_folder(own, identity="a", kind="lens", name="a", time=0.0, params={}, metrics={}, artifacts=[tmp_path / "file"])
+
+
+def test_what_takes_too_long_to_fail_is_tried_last_the_next_time(
+    uri: str, journal: Journal, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(trained, journal.propose(1, {}, STUDY.experiment_for({})))
+    mirror = Mirror(journal, uri)
+    for number in (0, 1):
+        journal.ended(trial_key(number), "failed", "made up")
+    monkeypatch.setattr("orchestrator.mirror._PATIENCE_SECONDS", 0.0)
+
+    def refuse(*_: Any) -> None:
+        raise OSError("no answer within two minutes")
+
+    monkeypatch.setattr(mirror._client, "log_artifacts", refuse)
+    for trial in (0, 1, 0):
+        with pytest.raises(NotSent, match=f"^{trial_key(trial)} not sent"):
+            mirror.update(ended=False)
