@@ -21,8 +21,21 @@ trap 'kill $(jobs -p) 2>/dev/null || true; wait; rm -rf "$folder"' EXIT
 (umask 077; head -c 32 /dev/urandom | od -An -vtx1 | tr -d ' \n' > "$folder/token")
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$folder/token RAY_USAGE_STATS_ENABLED=0
 
-first=$(hostname -s)
-host=$(hostname --ip-address | cut -d ' ' -f 1)
+# Since Slurm 22.05 srun does not take this over from sbatch, and a node of Ray would sit on one core.
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
+
+first=$SLURMD_NODENAME
+# The address from which this node reaches the last of the job, so that one reaches it: its own name may stand for
+# 127.0.1.1. Slurm knows where the last one is; for a job of one node it is this one.
+last=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | tail --lines=1)
+last=$(scontrol --oneliner show node "$last" | grep --only-matching 'NodeAddr=[^ ]*')
+host=$(python - "${last#*=}" <<'PYTHON'
+import socket, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+    probe.connect((sys.argv[1], 9)) # sends nothing
+    print(probe.getsockname()[0])
+PYTHON
+)
 address=$host:$((20000 + SLURM_JOB_ID % 10000)) # two jobs may share a node
 others=$((SLURM_JOB_NUM_NODES - 1))
 start=(ray start --block --num-cpus="${SLURM_CPUS_PER_TASK:-1}")

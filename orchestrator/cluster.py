@@ -7,7 +7,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -17,6 +16,8 @@ from functools import cache
 from pathlib import Path
 
 from orchestrator.credentials import withheld
+from orchestrator.joining import address_in_use, check_answers
+from orchestrator.machine import usable_cpus, visible_gpus
 from search_spaces.study import Resources
 from trainers.data.availability import DIRECTORY_VARIABLE
 from trainers.problems import InvalidInput
@@ -41,6 +42,8 @@ ENVIRONMENT = {
 
 _QUIET = {"logging_level": "error", "log_to_driver": False}
 _START_ATTEMPTS, _TOO_SLOW = 3, "timed out during startup"
+# The path of a Unix socket has 107 bytes at most; below its folder Ray makes such as this one.
+_LONGEST_FOLDER = 107 - len("/session_2026-01-01_00-00-00_000000_4194304/sockets/dash_MetricsHead")
 
 
 @dataclass(frozen=True)
@@ -106,14 +109,7 @@ class Capacity:
 
 def local_capacity() -> Capacity:
     """This machine, without starting anything."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Capacity((NodeCapacity(cpus, _visible_gpus()),), private=True)
-
-
-def address_in_use(address: str | None) -> str | None:
-    """The cluster to join: the option, else RAY_ADDRESS; None means a private one."""
-    chosen = address or os.environ.get("RAY_ADDRESS")
-    return None if chosen in (None, "", "local") else chosen
+    return Capacity((NodeCapacity(usable_cpus(), visible_gpus()),), private=True)
 
 
 def prepare(*, private: bool) -> None:
@@ -135,39 +131,9 @@ def _own_token() -> str:
     return path
 
 
-def check_answers(address: str | None) -> None:
-    """Raise ConnectionError within seconds if no Ray answers at HOST:PORT, or if it wants another token than ours.
-
-    Ray itself would try for minutes.
-    """
-    chosen = address_in_use(address)
-    host, _, port = (chosen or "").removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        return  # a private Ray, or a form such as "auto" that Ray resolves by itself
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except OSError as error:
-        raise ConnectionError(
-            f"the Ray cluster can't be reached: nothing answers at {chosen} ({error.strerror or error})"
-        ) from error
-    prepare(private=False)
-
-    import ray
-
-    try:
-        ray._raylet.GcsClient(address=f"{host}:{port}")
-    except ray.exceptions.AuthenticationError as error:
-        raise ConnectionError(wrong_token(f"{host}:{port}")) from error
-
-
-def wrong_token(address: str) -> str:
-    """What to say when a cluster does not know us."""
-    return f"{address} wants the token of its cluster: RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE"
-
-
 @contextmanager
 def connect(address: str | None, trial_slots: int) -> Iterator[Capacity]:
-    """Join `address`, or run a private Ray that is gone afterwards. Raises ConnectionError if it can't be reached."""
+    """Join `address`, or run a private Ray that is gone afterwards. Raises what `check_answers` does."""
     check_answers(address)
     address = address_in_use(address)
     prepare(private=address is None)
@@ -180,7 +146,14 @@ def connect(address: str | None, trial_slots: int) -> Iterator[Capacity]:
         scratch = _start(trial_slots)
     else:
         shared = {name: os.environ[name] for name in (DIRECTORY_VARIABLE,) if name in os.environ}
-        ray.init(address=address, runtime_env={"env_vars": ENVIRONMENT | shared}, **_QUIET)
+        try:
+            ray.init(address=address, runtime_env={"env_vars": ENVIRONMENT | shared}, **_QUIET)
+        except Exception as error:
+            ray.shutdown()
+            raise ConnectionError(
+                f"the Ray cluster at {address} can't be joined ({str(error).strip().partition(chr(10))[0]}); a driver "
+                "needs a node of it on its own machine (ray start --address) and the cluster's version of Ray"
+            ) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_termination)  # Ray has put its own in its place, which exits at once
     try:
@@ -198,15 +171,16 @@ def _start(trial_slots: int) -> Path:
     import ray
 
     for _ in range(_START_ATTEMPTS):
-        # Short: Ray puts Unix sockets below it, whose paths are limited to 107 bytes.
-        scratch = Path(tempfile.mkdtemp(prefix="orc-"))
+        scratch = _scratch()
         try:
             with withheld():
                 ray.init(
                     address="local",
+                    num_cpus=usable_cpus(),  # Ray's own count knows nothing of affinity
+                    num_gpus=visible_gpus(),
                     resources={TRIAL_SLOT: trial_slots},
                     include_dashboard=False,
-                    _temp_dir=str(scratch),
+                    _temp_dir=str(scratch / "r"),
                     **_QUIET,
                 )
             return scratch
@@ -221,8 +195,11 @@ def _start(trial_slots: int) -> Path:
     )
 
 
-def _visible_gpus() -> int:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([part for part in visible.split(",") if part.strip() not in ("", "-1")])
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if Path("/proc/driver/nvidia/gpus").is_dir() else 0
+def _scratch() -> Path:
+    """A new folder of this user's alone, and `r` in it: the folder that Ray is given it opens to everybody."""
+    scratch = Path(tempfile.mkdtemp(prefix="orc-"))
+    if len(os.fsencode(scratch / "r")) > _LONGEST_FOLDER:
+        scratch.rmdir()
+        scratch = Path(tempfile.mkdtemp(prefix="orc-", dir="/tmp"))
+    (scratch / "r").mkdir()
+    return scratch

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from orchestrator import tracking
-from orchestrator.cluster import address_in_use, connect, local_capacity
+from orchestrator.cluster import connect, local_capacity
+from orchestrator.joining import address_in_use
 from search_spaces.study import Study, parse_study
 from trainers import catalog
 from trainers.config import Data, parse
@@ -65,6 +66,10 @@ class _Report:
         """Print a line that nobody has to act on."""
         self._console.print(f"[green]ok[/green]    {name:<8} {escape(said)}", soft_wrap=True)
 
+    def busy(self, name: str, said: str) -> None:
+        """Print a line about what can't be looked at now, which is no fault."""
+        self._console.print(f"[yellow]busy[/yellow]  {name:<8} {escape(said)}", soft_wrap=True)
+
     def faults(self, name: str, faults: Sequence[str], otherwise: str = "") -> None:
         """Print one line a fault, or that there is none."""
         for fault in faults:
@@ -90,19 +95,24 @@ def _examine_cluster(
             report.faults("versions", nodes.version_faults(found), f"equal on {count}")
             report.faults("clocks", nodes.clock_faults(found), f"within {nodes.GREATEST_SKEW_SECONDS:g} s on {count}")
             report.faults("shared", nodes.storage_faults(found, storage), f"{storage} written and read on {count}")
-            if capacity.gpus:
-                report.faults("GPUs", nodes.gpu_faults(found), "torch can use them")
-            training = len(nodes.training_nodes(found))
-            report.faults(
-                "network",
-                nodes.network_faults(found),
-                f"a sum over {training} nodes" if training > 1 else "one node trains",
-            )
+            taken = nodes.taken_gpus(found)
+            for node, gpus in taken.items():
+                report.busy(
+                    "GPUs", f"{node.address}: {gpus:g} of {node.gpus:g} are taken; look again when they are free"
+                )
+            idle = [node for node in nodes.training_nodes(found) if node not in taken]
+            if capacity.gpus and idle:
+                report.faults(
+                    "GPUs", nodes.gpu_faults(idle), "torch can use all others" if taken else "torch can use all"
+                )
+            fewer = "one node trains" if idle else "no node is idle"
+            sums = f"a sum over {len(idle)} nodes" if len(idle) > 1 else fewer
+            report.faults("network", nodes.network_faults(idle), sums)
             if study is not None:
                 wanted = data_of(study, data_dir)
                 faults = [fault for data in wanted for fault in nodes.data_faults(found, data)]
                 report.faults("data", faults, f"the same on {count}")
-    except (ConnectionError, RuntimeError) as error:
+    except (ConnectionError, InvalidInput, RuntimeError) as error:
         report.faults("Ray", [str(error)])
 
 

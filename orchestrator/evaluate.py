@@ -72,13 +72,14 @@ def _evaluate(subject: Subject, protocol: Protocol, output: Path | None, console
     from trainers.evaluation.classifier import check_classifier
     from trainers.evaluation.ranges import evaluate_range, fixed_subset
     from trainers.ranks import Ranks
+    from trainers.reporting import on_device
 
     device = Ranks.current().device
     model = subject.load().to(device)
     images = fixed_subset(load_splits(subject.experiment.data).test, protocol.samples).to(device)
     num_classes = catalog.DATASETS[subject.experiment.data.name].num_classes
     warnings = check_classifier(model, images.floats(0, protocol.batch_size), num_classes)
-    console.print(f"{subject.source}\n{protocol.key}", soft_wrap=True)
+    console.print(f"{subject.source} {on_device(device)}\n{protocol.key}", soft_wrap=True)
     partial = None if output is None else output.with_name(output.name + ".partial")
     evaluation: Evaluation | None = None
     for start, stop in protocol.ranges():

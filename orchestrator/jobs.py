@@ -19,8 +19,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cluster import prepare, wrong_token
+from orchestrator.cluster import prepare
 from orchestrator.exit_codes import INTERRUPTED, OK, SOME_FAILED
+from orchestrator.joining import check_dashboard_answers, wrong_token
 from orchestrator.journal import STUDY_FILE
 from search_spaces.study import Study
 from trainers.catalog.extensions import GROUP
@@ -77,10 +78,11 @@ class Jobs:
     """The jobs of one cluster that are studies of ours."""
 
     def __init__(self, address: str | None) -> None:
-        """Raises ConnectionError if there is no cluster behind the address, or if it wants another token."""
+        """Raises what `check_dashboard_answers` does."""
         chosen = address or os.environ.get(ADDRESS_VARIABLE)
         if not chosen:
             raise InvalidInput.single("--address", f"is missing: http://HEAD:8265, here or in {ADDRESS_VARIABLE}")
+        check_dashboard_answers(chosen, "--address" if address else ADDRESS_VARIABLE)
         prepare(private=False)
         self._address = chosen
         with self._explained():

@@ -11,8 +11,10 @@ import json
 import logging
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,15 @@ from orchestrator.journal import EVALUATION_FILE, STUDY_FILE, Journal, Run, tria
 from orchestrator.ladder import RUNG
 from orchestrator.savings import epochs_saved, seconds_saved
 from orchestrator.seeds import spreads, trials
-from orchestrator.tracking import KIND_TAG, RUN_TAG, connected, find_experiment, find_or_create
+from orchestrator.tracking import (
+    KIND_TAG,
+    RUN_TAG,
+    UPLOAD_SECONDS,
+    connected,
+    find_experiment,
+    find_or_create,
+    uploading,
+)
 from trainers.diagnostics.overfitting import onsets
 from trainers.pixels import PixelValue
 
@@ -33,8 +43,13 @@ logger = logging.getLogger(__name__)
 _STUDY_TAG, _PARENT_TAG = "orchestrator.study", "mlflow.parentRunId"
 _INTERVAL_SECONDS = 2.0
 _RETRY_SECONDS = 15.0
+_PATIENCE_SECONDS = 2 * UPLOAD_SECONDS  # what one update may lose to things that fail
 _BATCH = 1000
 _STATUS = {"complete": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
+
+
+class NotSent(ConnectionError):
+    """The server answers, but did not take some of what it was sent."""
 
 
 class Tracker:
@@ -74,7 +89,7 @@ class Tracker:
 
 
 def sync(journal: Journal, uri: str) -> None:
-    """Bring the server up to date now. Raises whatever the server raises."""
+    """Bring the server up to date now. Raises NotSent, or whatever a server raises that is away."""
     Mirror(journal, uri).update(ended=True)
 
 
@@ -88,41 +103,59 @@ class Mirror:
         self._experiment = find_experiment(self._client, uri, self._study.tracking.experiment)
         self._parent = self._find_or_create(journal.identity, self._study.name, "study", {}).run_id
         self._client.update_run(self._parent, status="RUNNING")
-        self._log_study()
+        self._described = False
         self._run_ids: dict[str, str] = {}
         self._sent: dict[str, int] = {}
         self._closed: dict[str, int] = {}
         self._evaluated: set[str] = set()
         self._concluded: set[int] = set()
         self._rungs = 0
+        self._failed: set[str] = set()
 
     def update(self, *, ended: bool) -> None:
-        """Send every record, state and result that this process has not sent yet."""
-        unfinished, runs = False, self._journal.runs()
-        for run in runs:
-            run_id = self._run_id(run)
-            self._send_records(run, run_id)
-            if run.evaluation is not None and run.key not in self._evaluated:
-                self._send_evaluation(run, run_id)
-                self._evaluated.add(run.key)
-            if run.state == "running":
-                unfinished = True
-            elif self._closed.get(run.key) != len(run.records):
-                # Workers may end an epoch that they had begun when their trial was stopped.
-                self._close(run, run_id)
-                self._closed[run.key] = len(run.records)
-        for trial in trials(runs):
-            if trial.over_seeds and trial.state != "running" and trial.trial not in self._concluded:
-                self._send_spreads(trial)
-                self._concluded.add(trial.trial)
-        rungs = [event for event in self._journal.events() if event["event"] == RUNG]
-        for event in rungs[self._rungs :]:
-            self._send_rung(event)
-            self._rungs += 1
+        """Send every record, state and result that this process has not sent yet.
+
+        What fails keeps nothing else from being sent, unless the server is away: then whatever it raises is raised at
+        once, else NotSent in the end.
+        """
+        runs = self._journal.runs()
+        failures: dict[str, Exception] = {}
+        lost = 0.0
+        for what, send in self._steps(runs, ended=ended):
+            began = time.monotonic()
+            try:
+                send()
+            except Exception as error:
+                failures[what] = error
+                logger.debug("%s is not sent", what, exc_info=True)
+                lost += time.monotonic() - began
+                self._client.get_run(self._parent)  # away, the server would cost a timeout for each of many runs
+                if lost > _PATIENCE_SECONDS:
+                    break
+        self._failed = set(failures)
         if ended:
-            self._send_report()
+            unfinished = any(run.state == "running" for run in runs)
             interrupted = unfinished or self._journal.events()[-1]["event"] == "interrupted"
             self._client.set_terminated(self._parent, "KILLED" if interrupted else "FINISHED")
+        if failures:
+            what, first = next(iter(failures.items()))
+            more = f" and {len(failures) - 1} more" if len(failures) > 1 else ""
+            raise NotSent(f"{what}{more} not sent: {type(first).__name__}: {first}") from first
+
+    def _steps(self, runs: Sequence[Run], *, ended: bool) -> Iterator[tuple[str, Callable[[], None]]]:
+        """What there is to send, by name; what has just failed comes after the other runs, for it may take long."""
+        if not self._described:
+            yield "the study's settings", self._log_study
+        for run in sorted(runs, key=lambda run: run.key in self._failed):
+            yield run.key, partial(self._send_run, run)
+        for trial in trials(runs):
+            if trial.over_seeds and trial.state != "running" and trial.trial not in self._concluded:
+                yield f"{trial.key} over seeds", partial(self._send_spreads, trial)
+        rungs = [event for event in self._journal.events() if event["event"] == RUNG]
+        if rungs[self._rungs :]:
+            yield "the ladder", partial(self._send_rungs, rungs)
+        if ended:
+            yield "the report", self._send_report
 
     # Runs
 
@@ -157,17 +190,31 @@ class Mirror:
         tags |= {f"{path}.text": value.text for path, value in pixel_values(run) if "/" in value.text}
         parameters = [Param(name, str(value)) for name, value in flatten(run.experiment.model_dump())]
         self._client.log_batch(run_id, params=parameters, tags=[RunTag(key, value) for key, value in tags.items()])
-        self._client.log_text(run_id, run.experiment.to_yaml(), "experiment.yaml")
-        self._client.log_text(run_id, json.dumps(environment(), indent=1), "environment.json")
+        with uploading():
+            self._client.log_text(run_id, run.experiment.to_yaml(), "experiment.yaml")
+            self._client.log_text(run_id, json.dumps(environment(), indent=1), "environment.json")
 
     def _log_study(self) -> None:
         from mlflow.entities import Param
 
         settings = self._study.model_dump(include={"search", "confirm", "resources"})
         self._client.log_batch(self._parent, params=[Param(name, str(value)) for name, value in flatten(settings)])
-        self._client.log_artifact(self._parent, str(self._journal.folder / STUDY_FILE))
+        with uploading():
+            self._client.log_artifact(self._parent, str(self._journal.folder / STUDY_FILE))
+        self._described = True
 
     # What happened in them
+
+    def _send_run(self, run: Run) -> None:
+        run_id = self._run_id(run)
+        self._send_records(run, run_id)
+        if run.evaluation is not None and run.key not in self._evaluated:
+            self._send_evaluation(run, run_id)
+            self._evaluated.add(run.key)
+        # Workers may end an epoch that they had begun when their trial was stopped.
+        if run.state != "running" and self._closed.get(run.key) != len(run.records):
+            self._close(run, run_id)
+            self._closed[run.key] = len(run.records)
 
     def _send_records(self, run: Run, run_id: str) -> None:
         from mlflow.entities import Metric
@@ -198,11 +245,12 @@ class Mirror:
         self._client.log_batch(run_id, metrics=metrics, tags=tags)
         checkpoints = run.folder / "checkpoints"
         best, newest = checkpoints / "best", max(checkpoints.glob("epoch_*"), default=None)
-        for name, folder in (("best", best), ("last", newest)):
-            if folder is not None and folder.is_dir():
-                self._client.log_artifacts(run_id, str(folder), f"checkpoints/{name}")
-        if run.records:
-            self._log_energy_figure(run, run_id)
+        with uploading():
+            for name, folder in (("best", best), ("last", newest)):
+                if folder is not None and folder.is_dir():
+                    self._client.log_artifacts(run_id, str(folder), f"checkpoints/{name}")
+            if run.records:
+                self._log_energy_figure(run, run_id)
         self._client.set_terminated(run_id, _STATUS[run.state])
 
     def _send_spreads(self, trial: Run) -> None:
@@ -215,6 +263,12 @@ class Mirror:
             values |= {f"over_seeds/{name}/mean": spread.mean, f"over_seeds/{name}/std": spread.deviation}
         metrics = [Metric(name, value, time, 0) for name, value in values.items() if value is not None]
         self._client.log_batch(self._run_ids[trial.key], metrics=metrics)
+        self._concluded.add(trial.trial)
+
+    def _send_rungs(self, rungs: Sequence[Mapping[str, Any]]) -> None:
+        for event in rungs[self._rungs :]:
+            self._send_rung(event)
+            self._rungs += 1
 
     def _send_rung(self, event: Mapping[str, Any]) -> None:
         """What a rung of the ladder found, with each trial that got there."""
@@ -252,14 +306,16 @@ class Mirror:
             metrics=[Metric(name, value, time, evaluation.epoch) for name, value in values.items()],
             tags=[RunTag("protocol", evaluation.protocol.key)],
         )
-        self._client.log_artifact(run_id, str(file))
+        with uploading():
+            self._client.log_artifact(run_id, str(file))
 
     def _send_report(self) -> None:
         report, figures = self._journal.folder / "report.html", self._journal.folder / "figures"
-        if report.exists():
-            self._client.log_artifact(self._parent, str(report))
-        if figures.is_dir():
-            self._client.log_artifacts(self._parent, str(figures), "figures")
+        with uploading():
+            if report.exists():
+                self._client.log_artifact(self._parent, str(report))
+            if figures.is_dir():
+                self._client.log_artifacts(self._parent, str(figures), "figures")
 
 
 def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -106,11 +106,18 @@ def _content(path: Path) -> str:
     return digest.hexdigest()
 
 
-def gpus() -> list[str]:
-    """The GPUs that torch can use here."""
+def unusable_gpus(count: int) -> list[str]:
+    """What keeps torch from computing on each of the GPUs that are reserved for this process."""
     import torch
 
-    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    seen = torch.cuda.device_count()
+    wrong = [] if seen >= count else [f"torch sees {seen} of {count} GPUs"]
+    for index in range(seen):
+        try:
+            torch.ones(8, device=f"cuda:{index}").sum().item()
+        except RuntimeError as error:
+            wrong.append(f"GPU {index}: {str(error).partition(chr(10))[0]}")
+    return wrong
 
 
 def free_port() -> int:

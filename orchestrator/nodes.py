@@ -187,24 +187,32 @@ def data_files(data: Data) -> list[tuple[str, ...]]:
     return [(*raw, *more), (*(str(decoded / f"{part}.npy") for part in PARTS), *more)]
 
 
+def taken_gpus(nodes: Sequence[Node]) -> dict[Node, float]:
+    """The nodes that have GPUs which somebody has reserved, and how many: who asks for them has to wait."""
+    # Ray's public functions know the sum over the cluster alone.
+    available = ray._private.state.available_resources_per_node()
+    taken = {node: node.gpus - available.get(node.id, {}).get("GPU", 0.0) for node in nodes if node.gpus >= 1}
+    return {node: count for node, count in taken.items() if count > 1e-6}
+
+
 def gpu_faults(nodes: Sequence[Node]) -> list[str]:
-    """A GPU that a node announces is one that torch can use there."""
-    asked = {node: node.start(node_probe.gpus, gpus=1) for node in nodes if node.gpus >= 1}
+    """Every GPU that a node announces is one that torch can compute on there. Nodes with taken ones do not answer."""
+    asked = {
+        node: node.start(node_probe.unusable_gpus, int(node.gpus), gpus=int(node.gpus), alone=True)
+        for node in nodes
+        if node.gpus >= 1
+    }
     answers, faults = _ask(asked)
-    for node, names in answers.items():
-        if not names:
-            faults.append(
-                f"{node.address}: announces {node.gpus:g} GPUs, but torch can use none; look at nvidia-smi there"
-            )
-    return faults
+    return faults + [
+        f"{node.address}: {what}; look at nvidia-smi there" for node, wrong in answers.items() for what in wrong
+    ]
 
 
-def network_faults(nodes: Sequence[Node]) -> list[str]:
-    """A sum over all nodes that train: NCCL between those with GPUs, gloo if there are none.
+def network_faults(members: Sequence[Node]) -> list[str]:
+    """A sum over nodes that train: NCCL between those with GPUs, gloo if there are none.
 
     If it fails, each node is tried alone with the first, to see which is at fault.
     """
-    members = training_nodes(nodes)
     if len(members) < 2 or not _sum_faults(members):
         return []
     pairs = [fault for other in members[1:] for fault in _sum_faults([members[0], other])]

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.cluster import address_in_use, local_capacity
+from orchestrator.cluster import local_capacity
+from orchestrator.joining import address_in_use
 from orchestrator.tracking import tracking_uri
 from search_spaces.space import corners
 from search_spaces.study import Resources, Study

@@ -12,10 +12,11 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator import disk, tracking
-from orchestrator.cluster import address_in_use, check_answers, local_capacity
+from orchestrator.cluster import local_capacity
 from orchestrator.environment import environment
 from orchestrator.exit_codes import INTERRUPTED, OK, SOME_FAILED
 from orchestrator.interrupt import Interrupt, Interrupted, listening
+from orchestrator.joining import address_in_use, check_answers
 from orchestrator.journal import STUDY_FILE, Journal
 from orchestrator.mirror import Tracker
 from orchestrator.progress import StudyView
@@ -45,7 +46,7 @@ def preflight(study: Study, root: Path, address: str | None) -> None:
     if not (root / study.name / STUDY_FILE).exists():
         attempt(tracking.check_reachable, tracking.tracking_uri(study))
     attempt(check_opens, study)
-    check_answers(address)
+    attempt(check_answers, address)
     if address_in_use(address) is None:
         capacity = local_capacity()
         attempt(capacity.require, study.resources, "resources")
@@ -196,6 +197,12 @@ def only_driver(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InvalidInput.single(str(folder), "another process is running this study") from None
+        except OSError as error:
+            raise InvalidInput.single(
+                "--storage", f"{str(folder.parent)!r}: its file system has no locks ({error.strerror}), and a second "
+                "driver of a study would not be noticed; mount it with them (Lustre: -o flock; NFS: its lock service) "
+                "or name another folder"
+            ) from error  # fmt: skip
         yield
 
 

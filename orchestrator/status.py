@@ -13,6 +13,7 @@ from orchestrator.progress import StudyView
 from orchestrator.seeds import trials
 
 _REFRESH_SECONDS = 2.0
+_DRIVEN = {True: "running", False: "no driver is running", None: "without locks, nobody knows whether it runs"}
 
 
 def show_status(folder: Path, console: Console, *, follow: bool) -> None:
@@ -31,15 +32,15 @@ def show_status(folder: Path, console: Console, *, follow: bool) -> None:
         console.print(view.table())
         console.print(
             f"{journal.folder.name}: {ended} of {journal.study().trials} trials ended, "
-            f"{confirmations} confirmations; {'running' if running else 'no driver is running'}"
+            f"{confirmations} confirmations; {_DRIVEN[running]}"
         )
         if not (follow and running):
             return
         time.sleep(_REFRESH_SECONDS)
 
 
-def is_driven(folder: Path) -> bool:
-    """Whether a process holds the study's lock."""
+def is_driven(folder: Path) -> bool | None:
+    """Whether a process holds the study's lock; None where there are no locks."""
     lock = folder / "lock"
     if not lock.exists():
         return False
@@ -48,4 +49,6 @@ def is_driven(folder: Path) -> bool:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
+        except OSError:
+            return None
     return False

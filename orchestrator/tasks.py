@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from orchestrator.devices import reserved_device
+from trainers.problems import InvalidInput
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from orchestrator.cluster import Capacity
 
 
 @dataclass(frozen=True)
@@ -39,16 +42,19 @@ def run_tasks(tasks: Sequence[Task], *, address: str | None, threads: int | None
 
 def _run_here(tasks: Sequence[Task], threads: int | None, console: Console) -> None:
     from trainers.ranks import Ranks
+    from trainers.reporting import on_device
 
     if threads:
         import torch
 
         torch.set_num_threads(threads)
+    device = Ranks.current().device
+    console.print(f"{len(tasks)} tasks {on_device(device)}", soft_wrap=True)
     load, model = None, None
     for done, task in enumerate(tasks):
         with console.status(f"{task.name} ({done} of {len(tasks)} done)"):
             if task.load is not load:
-                load, model = task.load, task.load().to(Ranks.current().device)
+                load, model = task.load, task.load().to(device)
             assert model is not None
             said = task.work(model)
         _say(task.name, said, console)
@@ -61,6 +67,7 @@ def _run_on_ray(tasks: Sequence[Task], address: str | None, threads: int, consol
         import ray
 
         gpus = 1 if capacity.gpus else 0
+        _check_fits(capacity, threads, gpus)
         remote = ray.remote(_run_there).options(num_cpus=threads, num_gpus=gpus, max_retries=2)
         # The weights of foreign models travel: once, not with every task.
         loads = {id(task.load): ray.put(task.load) for task in tasks}
@@ -70,6 +77,18 @@ def _run_on_ray(tasks: Sequence[Task], address: str | None, threads: int, consol
             (reference,), _ = ray.wait(list(pending), num_returns=1)
             name = pending.pop(reference)
             _say(name, ray.get(reference), console)
+
+
+def _check_fits(capacity: Capacity, threads: int, gpus: int) -> None:
+    """Raise InvalidInput for more threads than any node has CPUs: Ray would wait for such a node, without a word."""
+    places = [node.cpus for node in capacity.nodes if node.gpus >= gpus]
+    largest = max(places, default=0)
+    if threads > largest:
+        what = "node with a GPU" if gpus else "node"
+        raise InvalidInput.single(
+            "--threads",
+            f"{threads}: the largest {what} has {largest} CPUs; ask for fewer, or start a larger node first",
+        )
 
 
 def _run_there(load: Callable[[], nn.Module], work: Callable[[nn.Module], str], threads: int, gpus: int) -> str:

@@ -9,7 +9,9 @@ import logging
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 RUN_TAG, KIND_TAG = "orchestrator.run", "orchestrator.kind"
+UPLOAD_SECONDS = 120  # MLflow's own default: a server may pass a large file on before it answers
+_ALLOWED = "http(s)://…, sqlite:///FILE or another database, e.g. postgresql://…"
+_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"  # MLflow reads it at every request
 
 
 def tracking_uri(study: Study) -> str:
@@ -53,11 +58,33 @@ def check_reachable(uri: str) -> None:
         except (OSError, ValueError) as error:
             raise InvalidInput.single("tracking.uri", f"{uri!r}: no MLflow server answers there ({error})") from error
     elif uri.startswith("sqlite:///"):
-        folder = Path(uri.removeprefix("sqlite:///")).parent
-        if not (folder.is_dir() and os.access(folder, os.W_OK)):
-            raise InvalidInput.single("tracking.uri", f"{uri!r}: {folder} is not a folder that can be written")
-    elif "://" not in uri or uri.startswith("file:"):
-        raise InvalidInput.single("tracking.uri", f"{uri!r}: allowed: http(s)://…, sqlite:///… or another database URL")
+        _check_file(uri, Path(uri.removeprefix("sqlite:///")))
+    elif _scheme(uri) not in _schemes():
+        raise InvalidInput.single("tracking.uri", f"{uri!r}: allowed: {_ALLOWED}")
+
+
+def _check_file(uri: str, file: Path) -> None:
+    """Raise InvalidInput unless an SQLite database can be in this file."""
+    if file.is_dir():
+        raise InvalidInput.single(
+            "tracking.uri", f"{uri!r}: is a folder; name a file, e.g. sqlite:///{file / 'mlflow.db'}"
+        )
+    if not (file.parent.is_dir() and os.access(file.parent, os.W_OK)):
+        raise InvalidInput.single("tracking.uri", f"{uri!r}: {file.parent} is not a folder that can be written")
+    if file.exists() and not os.access(file, os.W_OK):
+        raise InvalidInput.single("tracking.uri", f"{uri!r}: the file can't be written")
+
+
+def _scheme(uri: str) -> str:
+    """`postgresql` of `postgresql+psycopg2://…`; empty if there is none."""
+    scheme, separator, _ = uri.partition("://")
+    return scheme.partition("+")[0] if separator else ""
+
+
+def _schemes() -> set[str]:
+    """Of servers that can't be asked at once: MLflow's databases, and what other packages add to MLflow."""
+    added = {point.name for point in entry_points(group="mlflow.tracking_store")}
+    return {"databricks", "mssql", "mysql", "postgresql"} | added
 
 
 def log_folder(
@@ -79,11 +106,12 @@ def log_folder(
         params=[Param(key, value) for key, value in params.items()],
         metrics=[Metric(key, value, int(time * 1000), 0) for key, value in metrics.items()],
     )
-    for path in artifacts:
-        if path.is_dir():
-            client.log_artifacts(run_id, str(path), path.name)
-        else:
-            client.log_artifact(run_id, str(path))
+    with uploading():
+        for path in artifacts:
+            if path.is_dir():
+                client.log_artifacts(run_id, str(path), path.name)
+            else:
+                client.log_artifact(run_id, str(path))
     client.set_terminated(run_id, "FINISHED")
 
 
@@ -100,7 +128,7 @@ def hand_over(uri: str, console: Console, **what: Any) -> None:
 def connected(uri: str) -> MlflowClient:
     """A client that gives up within seconds, says nothing and reports to nobody."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    os.environ.setdefault(_TIMEOUT, "5")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from mlflow import MlflowClient
@@ -109,6 +137,17 @@ def connected(uri: str) -> MlflowClient:
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=uri)
+
+
+@contextmanager
+def uploading() -> Iterator[None]:
+    """Requests inside may take as long as a large file needs; all others are to notice an outage within seconds."""
+    usual = os.environ[_TIMEOUT]
+    os.environ[_TIMEOUT] = str(max(int(usual), UPLOAD_SECONDS))
+    try:
+        yield
+    finally:
+        os.environ[_TIMEOUT] = usual
 
 
 def find_experiment(client: MlflowClient, uri: str, name: str) -> str:

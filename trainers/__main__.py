@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     from trainers.loop import fit
     from trainers.ranks import Ranks
-    from trainers.reporting import describe
+    from trainers.reporting import describe, on_device
 
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -52,7 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
         if ranks.is_first:
             for notice in experiment.notices:
                 print(f"note: {notice}")
-            print(f"run folder {run_dir}, {experiment.training_passes} passes per image", flush=True)
+            work = f"{experiment.training_passes} passes per image {on_device(ranks.device)}"
+            print(f"run folder {run_dir}, {work}", flush=True)
         for record in fit(experiment, run_dir.absolute(), ranks=ranks):
             if ranks.is_first:
                 print(describe(record, experiment.epochs), flush=True)

@@ -76,6 +76,13 @@ class TestCompose:
         override = yaml.safe_load((DOCKER / "compose.gpu.yaml").read_text())
         assert override["services"].keys() <= compose["services"].keys()
 
+    def test_whatever_computes_gets_the_gpus(self):
+        services = yaml.safe_load((DOCKER / "compose.gpu.yaml").read_text())["services"]
+        (gpus,) = services["worker"]["deploy"]["resources"]["reservations"]["devices"]
+        assert gpus == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
+        # `train` and `evaluate` compute where they are called.
+        assert services["study"]["deploy"] == services["worker"]["deploy"]
+
 
 class TestKubernetes:
     @pytest.mark.parametrize(

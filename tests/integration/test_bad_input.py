@@ -22,6 +22,11 @@ CASES = [
     (["tracking.uri=http://127.0.0.1:9"], "tracking.uri", "no MLflow server answers"),
     (["tracking.uri=http://me:secret@127.0.0.1:9"], "tracking.uri", "MLFLOW_TRACKING_PASSWORD"),
     (["tracking.uri=sqlite:////nonexistent/mlflow.db"], "tracking.uri", "/nonexistent"),
+    (["tracking.uri=sqlite:////tmp"], "tracking.uri", "is a folder; name a file, e.g. sqlite:////tmp/mlflow.db"),
+    (["tracking.uri=sqlite:///"], "tracking.uri", "is a folder; name a file"),
+    (["tracking.uri=htp://127.0.0.1:5000"], "tracking.uri", "allowed: http(s)://"),
+    (["tracking.uri=file:///tmp/mlruns"], "tracking.uri", "allowed: http(s)://"),
+    (["tracking.uri=mlruns"], "tracking.uri", "allowed: http(s)://"),
     (["search.trails=3"], "search.trails", "Did you mean trials?"),
     (["search.sampler=tpee"], "search.sampler", "tpee"),
     (["--storage", "/proc/nowhere"], "--storage", "/proc/nowhere"),
@@ -48,6 +53,20 @@ def test_a_cluster_that_does_not_answer_is_named(answer: Command, tmp_path: Path
     assert result.returncode == 3
     assert "the Ray cluster can't be reached: nothing answers at 127.0.0.1:9" in result.stderr
     assert not (tmp_path / "runs" / "tiny" / "journal.jsonl").exists()
+
+
+@pytest.mark.parametrize("address", ["foo", "ray://127.0.0.1:10001", "127.0.0.1"])
+def test_what_is_no_address_of_a_cluster_ends_before_anything_is_created(
+    answer: Command, tmp_path: Path, address: str
+) -> None:
+    write_study(tmp_path)
+    result = answer("sweep", "tiny.yaml", "--address", address)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: --address: '{address}': allowed: HOST:PORT")
+    assert not (tmp_path / "runs" / "tiny").exists()
+    jobs = answer("job", "list", "--address", address)
+    assert (jobs.returncode, jobs.stdout) == (2, "")
+    assert "allowed: http://HEAD:8265" in jobs.stderr
 
 
 def test_a_mistake_ends_a_process_of_its_own_too(orchestrator: Command, tmp_path: Path) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +16,7 @@ from orchestrator import cluster
 from orchestrator.cluster import Capacity, NodeCapacity
 from orchestrator.devices import reserved_device
 from search_spaces.study import Resources
+from tests.integration.conftest import environment
 from trainers.problems import InvalidInput
 
 
@@ -24,6 +29,8 @@ def slow_ray(monkeypatch):
 
     def install(failures, words="The current node timed out during startup. This could happen because"):
         def init(**options):
+            # The plan counts by this too: Ray's own count knows nothing of affinity.
+            assert options["num_cpus"] == cluster.local_capacity().cpus
             folders.append(Path(options["_temp_dir"]))
             assert folders[-1].is_dir()
             if len(folders) <= failures:
@@ -58,6 +65,39 @@ def test_other_errors_are_not_tried_again(slow_ray):
     with pytest.raises(Exception, match="something else"):
         cluster.connect(None, trial_slots=1).__enter__()
     assert len(folders) == 1
+
+
+@pytest.mark.ray
+def test_a_private_ray_is_its_users_alone_however_long_the_temporary_folder(tmp_path):
+    long = tmp_path / ("x" * 60)
+    long.mkdir()
+    script = (
+        "import os, stat; from pathlib import Path; from orchestrator import cluster\n"
+        "with cluster.connect(None, trial_slots=1):\n"
+        "    import ray\n"
+        "    session = Path(ray._private.worker._global_node.get_session_dir_path())\n"
+        "    scratch = session.parents[1]\n"
+        "    assert max(len(str(path)) for path in (session / 'sockets').iterdir()) <= 107\n"
+        "    print(scratch, oct(stat.S_IMODE(scratch.stat().st_mode)))\n"
+        "assert not scratch.exists()\n"
+    )
+    variables = environment(TMPDIR=str(long), PYTHONPATH=str(Path(__file__).parents[2]))
+    done = subprocess.run([sys.executable, "-c", script], env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    folder, mode = done.stdout.split()
+    assert (Path(folder).parent, mode) == (Path("/tmp"), "0o700")
+
+
+def test_the_temporary_folder_is_used_where_it_is_short_enough(tmp_path, monkeypatch):
+    longest = 107 - len("/orc-12345678/r/session_2026-01-01_00-00-00_000000_4194304/sockets/dash_MetricsHead")
+    for length, own in ((longest, True), (longest + 1, False)):
+        folder = "/tmp/" + "x" * (length - 5)
+        os.makedirs(folder)
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        scratch = cluster._scratch()
+        assert (str(scratch.parent) == folder) == own
+        shutil.rmtree(scratch)
+        os.rmdir(folder)
 
 
 # What fits

@@ -62,6 +62,7 @@ def refused(evaluate, *words):
 
 def test_a_run_is_evaluated_at_its_best_epoch_and_printed_with_standard_errors(run_folder, evaluate, tmp_path):
     code, printed, _ = evaluate(run_folder, *PGD, "--output", "flags.json")
+    assert printed.splitlines()[0].endswith("on the CPU, 1 thread") or torch.cuda.is_available()
     assert code == OK
     found = Evaluation.load(tmp_path / "flags.json")
     attacked = "digits 8x8/test n=40 pgd20,cw ε=0.06 best seed=0 shard=16 batch=16 float32"

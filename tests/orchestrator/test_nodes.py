@@ -8,10 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from rich.console import Console
 
+from orchestrator import cluster, doctor
 from orchestrator.interfaces import interface_of, use_interface_of
 from orchestrator.node_probe import contents, unseen, versions, write
 from orchestrator.nodes import data_files, differences, least_skew
+from tests.faults.processes import wait_until
 from trainers.config import parse
 
 
@@ -119,3 +123,31 @@ def test_a_sum_uses_the_backend_that_training_will_use_whatever_the_machine_has(
     hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", script], env=hidden, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the GPUs are made up")
+def test_gpus_that_are_taken_are_busy_and_all_others_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "visible_gpus", lambda: 2)
+    with cluster.connect(None, trial_slots=1):
+        import ray
+
+        from orchestrator import nodes
+
+        class Holder:
+            def works(self) -> bool:
+                return True
+
+        (node,) = found = nodes.living_nodes()
+        assert nodes.taken_gpus(found) == {}
+        assert nodes.gpu_faults(found) == [f"{node.address}: torch sees 0 of 2 GPUs; look at nvidia-smi there"]
+        holder = ray.remote(num_gpus=0.5)(Holder).remote()
+        assert ray.get(holder.works.remote(), timeout=60)
+        wait_until(lambda: nodes.taken_gpus(found) == {node: 0.5}, "Ray to say what is taken")
+
+
+def test_the_doctor_does_not_call_it_a_fault_that_gpus_are_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    report = doctor._Report(Console())
+    report.busy("GPUs", "10.0.0.2: 3 of 8 are taken")
+    assert report.healthy
+    assert capsys.readouterr().out == "busy  GPUs     10.0.0.2: 3 of 8 are taken\n"

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import os
+
+import pytest
 
 from orchestrator.cli import main
 from orchestrator.journal import Journal
+from orchestrator.run import only_driver
 from orchestrator.status import is_driven
 from search_spaces.study import parse_study
+from trainers.problems import InvalidInput
 from trainers.records import EpochRecord, append_record
 
 METRICS = {
@@ -38,3 +44,19 @@ def test_it_shows_every_run_and_whether_a_driver_works(tmp_path, capsys):
     assert "; running" in capsys.readouterr().out
     # Following a study without a driver ends at once.
     assert main(["status", str(journal.folder), "--follow"]) == 0
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_without_locks_no_driver_starts_and_the_status_says_so(code, tmp_path, monkeypatch, capsys):
+    """As on Lustre that is mounted without -o flock."""
+
+    def flock(*_):
+        raise OSError(code, os.strerror(code))
+
+    journal = Journal.create(tmp_path / "seen", parse_study({"name": "seen"}))
+    monkeypatch.setattr(fcntl, "flock", flock)
+    said = rf"--storage: '{tmp_path}': its file system has no locks \({os.strerror(code)}\).* -o flock"
+    with pytest.raises(InvalidInput, match=said), only_driver(journal.folder):
+        pytest.fail("two drivers could do this")
+    assert main(["status", str(journal.folder), "--follow"]) == 0
+    assert "without locks, nobody knows whether it runs" in " ".join(capsys.readouterr().out.split())

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,9 @@ import pytest
 from mlflow import MlflowClient
 
 from orchestrator.journal import Journal, trial_key
-from orchestrator.mirror import Mirror
-from orchestrator.tracking import RUN_TAG
-from search_spaces.study import parse_study
+from orchestrator.mirror import Mirror, NotSent
+from orchestrator.tracking import RUN_TAG, log_folder
+from search_spaces.study import Tracking, parse_study
 from tests.conftest import TINY
 from trainers.loop import fit
 from trainers.ranks import Ranks
@@ -43,25 +46,34 @@ def journal(tmp_path: Path, trained: Path) -> Journal:
     return journal
 
 
-def tracked(uri: str, journal: Journal) -> tuple[MlflowClient, Any]:
+def tracked(uri: str, journal: Journal, trial: int = 0) -> tuple[MlflowClient, Any]:
     client = MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name(STUDY.tracking.experiment)
-    tag = f"tags.`{RUN_TAG}` = '{journal.identity}/{trial_key(0)}'"
+    tag = f"tags.`{RUN_TAG}` = '{journal.identity}/{trial_key(trial)}'"
     (run,) = client.search_runs([experiment.experiment_id], tag)
     return client, run
 
 
-def failing(times: int, call: Callable[..., Any]) -> Callable[..., Any]:
-    """The call, with a server that is away for the first times."""
-    left = [times]
+def take_away(mirror: Mirror, call: str, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server is away from this call on, and answers again when it was asked so often."""
+    left, away = [times], [False]
 
-    def attempt(*arguments: Any, **options: Any) -> Any:
-        if left[0]:
-            left[0] -= 1
-            raise ConnectionError("the server is away")
-        return call(*arguments, **options)
+    def attempt(call: Callable[..., Any], *, fails_first: bool) -> Callable[..., Any]:
+        def answer(*arguments: Any, **options: Any) -> Any:
+            if fails_first and left[0]:
+                left[0] -= 1
+                away[0] = True
+            elif fails_first:
+                away[0] = False
+            if away[0]:
+                raise ConnectionError("the server is away")
+            return call(*arguments, **options)
 
-    return attempt
+        return answer
+
+    client = mirror._client
+    monkeypatch.setattr(client, "get_run", attempt(client.get_run, fails_first=False))
+    monkeypatch.setattr(client, call, attempt(getattr(client, call), fails_first=True))
 
 
 @pytest.mark.parametrize("call", ["create_run", "log_batch", "log_text", "set_terminated"])
@@ -70,7 +82,7 @@ def test_an_outage_at_any_call_is_made_up_for_by_the_next_update(
 ) -> None:
     mirror = Mirror(journal, uri)
     journal.ended(trial_key(0), "failed", "made up")
-    monkeypatch.setattr(mirror._client, call, failing(2, getattr(mirror._client, call)))
+    take_away(mirror, call, 2, monkeypatch)
     for _ in range(2):
         with pytest.raises(ConnectionError):
             mirror.update(ended=False)
@@ -92,11 +104,111 @@ def test_a_new_process_sends_nothing_again_of_a_trial_that_is_complete_and_close
     journal.ended(trial_key(0), "complete", "", [0.9, 0.5])
     Mirror(journal, uri).update(ended=False)
     again = Mirror(Journal(journal.folder), uri)
+    client, run = tracked(uri, journal)
     sent: list[str] = []
     for call in ("log_batch", "log_text", "log_artifacts", "set_terminated"):
-        monkeypatch.setattr(again._client, call, lambda *_a, _call=call, **_o: sent.append(_call))
+        monkeypatch.setattr(
+            again._client,
+            call,
+            lambda run_id, *_a, _call=call, **_o: sent.extend([_call] * (run_id == run.info.run_id)),
+        )
     again.update(ended=False)
     assert sent == []
-    client, run = tracked(uri, journal)
     assert run.info.status == "FINISHED"
     assert len(client.get_metric_history(run.info.run_id, "train/loss")) == EPOCHS
+
+
+def test_what_one_run_can_not_send_keeps_no_other_from_being_sent(
+    uri: str, journal: Journal, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(trained, journal.propose(1, {}, STUDY.experiment_for({})))
+    mirror = Mirror(journal, uri)
+    for number in (0, 1):
+        journal.ended(trial_key(number), "failed", "made up")
+    send = mirror._client.log_artifacts
+
+    def refuse(run_id: str, folder: str, path: str) -> None:
+        if "/trials/0000/" in folder:
+            raise OSError("too large")
+        send(run_id, folder, path)
+
+    monkeypatch.setattr(mirror._client, "log_artifacts", refuse)
+    with pytest.raises(NotSent, match="trial-0000 not sent: OSError: too large"):
+        mirror.update(ended=False)
+    client, sent = tracked(uri, journal, 1)
+    assert sent.info.status == "FAILED"
+    # Its metrics are there all the same, and what is missing comes with the next attempt.
+    _, held_up = tracked(uri, journal, 0)
+    assert (held_up.info.status, len(client.get_metric_history(held_up.info.run_id, "train/loss"))) == ("RUNNING", 2)
+    monkeypatch.setattr(mirror._client, "log_artifacts", send)
+    mirror.update(ended=False)
+    assert tracked(uri, journal, 0)[1].info.status == "FAILED"
+
+
+def test_a_server_that_is_away_is_not_asked_for_each_run(
+    uri: str, journal: Journal, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(trained, journal.propose(1, {}, STUDY.experiment_for({})))
+    mirror = Mirror(journal, uri)
+    asked: list[str] = []
+
+    def away(*_: Any, **__: Any) -> None:
+        asked.append("")
+        raise ConnectionError("the server is away")
+
+    for call in ("log_batch", "log_artifact", "search_runs", "get_run"):
+        monkeypatch.setattr(mirror._client, call, away)
+    with pytest.raises(ConnectionError, match="is away"):
+        mirror.update(ended=True)
+    assert len(asked) == 2
+
+
+@pytest.fixture
+def slow_store() -> Iterator[str]:
+    """An artifact store that takes longer for a file than a server may for a usual answer."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            time.sleep(2.0)
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/api/2.0/mlflow-artifacts/artifacts"
+    server.shutdown()
+    server.server_close()
+
+
+def test_an_upload_may_take_longer_than_any_other_request(
+    slow_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    own = f"sqlite:///{tmp_path}/mlflow.db"
+    MlflowClient(tracking_uri=own).create_experiment(Tracking().experiment, artifact_location=slow_store)
+    (tmp_path / "file").write_text("content")
+    log_folder(own, identity="a", kind="lens", name="a", time=0.0, params={}, metrics={}, artifacts=[tmp_path / "file"])
+
+
+def test_what_takes_too_long_to_fail_is_tried_last_the_next_time(
+    uri: str, journal: Journal, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(trained, journal.propose(1, {}, STUDY.experiment_for({})))
+    mirror = Mirror(journal, uri)
+    for number in (0, 1):
+        journal.ended(trial_key(number), "failed", "made up")
+    monkeypatch.setattr("orchestrator.mirror._PATIENCE_SECONDS", 0.0)
+
+    def refuse(*_: Any) -> None:
+        raise OSError("no answer within two minutes")
+
+    monkeypatch.setattr(mirror._client, "log_artifacts", refuse)
+    for trial in (0, 1, 0):
+        with pytest.raises(NotSent, match=f"^{trial_key(trial)} not sent"):
+            mirror.update(ended=False)

@@ -1,0 +1,29 @@
+"""A run says on what it computes before its first epoch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainers.__main__ import main
+from trainers.reporting import on_device
+
+
+def test_the_device_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert on_device(torch.device("cpu")) == "on the CPU, 1 thread"
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert on_device(torch.device("cpu")) == "on the CPU, 4 threads"
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100")
+    assert on_device(torch.device("cuda", 1)) == "on the GPU NVIDIA H100 (cuda:1)"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it computes on a GPU here")
+def test_a_run_says_on_what_it_computes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["data.size=8", "data.train_samples=100", "model.width=4", "epochs=1", "evaluation.probe_samples=10"]
+    assert main([*words, "--run-dir", str(tmp_path / "run")]) == 0
+    first, *_ = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"run folder {tmp_path}/run, ")
+    assert " passes per image on the CPU, " in first
