@@ -132,7 +132,11 @@ def _torch() -> str:
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     x = torch.randn(8, 8, requires_grad=True)
     torch.autograd.grad((x @ x).sum(), x)
-    return f"{torch.__version__}, {', '.join(gpus) if gpus else 'no GPU: runs on CPU'}"
+    if gpus:
+        return f"{torch.__version__}, {', '.join(gpus)}"
+    # Elsewhere bfloat16 is emulated, and slower than float32.
+    matrices = getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False)
+    return f"{torch.__version__}, no GPU: runs on CPU, {'with' if matrices else 'without'} matrix units for bfloat16"
 
 
 def _storage(storage: Path) -> str:
