@@ -62,7 +62,7 @@ def confirm(session: Session) -> None:
     candidates = distinct(feasible(study, journal.runs()))
     ranked = choose(candidates, len(candidates))
     chosen = climb(session, ranked)[: study.confirm.top]
-    if not chosen and study.search.constraints:
+    if not ranked and study.search.constraints:
         view.say("no trial meets search.constraints: nothing is confirmed")
     # The seeds of the trials are not fresh.
     offsets = range(study.search.seeds, study.search.seeds + study.confirm.seeds)

@@ -352,9 +352,9 @@ def failure_of(run_dir: Path, error: Exception) -> Report:
     return {"failure": keep_traceback(run_dir, error), "done": True}
 
 
-def keep_traceback(run_dir: Path, error: Exception) -> str:
+def keep_traceback(run_dir: Path, error: Exception, name: str = "error.txt") -> str:
     """Write the traceback into the run folder; returns one line about it."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    file = run_dir / "error.txt"
+    file = run_dir / name
     file.write_text("".join(traceback.format_exception(error)))
     return f"{type(error).__name__}: {error} (traceback: {file})"
