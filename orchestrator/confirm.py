@@ -16,6 +16,7 @@ from orchestrator.search import DriverOnly, Outcome
 from orchestrator.shards import evaluate_on_ray, protocol_for
 from orchestrator.sweep import Session, configuration, judge_run, run_on_slots, with_seed
 from trainers.config import parse
+from trainers.records import read_records
 
 
 def choose(trials: Sequence[Run], top: int) -> list[Run]:
@@ -61,7 +62,7 @@ def confirm(session: Session) -> None:
     candidates = distinct(feasible(study, journal.runs()))
     ranked = choose(candidates, len(candidates))
     chosen = climb(session, ranked)[: study.confirm.top]
-    if not chosen and study.search.constraints:
+    if not ranked and study.search.constraints:
         view.say("no trial meets search.constraints: nothing is confirmed")
     # The seeds of the trials are not fresh.
     offsets = range(study.search.seeds, study.search.seeds + study.confirm.seeds)
@@ -104,34 +105,41 @@ def _job(session: Session, beginnings: Beginnings, run: Run, seed: int) -> dict[
 
 
 class _Jobs(DriverOnly, Searcher):
-    """Gives Tune one run after the other, made when its turn comes, and records how they end."""
+    """Gives Tune one run after the other, made when its turn comes, and records how they end.
+
+    One whose processes died, oftener than Tune tries again, comes again as long as there are new epochs each time.
+    """
 
     def __init__(self, jobs: Iterable[Mapping[str, Any]], session: Session) -> None:
         super().__init__(metric="epoch", mode="max")
         self._left = iter(jobs)
-        self._running: dict[str, Mapping[str, Any]] = {}
+        self._again: list[Mapping[str, Any]] = []
+        self._running: dict[str, tuple[Mapping[str, Any], int]] = {}
         self._session = session
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        job = next(self._left, None)
+        job = self._again.pop(0) if self._again else next(self._left, None)
         if job is None:
-            return str(Searcher.FINISHED)
-        self._running[trial_id] = job
+            return None if self._running else str(Searcher.FINISHED)
+        self._running[trial_id] = job, _epochs(job)
         return dict(job)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         try:
-            self._judge(self._running.pop(trial_id), {"crashed": True} if error else result or {})
+            self._judge(*self._running.pop(trial_id), {"crashed": True} if error else result or {})
         except Exception as problem:
             # Tune would take it for the run's.
             self._session.interrupt.give_up(problem)
 
-    def _judge(self, job: Mapping[str, Any], report: Mapping[str, Any]) -> None:
+    def _judge(self, job: Mapping[str, Any], epochs: int, report: Mapping[str, Any]) -> None:
         session = self._session
         experiment = parse(job["experiment"])
         outcome = judge_run(report, experiment, Path(job["run_dir"]), session.study, session.interrupt)
         if outcome is None and report.get("crashed"):
-            outcome = Outcome("failed", "its processes died")
+            if _epochs(job) > epochs:
+                self._again.append(job)
+            else:
+                outcome = Outcome("failed", "its processes died, again and again without a new epoch")
         if outcome is not None:
             session.journal.ended(job["key"], outcome.state, outcome.reason, list(outcome.objectives))
             session.view.ended(job["key"], outcome.state, outcome.reason)
@@ -141,3 +149,7 @@ class _Jobs(DriverOnly, Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing to restore."""
+
+
+def _epochs(job: Mapping[str, Any]) -> int:
+    return len(read_records(Path(job["run_dir"])))

@@ -85,6 +85,8 @@ class StopEarly(DriverOnly, FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """After every epoch but the last one."""
+        if "epoch" not in result:
+            return str(self.CONTINUE)  # its worker group is not there yet
         config = trial.config
         follower = self._followers.setdefault(config["run_dir"], RecordsFollower(Path(config["run_dir"])))
         records = [record for record in follower.read() if record.epoch <= result["epoch"]]

@@ -3,7 +3,7 @@
 runs/NAME/
   study.yaml            the study as it was started
   study.json            its identity
-  journal.jsonl         one event a line: proposed, compared, stopping, ended, confirming, interrupted, …
+  journal.jsonl         one event a line: proposed, compared, stopping, ended, confirming, evaluated, interrupted, …
   optuna.db             what the sampler knows
   trials/0003/          a run folder of `trainers.fit`: experiment.yaml, records.jsonl, checkpoints/
   trials/0003-seed1/    the same trial with the next seed, in a study of several
@@ -45,7 +45,7 @@ class Run:
     `state` is running, complete, stopped (by the rule `stopped_by`) or failed; `values` is its point of the space, by
     path. Objectives are those of a complete run, or of a stopped one whose best epoch counts. `origin` says which of
     its epochs another run computed; `seeds` is how many runs its trial has. `over_seeds` are those runs, where this
-    one speaks for its trial (`seeds.trials`).
+    one speaks for its trial (`seeds.trials`). `not_evaluated` says why its last evaluation failed, if it did.
     """
 
     key: str
@@ -63,6 +63,7 @@ class Run:
     over_seeds: tuple[Run, ...] = field(default=(), repr=False)
     records: tuple[EpochRecord, ...] = field(default=(), repr=False)
     evaluation: Evaluation | None = field(default=None, repr=False)
+    not_evaluated: str = ""
 
     @property
     def own_records(self) -> tuple[EpochRecord, ...]:
@@ -199,6 +200,10 @@ class Journal:
         """Record how a run ended."""
         self.append("ended", key=key, state=state, reason=reason, objectives=objectives or [])
 
+    def evaluated(self, key: str, problem: str) -> None:
+        """Record why a run could not be evaluated, or with an empty text that it has been after all."""
+        self.append("evaluated", key=key, problem=problem)
+
     def runs(self) -> list[Run]:
         """Every run with its records and its evaluation: trials by number, their repeats, then confirmations."""
         with self._reading:
@@ -238,6 +243,8 @@ class Journal:
             return
         elif event["event"] == "stopping":
             self._runs[event["key"]] = replace(self._runs[event["key"]], stopped_by=event["rule"])
+        elif event["event"] == "evaluated":
+            self._runs[event["key"]] = replace(self._runs[event["key"]], not_evaluated=event["problem"])
         elif event["event"] == "ended":
             self._runs[event["key"]] = replace(
                 self._runs[event["key"]],

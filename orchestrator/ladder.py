@@ -42,6 +42,7 @@ class RungResult:
 def climb(session: Session, candidates: Sequence[Run]) -> list[Run]:
     """The trials that are left, most robust under the last rung first; unranked if no rung had any to drop.
 
+    One that can't be evaluated is left out until a later call can.
     `candidates` are in the order of the search, which decides between equals. Raises Interrupted.
     """
     left = list(candidates)
@@ -56,7 +57,8 @@ def climb(session: Session, candidates: Sequence[Run]) -> list[Run]:
             event = {
                 "attack": found.attack, "samples": found.samples, "fast": found.fast, "kept": list(found.kept),
             }  # fmt: skip
-            session.journal.append(RUNG, **event, accuracies=list(found.accuracies.items()))
+            if found not in climbed:  # one that left out a trial is climbed again, perhaps for nothing
+                session.journal.append(RUNG, **event, accuracies=list(found.accuracies.items()))
         left = [next(run for run in left if run.trial == trial) for trial in found.kept]
     return left
 
@@ -98,4 +100,5 @@ def _attacked(session: Session, rung: Rung, left: Sequence[Run]) -> RungResult:
     found: dict[int, list[float]] = {}
     for run, evaluation in evaluate_on_ray(session, protocols):
         found.setdefault(run.trial, []).append(evaluation.robust_accuracy)
-    return rank(rung, [run.trial for run in left], {trial: fmean(values) for trial, values in found.items()})
+    whole = [trial.trial for trial in left if len(found.get(trial.trial, ())) == len(trial.over_seeds or (trial,))]
+    return rank(rung, whole, {trial: fmean(found[trial]) for trial in whole})

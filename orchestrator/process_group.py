@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import ray
+from ray.train import UserCallback
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 
@@ -29,6 +30,17 @@ class _GroupBackend(_TorchBackend):
             # Train forgets this reservation, and every later group would wait for it.
             worker_group.get_worker_group_state().placement_group_handle.shutdown()
             raise
+
+
+class TellMailbox(UserCallback):
+    """Tells a group's mailbox when Train gives the group up."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Some worker has died or raised an error."""
+        self._mailbox.lost.remote()
 
 
 def _use_ray_interface() -> None:

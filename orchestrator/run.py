@@ -90,7 +90,7 @@ def run_study(
     if interrupted:
         console.print(resume_line)
         return INTERRUPTED
-    return SOME_FAILED if any(run.state == "failed" for run in journal.runs()) else OK
+    return SOME_FAILED if any(run.state == "failed" or run.not_evaluated for run in journal.runs()) else OK
 
 
 def _run_phases(

@@ -9,6 +9,7 @@ from functools import partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator import disk
 from orchestrator.devices import reserved_device
 from orchestrator.journal import Run
 from search_spaces.study import Confirm
@@ -19,6 +20,11 @@ from trainers.evaluation.result import Evaluation, Flags, Protocol
 
 if TYPE_CHECKING:
     from orchestrator.sweep import Session
+
+ERROR_FILE = "evaluation_error.txt"
+# How often a shard is tried again whose process or node is gone: it goes on after the last attack that it finished.
+# Many times, for nodes may come and go; not for ever, for an attack may be what kills the process.
+_MAX_LOSSES = 100
 
 
 def protocol_for(experiment: Experiment, settings: Confirm, checkpoint: str, split: str = "test") -> Protocol:
@@ -60,13 +66,14 @@ def checkpoint_folder(run_dir: Path, rule: str) -> Path:
 def evaluate_on_ray(session: Session, wanted: Sequence[tuple[Run, Protocol]]) -> Iterator[tuple[Run, Evaluation]]:
     """Evaluate runs, each shard a Ray task; yields each run when its last one has ended.
 
-    Shards that are done are read back, so this resumes. Raises Interrupted.
+    A run that can't be evaluated is left out, and the journal says why. Shards that are done are read back, so this
+    resumes. Raises Interrupted.
     """
     import ray
 
     resources = session.study.resources
-    task = ray.remote(evaluate_shard).options(
-        num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_retries=2
+    task = ray.remote(attempt_shard).options(
+        num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_retries=_MAX_LOSSES
     )
     pending: dict[Any, tuple[Run, Protocol]] = {}
     left: dict[str, int] = {}
@@ -86,15 +93,55 @@ def evaluate_on_ray(session: Session, wanted: Sequence[tuple[Run, Protocol]]) ->
                 ray.cancel(reference, force=True)
             session.interrupt.check()
         for reference in done:
+            if reference not in pending:
+                continue  # of a run that has just failed
             run, protocol = pending.pop(reference)
-            ray.get(reference)
+            problem = _problem_of(reference)
+            if problem:
+                for other in [other for other, (its, _) in pending.items() if its.key == run.key]:
+                    ray.cancel(other, force=True)
+                    del pending[other]
+                session.journal.evaluated(run.key, problem)
+                session.view.say(f"{run.key}  not evaluated: {problem}")
+                continue
             left[run.key] -= 1
             if not left[run.key]:
                 evaluation = collect(run.folder, checkpoint_folder(run.folder, protocol.checkpoint), protocol)
+                if run.not_evaluated:
+                    session.journal.evaluated(run.key, "")
                 session.view.say(f"{run.key}  {summary(evaluation)}")
                 for warning in evaluation.warnings:
                     session.view.say(f"{run.key}  warning: {warning}")
                 yield run, evaluation
+
+
+def _problem_of(reference: Any) -> str | None:
+    """Why a shard that has ended failed, if it did."""
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    try:
+        problem: str | None = ray.get(reference)
+    except RayTaskError as error:
+        raise error.cause from None  # no fault of the run: a full disk
+    except RayError as error:
+        return f"its processes died, {_MAX_LOSSES + 1} times ({type(error).__name__})"
+    return problem
+
+
+def attempt_shard(
+    checkpoint: str, protocol: dict[str, Any], start: int, stop: int, run_dir: str, threads: int, gpus: float
+) -> str | None:
+    """`evaluate_shard`; of an error it keeps the traceback in the run's folder, and returns one line about it."""
+    from orchestrator.slots import keep_traceback
+
+    try:
+        evaluate_shard(checkpoint, protocol, start, stop, run_dir, threads, gpus)
+    except Exception as error:
+        if disk.is_full(error):
+            raise
+        return keep_traceback(Path(run_dir), error, ERROR_FILE)
+    return None
 
 
 def evaluate_shard(

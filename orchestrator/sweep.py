@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -170,10 +170,11 @@ def run_on_slots(
     else:
         slot = ProcessSlot
         needs = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+    listener = _Listener(session)
     tune.Tuner(
         tune.with_resources(slot, needs),
         tune_config=TuneConfig(
-            search_alg=searcher,
+            search_alg=_UntilInterrupted(searcher, session.interrupt),
             scheduler=scheduler,
             max_concurrent_trials=concurrent,
             num_samples=-1,
@@ -183,8 +184,8 @@ def run_on_slots(
             name=f"{session.study.name}-{section}",
             storage_path=str(scratch / "tune"),
             verbose=0,
-            stop=_StopOnInterrupt(session.interrupt),
-            callbacks=[_Listener(session), ReleasePlacementGroups()],
+            stop=_StopOnInterrupt(session.interrupt, listener.at_work),
+            callbacks=[listener, ReleasePlacementGroups()],
             failure_config=FailureConfig(max_failures=_MAX_CRASHES),
         ),
     ).fit()
@@ -251,24 +252,54 @@ def stopped_outcome(stop: Stop, records: Sequence[EpochRecord], study: Study) ->
     return Outcome("stopped", stop.reason, objectives, curve)
 
 
+class _UntilInterrupted(DriverOnly, Searcher):
+    """A searcher that proposes nothing more once the user has asked to stop."""
+
+    def __init__(self, searcher: Searcher, interrupt: Interrupt) -> None:
+        super().__init__(metric=searcher.metric, mode=searcher.mode)
+        self._searcher, self._interrupt = searcher, interrupt
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if self._interrupt.requested:
+            return str(Searcher.FINISHED)
+        proposed: dict[str, Any] | str | None = self._searcher.suggest(trial_id)
+        return proposed
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        self._searcher.on_trial_complete(trial_id, result, error)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore."""
+
+
 class _StopOnInterrupt(DriverOnly, Stopper):
-    def __init__(self, interrupt: Interrupt) -> None:
-        self._interrupt = interrupt
+    """After an interruption a trial stops at its next report, and the study when all that were at work have."""
+
+    def __init__(self, interrupt: Interrupt, at_work: Set[str]) -> None:
+        self._interrupt, self._at_work = interrupt, at_work
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return self._interrupt.requested
 
     def stop_all(self) -> bool:
-        return self._interrupt.requested
+        # Then Tune ends: what is still in an epoch is killed some seconds later.
+        return self._interrupt.requested and not self._at_work
 
 
 class _Listener(DriverOnly, Callback):
-    """Passes Tune's events on to the view."""
+    """Passes Tune's events on to the view, and knows which trials an interruption has to wait for."""
 
     def __init__(self, session: Session) -> None:
-        self._view = session.view
+        self._view, self._interrupt = session.view, session.interrupt
+        self.at_work: set[str] = set()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        # One that was on its way when the user asked to stop has nothing to lose: nobody waits for it.
+        if not self._interrupt.requested:
+            self.at_work.add(trial.trial_id)
         records = read_records(Path(trial.config["run_dir"]))
         self._view.started(trial.config["key"], parse(trial.config["experiment"]), records)
 
@@ -278,3 +309,12 @@ class _Listener(DriverOnly, Callback):
         record = record_of(result)
         if record is not None:
             self._view.epoch(trial.config["key"], record)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.at_work.discard(trial.trial_id)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.at_work.discard(trial.trial_id)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.at_work.discard(trial.trial_id)

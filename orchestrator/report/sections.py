@@ -53,8 +53,10 @@ def opening(study: Study, runs: Sequence[Run], events: Sequence[Mapping[str, Any
 
 
 def test_results(rows: Sequence[ResultRow], confirmed: Sequence[Run]) -> Markup:
-    """One table a protocol, and what is still to come."""
+    """One table a protocol, what is still to come, and what could not be evaluated."""
     parts: list[Markup] = [element("h2", "Results on the test set")]
+    problems = [(run.key, run.not_evaluated) for run in confirmed if run.not_evaluated]
+    parts += [element("p", f"{key} was not evaluated: {problem}", class_="note") for key, problem in problems]
     waiting = sum(run.evaluation is None for run in confirmed)
     if not rows:
         why = (

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
-from orchestrator.journal import Run
+from orchestrator.interrupt import Interrupt
+from orchestrator.journal import Journal, Run
+from orchestrator.progress import StudyView
 from trainers.config import parse
+from trainers.records import EpochRecord, append_record
 
 pytest.importorskip("ray")
 
@@ -45,3 +50,26 @@ def test_trials_of_one_experiment_stand_for_one_whoever_came_first() -> None:
 
     side_by_side = [trial(0, state="failed"), trial(1, 0.5, 0.5), trial(2, 0.4, 0.4, seed=1), trial(3, 0.5, 0.5)]
     assert [run.trial for run in distinct(side_by_side)] == [1, 2]
+
+
+def test_a_confirmation_whose_processes_die_comes_again_as_long_as_it_gets_on(tmp_path: Path) -> None:
+    from ray.tune.search import Searcher
+
+    from orchestrator.confirm import _Jobs
+
+    session = SimpleNamespace(study=None, journal=Journal(tmp_path), view=StudyView(Console(quiet=True)))
+    session.interrupt = Interrupt(print)
+    job = {"key": "0000-seed1", "experiment": parse({}).to_dict(), "run_dir": str(tmp_path / "run")}
+    jobs = _Jobs([job], session)  # type: ignore[arg-type]
+    for attempt in range(5):  # on a node that is taken away all the time
+        assert jobs.suggest(f"{attempt}") == job
+        assert jobs.suggest("another") is None, "it may have to be issued again"
+        append_record(tmp_path / "run", EpochRecord(attempt, 0.0, {}))
+        jobs.on_trial_complete(f"{attempt}", error=True)
+        assert session.journal.events() == []
+    assert jobs.suggest("last") == job
+    jobs.on_trial_complete("last", error=True)
+    (ended,) = session.journal.events()
+    assert (ended["key"], ended["state"]) == ("0000-seed1", "failed")
+    assert jobs.suggest("none") == Searcher.FINISHED
+    session.interrupt.check()

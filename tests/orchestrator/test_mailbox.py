@@ -1,0 +1,103 @@
+"""What a trial actor and its worker group say to each other, whichever of them is late, alone or gone."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+import torch
+
+from orchestrator import cluster, slots
+from orchestrator.slots import GroupSlot, Mailbox, patience
+from trainers.totals import Diverged
+
+JOB, NEXT, FAILURE = {"key": "a"}, {"key": "b"}, {"failure": "out of memory", "done": True}
+
+
+async def at_work() -> Mailbox:
+    mailbox = Mailbox()
+    await mailbox.start(JOB)
+    assert await mailbox.next_job() == JOB
+    return mailbox
+
+
+def test_an_error_that_every_rank_meets_is_known_as_such_and_one_that_a_rank_meets_alone() -> None:
+    async def check() -> None:
+        mailbox = await at_work()
+        assert await asyncio.gather(mailbox.met(0, 2, 60), mailbox.met(1, 2, 60)) == [True, True]
+        mailbox = await at_work()
+        assert not await mailbox.met(1, 2, 0.01)
+        await mailbox.finish(FAILURE)
+        assert await mailbox.take(60) == FAILURE
+
+    asyncio.run(check())
+
+
+def test_a_group_that_is_gone_says_nothing_about_the_next_job() -> None:
+    async def check() -> None:
+        mailbox = await at_work()
+        assert not await mailbox.met(1, 2, 0.01)
+        await mailbox.finish(FAILURE)
+        await mailbox.start(NEXT)
+        assert await mailbox.report({"epoch": 5})  # a late rank 0 is told to stop
+        await mailbox.finish(FAILURE)  # another rank was alone with an error too
+        assert await mailbox.take(0.01) == {"waiting": True, "done": False}
+        assert await mailbox.next_job() == NEXT
+        assert await mailbox.take(0.01) is None
+        assert not await mailbox.met(0, 2, 0.01)
+
+    asyncio.run(check())
+
+
+def test_a_job_that_no_group_has_begun_is_halted_at_once_and_never_begun() -> None:
+    async def check() -> None:
+        mailbox = Mailbox()
+        await mailbox.start(JOB)
+        assert await mailbox.halt(0.01)
+        mailbox = await at_work()
+        await mailbox.lost()
+        assert await mailbox.take(0.01) == {"waiting": True, "done": False}
+        assert await mailbox.halt(0.01)
+        mailbox = await at_work()
+        assert not await mailbox.halt(0.01)
+        waiting = asyncio.create_task(mailbox.next_job())  # the group was started again
+        assert await mailbox.halt(60)
+        await mailbox.start(NEXT)
+        assert await waiting == NEXT
+
+    asyncio.run(check())
+
+
+def test_what_a_dead_rank_may_have_caused_is_waited_for_longer() -> None:
+    closed_by_peer = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
+    for alone in (ValueError(), OSError(), torch.OutOfMemoryError(), Diverged()):
+        assert patience(alone) < patience(closed_by_peer)
+
+
+@pytest.mark.ray
+def test_a_stopped_trial_waits_for_its_epoch_as_long_as_the_group_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_HALT_SECONDS", "_POLL_SECONDS"):
+        monkeypatch.setattr(slots, name, 0.1, raising=False)
+    with cluster.connect(None, trial_slots=1):
+        mailbox: Any = ray.remote(Mailbox).options(num_cpus=0).remote()
+        ray.get([mailbox.start.remote(JOB), mailbox.next_job.remote()])
+        halted, slot = threading.Event(), SimpleNamespace(_mailbox=mailbox, _over=False)
+
+        def halt() -> None:
+            GroupSlot._halt(slot)  # type: ignore[arg-type]
+            halted.set()
+
+        threading.Thread(target=halt, daemon=True).start()
+        time.sleep(1)
+        assert not halted.is_set()
+        assert ray.get(mailbox.report.remote({"epoch": 0}))
+        ray.get(mailbox.finish.remote({"done": True}))
+        assert halted.wait(30)
+        ray.get([mailbox.start.remote(NEXT), mailbox.next_job.remote()])
+        slot._over = True
+        GroupSlot._halt(slot)  # type: ignore[arg-type]

@@ -1,0 +1,133 @@
+"""Shards on nodes that come and go, and of a run that can't be evaluated: the others are evaluated all the same."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from orchestrator import cluster, shards
+from orchestrator.confirm import confirm
+from orchestrator.interrupt import Interrupt
+from orchestrator.journal import Journal, Run, confirmation_key, trial_key
+from orchestrator.ladder import climb, results
+from orchestrator.progress import StudyView
+from orchestrator.report.page import write_report
+from orchestrator.seeds import trials
+from orchestrator.sweep import Session
+from search_spaces.study import Study, parse_study
+from tests.conftest import TINY
+from trainers import checkpoint
+from trainers.config import apply_values
+from trainers.loop import fit
+from trainers.ranks import Ranks
+
+pytestmark = pytest.mark.ray
+
+STUDY = parse_study(
+    {
+        "name": "s",
+        "experiment": apply_values(TINY, {"epochs": 1, "evaluation.epsilon": 0.03}),
+        "space": {"attack.epsilon": [0.01, 0.05]},
+        "search": {"trials": 2},
+        "confirm": {"top": 2, "seeds": 1, "attack": "pgd20", "samples": 40, "shard": 20, "batch_size": 20},
+        "resources": {"concurrent_trials": 1},
+    }
+)
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    """Two trials and their confirmations, trained; the best checkpoint of the second confirmation is broken."""
+    journal = Journal.create(tmp_path / "s", STUDY)
+    for number, epsilon in enumerate((0.01, 0.05)):
+        experiment = STUDY.experiment_for({"attack.epsilon": epsilon})
+        folder = journal.propose(number, {"attack.epsilon": epsilon}, experiment)
+        confirmed = journal.confirm(number, 1, {"attack.epsilon": epsilon}, experiment)
+        for run_dir in (folder, confirmed):
+            list(fit(experiment, run_dir, ranks=Ranks.current("cpu")))
+        journal.ended(trial_key(number), "complete", "", [0.5, 0.5])
+        journal.ended(confirmation_key(number, 1), "complete", "", [0.5, 0.5])
+    return journal
+
+
+@contextmanager
+def broken(run_dir: Path) -> Iterator[None]:
+    file = checkpoint.best_folder(run_dir) / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    yield
+    file.write_bytes(whole)
+
+
+def run(journal: Journal, key: str) -> Run:
+    return next(run for run in journal.runs() if run.key == key)
+
+
+def test_a_run_that_fails_is_left_out_with_its_reason_until_it_can_be_evaluated(
+    journal: Journal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with cluster.connect(None, trial_slots=1) as capacity:
+        session = Session(STUDY, journal, capacity, StudyView(Console(width=500)), Interrupt(print))
+        with broken(journal.confirmation_folder(1, 1)):
+            confirm(session)
+        first, second = (run(journal, confirmation_key(number, 1)) for number in (0, 1))
+        assert first.evaluation is not None
+        assert (second.evaluation, first.not_evaluated) == (None, "")
+        assert "model.safetensors" in second.not_evaluated
+        said = capsys.readouterr().out
+        assert f"{second.key}  not evaluated: {second.not_evaluated}" in said
+        assert "\x1b" not in said
+        assert "Traceback" in (second.folder / shards.ERROR_FILE).read_text()
+        assert f"{second.key} was not evaluated" in write_report(journal.folder).read_text()
+
+        laddered = with_ladder(STUDY)
+        session = replace(session, study=laddered)
+        with broken(journal.trial_folder(0)):
+            for _ in range(2):
+                assert [trial.trial for trial in climb(session, trials(journal.runs()))] == [1]
+        (found,) = results(journal.events())
+        assert list(found.accuracies) == [1]
+        assert "model.safetensors" in run(journal, trial_key(0)).not_evaluated
+
+        session = replace(session, study=STUDY)
+        confirm(session)
+        climb(replace(session, study=laddered), trials(journal.runs()))
+        assert not any(run.not_evaluated for run in journal.runs())
+        assert all(run.evaluation is not None for run in journal.runs() if run.kind == "confirmation")
+
+
+def with_ladder(study: Study) -> Study:
+    raw = study.to_raw()
+    raw["confirm"] |= {"top": 1, "ladder": [{"attack": "pgd20", "samples": 20, "keep": 1}]}
+    return parse_study(raw)
+
+
+def test_a_shard_outlives_many_losses_of_its_process(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deaths, real = tmp_path / "deaths", shards.attempt_shard
+    deaths.mkdir()
+
+    def dying(*arguments: Any) -> str | None:
+        count = len(list(deaths.iterdir()))
+        if count < 4:
+            (deaths / str(count)).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments)
+
+    monkeypatch.setattr(shards, "attempt_shard", dying)
+    with cluster.connect(None, trial_slots=1) as capacity:
+        session = Session(STUDY, journal, capacity, StudyView(Console(quiet=True)), Interrupt(print))
+        subject = run(journal, confirmation_key(0, 1))
+        protocol = replace(shards.protocol_for(subject.experiment, STUDY.confirm, "best"), samples=20)
+        ((_, evaluation),) = shards.evaluate_on_ray(session, [(subject, protocol)])
+    assert len(evaluation.flags.standing["clean"]) == 20
+    assert len(list(deaths.iterdir())) == 4
