@@ -1,7 +1,7 @@
 """The study's own memory: JSON lines in its folder, written by the driver; tracking, reports and resuming read it.
 
 runs/NAME/
-  study.yaml            the study as it was started
+  study.yaml            the study as it was started last: trials, resources and tracking may change
   study.json            its identity
   journal.jsonl         one event a line: proposed, compared, stopping, ended, confirming, evaluated, interrupted, …
   optuna.db             what the sampler knows
@@ -18,7 +18,7 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,14 @@ from search_spaces.study import Study, parse_study
 from trainers.config import Experiment, parse
 from trainers.evaluation.result import Evaluation
 from trainers.origin import Origin
-from trainers.problems import InvalidInput
+from trainers.problems import InvalidInput, Problem
 from trainers.records import EpochRecord, Follower, RecordsFollower, append_line
 
 STUDY_FILE, IDENTITY_FILE, JOURNAL_FILE = "study.yaml", "study.json", "journal.jsonl"
 EVALUATION_FILE = "evaluation.json"
 _KINDS = ("trial", "repeat", "confirmation")
+# More trials, or fewer, is no contradiction: the total is counted anew.
+_CHANGEABLE = ("search.trials", "resources.", "tracking.")
 _Version = tuple[int, int, int]
 
 
@@ -85,23 +87,32 @@ class Journal:
 
     @classmethod
     def create(cls, folder: Path, study: Study) -> Journal:
-        """Claim a folder for a study, or re-open it. Raises InvalidInput if it holds a different one."""
+        """Claim a folder for a study, or re-open it. Raises InvalidInput if it holds a different one.
+
+        What may change from one start to the next is kept as it is now: resuming goes on with that.
+        """
         journal = cls(folder)
-        text = study.to_yaml()
         if (journal.folder / STUDY_FILE).exists():
-            different = _differences(journal.study(), study)
-            if different:
-                raise InvalidInput.single(
-                    different, f"differs from the study in {folder}; use another name, or resume that one unchanged"
+            held = journal.study()
+            differences = _differences(held, study)
+            if differences:
+                raise InvalidInput(
+                    Problem(field, f"{new}, but the study in {folder} has {old}; use another name, or leave it as it is")
+                    for field, old, new in differences
                 )
+            if held != study:
+                journal._keep(study)
             return journal
         journal.folder.mkdir(parents=True, exist_ok=True)
         identity = {"id": uuid.uuid4().hex, "created": time.time()}
         (journal.folder / IDENTITY_FILE).write_text(json.dumps(identity) + "\n")
-        staging = journal.folder / f".{STUDY_FILE}"
-        staging.write_text(text)
-        staging.replace(journal.folder / STUDY_FILE)
+        journal._keep(study)
         return journal
+
+    def _keep(self, study: Study) -> None:
+        staging = self.folder / f".{STUDY_FILE}"
+        staging.write_text(study.to_yaml())
+        staging.replace(self.folder / STUDY_FILE)
 
     @classmethod
     def open(cls, folder: Path) -> Journal:
@@ -112,7 +123,7 @@ class Journal:
         return journal
 
     def study(self) -> Study:
-        """The study as it was started."""
+        """The study as it was started last."""
         return parse_study(read_yaml(self.folder / STUDY_FILE))
 
     @property
@@ -284,13 +295,20 @@ def confirmation_key(trial: int, seed: int) -> str:
     return f"{trial:04d}-seed{seed}"
 
 
-def _differences(held: Study, given: Study) -> str | None:
-    """The first section that may not change between a start and a resume, or None."""
-    for section in ("name", "experiment", "space", "search", "confirm"):
-        old, new = getattr(held, section), getattr(given, section)
-        if section == "search":
-            # More trials, or fewer, is no contradiction: the total is counted anew.
-            old, new = (part.model_copy(update={"trials": 1}) for part in (old, new))
-        if old != new:
-            return section
-    return None
+def _differences(held: Study, given: Study) -> list[tuple[str, str, str]]:
+    """What may not change between a start and a resume and did: (dotted field, its value then, its value now)."""
+    old, new = (dict(_flat(study.to_raw())) for study in (held, given))
+    fields = [field for field in old | new if not field.startswith(_CHANGEABLE)]
+    return [
+        (field, old.get(field, "nothing"), new.get(field, "not given"))
+        for field in fields
+        if old.get(field) != new.get(field)
+    ]
+
+
+def _flat(content: Any, field: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(content, Mapping) and content:
+        for name, inside in content.items():
+            yield from _flat(inside, f"{field}.{name}" if field else name)
+    else:
+        yield field, repr(content)

@@ -212,7 +212,7 @@ def test_it_can_be_confirmed_again_with_other_settings(study: Finished) -> None:
 def test_another_study_under_the_same_name_is_refused(study: Finished) -> None:
     refused = run("sweep", "tiny.yaml", "experiment.epochs=4", cwd=study.folder)
     assert refused.returncode == 2
-    assert "experiment: differs from the study in runs/tiny" in refused.stderr
+    assert "experiment.epochs: 4, but the study in runs/tiny has 3" in refused.stderr
 
 
 def test_a_checkpoint_of_a_study_can_be_evaluated_by_itself(study: Finished) -> None:

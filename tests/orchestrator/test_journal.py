@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.journal import JOURNAL_FILE, Journal, Run, trial_key
-from search_spaces.study import parse_study
+from search_spaces.study import Study, parse_study
 from trainers.evaluation.result import Evaluation, Flags, Protocol
+from trainers.problems import InvalidInput
 from trainers.records import RECORDS_FILE, EpochRecord, append_record
 
 STUDY = parse_study({"name": "s", "experiment": {"evaluation": {"epsilon": 0.1}}})
@@ -132,3 +133,31 @@ def test_an_evaluation_is_seen_when_it_appears_and_when_it_is_replaced(tmp_path:
         evaluation.save(folder / "evaluation.json")
         assert journal.runs()[0].evaluation == evaluation
         assert bytes_read(journal.runs) == 0
+
+
+def study_with(**sections: object) -> Study:
+    return parse_study({"name": "s", "experiment": {"evaluation": {"epsilon": 0.1}, "epochs": 9}} | sections)
+
+
+def test_what_may_change_when_a_study_is_started_again_is_kept(tmp_path: Path) -> None:
+    first = Journal.create(tmp_path / "s", study_with(search={"trials": 2}))
+    changed = study_with(
+        search={"trials": 6}, resources={"cpus_per_worker": 2}, tracking={"uri": "http://elsewhere:5000"}
+    )
+    assert Journal.create(tmp_path / "s", changed).identity == first.identity
+    assert Journal.open(tmp_path / "s").study() == changed
+
+
+def test_what_may_not_change_is_refused_with_its_field_and_both_values(tmp_path: Path) -> None:
+    held = study_with(search={"trials": 2}, space={"method.name": ["fgsm", "sat"]})
+    Journal.create(tmp_path / "s", held)
+    changed = study_with(
+        search={"trials": 3, "seed": 4}, confirm={"top": 1}, space={"method.name": ["fgsm", "trades"]}
+    )
+    with pytest.raises(InvalidInput) as refused:
+        Journal.create(tmp_path / "s", changed)
+    said = {problem.field: problem.message for problem in refused.value.problems}
+    assert list(said) == ["search.seed", "confirm.top", "space.method.name.choices"]
+    assert said["confirm.top"].startswith(f"1, but the study in {tmp_path / 's'} has 3; use another name")
+    assert "['fgsm', 'trades']" in said["space.method.name.choices"]
+    assert Journal.open(tmp_path / "s").study() == held
