@@ -51,9 +51,11 @@ def sweep(
 
         print_plan(loaded, storage, address)
         return
-    from orchestrator.run import run_study
+    from orchestrator.run import relative, run_study
 
-    raise typer.Exit(run_study(loaded, storage, address, plain_console()))
+    folder = storage / loaded.name
+    again = ["resume", relative(folder), *_options(address=address)]
+    raise typer.Exit(run_study(loaded, folder, address, plain_console(), again=again))
 
 
 app.command()(submit)
@@ -66,10 +68,11 @@ def resume(
 ) -> None:
     """Continue an interrupted study: finished trials stay, unfinished ones go on from their checkpoints."""
     from orchestrator.journal import Journal
-    from orchestrator.run import run_study
+    from orchestrator.run import relative, run_study
 
-    loaded = Journal.open(folder).study()
-    raise typer.Exit(run_study(loaded, folder.absolute().parent, address, plain_console()))
+    journal = Journal.open(folder)
+    again = ["resume", relative(journal.folder), *_options(address=address)]
+    raise typer.Exit(run_study(journal.study(), journal.folder, address, plain_console(), again=again))
 
 
 @app.command()
@@ -83,15 +86,20 @@ def confirm(
 ) -> None:
     """Train the best configurations of a study again with fresh seeds and attack them on the test set."""
     from orchestrator.journal import Journal
-    from orchestrator.run import run_study
+    from orchestrator.run import relative, run_study
     from search_spaces.study import parse_study
 
-    study = Journal.open(folder).study()
+    journal = Journal.open(folder)
     given = {"top": top, "seeds": seeds, "attack": attack, "samples": samples}
-    raw = study.to_raw()
+    raw = journal.study().to_raw()
     raw["confirm"] |= {name: value for name, value in given.items() if value is not None}
-    changed = parse_study(raw)
-    raise typer.Exit(run_study(changed, folder.absolute().parent, address, plain_console(), search=False))
+    again = ["confirm", relative(journal.folder), *_options(**given, address=address)]
+    raise typer.Exit(run_study(parse_study(raw), journal.folder, address, plain_console(), again=again, search=False))
+
+
+def _options(**given: object) -> list[str]:
+    """Options as they were typed; those that were not are left out."""
+    return [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
 
 
 @app.command()
@@ -217,36 +225,39 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         result: Any = app(args=words, prog_name="orchestrator", standalone_mode=False)
         code = result if isinstance(result, int) else OK
-    except InvalidInput as error:
-        if debug:
+    except (Exception, KeyboardInterrupt) as error:
+        if debug and not isinstance(error, KeyboardInterrupt) and not hasattr(error, "show"):
             raise
-        print(f"error: {error}" if len(error.problems) == 1 else f"errors:\n{error}", file=sys.stderr)
-        code = BAD_INPUT
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = INTERRUPTED
-    except ConnectionError as error:
-        if debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        code = ENVIRONMENT
-    except typer.Abort:
-        code = INTERRUPTED
-    except Exception as error:
-        code = _usage_error(error, debug)
+        code = _told(error)
     if arguments is None:
         sys.exit(code)
     return code
 
 
-def _usage_error(error: Exception, debug: bool) -> int:
-    """Show a wrong option or verb, or a full disk, in one line; anything else is our own bug."""
+def _told(error: BaseException) -> int:
+    """Print what went wrong in one message, and last the command that goes on from there; returns the exit code."""
+    code = _message(error)
+    for note in getattr(error, "__notes__", ()):
+        print(note, file=sys.stderr)
+    return code
+
+
+def _message(error: BaseException) -> int:
     show = getattr(error, "show", None)  # typer's own errors: a wrong option, a missing argument
     if show is not None:
         show()
         return BAD_INPUT
-    if debug:
-        raise error
+    if isinstance(error, typer.Abort):
+        return INTERRUPTED
+    if isinstance(error, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    if isinstance(error, InvalidInput):
+        print(f"error: {error}" if len(error.problems) == 1 else f"errors:\n{error}", file=sys.stderr)
+        return BAD_INPUT
+    if isinstance(error, ConnectionError):
+        print(f"error: {error}", file=sys.stderr)
+        return ENVIRONMENT
     if disk.is_full(error):
         print(f"error: the disk is full ({error}); free some space and resume", file=sys.stderr)
         return ENVIRONMENT

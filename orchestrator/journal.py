@@ -77,7 +77,8 @@ class Journal:
     """The folder of one study. What was read once is remembered: reading again costs what is new on disk."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder.absolute()
+        # The parent of `..` is found on disk, not in the text; a link to shared storage stays what all nodes call it.
+        self.folder = folder.resolve() if ".." in folder.parts else folder.absolute()
         self._reading = threading.Lock()  # tracking reads in a thread of its own
         self._follower = Follower(self.folder / JOURNAL_FILE)
         self._events: list[dict[str, Any]] = []
@@ -97,7 +98,9 @@ class Journal:
             differences = _differences(held, study)
             if differences:
                 raise InvalidInput(
-                    Problem(field, f"{new}, but the study in {folder} has {old}; use another name, or leave it as it is")
+                    Problem(
+                        field, f"{new}, but the study in {folder} has {old}; use another name, or leave it as it is"
+                    )
                     for field, old, new in differences
                 )
             if held != study:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -26,9 +28,12 @@ from search_spaces.study import Study
 from trainers.data.availability import check_available
 from trainers.problems import InvalidInput, Problem
 
+if TYPE_CHECKING:
+    from orchestrator.sweep import Session
 
-def preflight(study: Study, root: Path, address: str | None) -> None:
-    """Raise InvalidInput with everything that would stop this study, before anything is started.
+
+def preflight(study: Study, folder: Path, address: str | None) -> None:
+    """Raise InvalidInput with everything that would stop this study in its folder, before anything is started.
 
     A study that is known already goes on without its tracking server: its journal keeps what the server misses.
     """
@@ -40,10 +45,10 @@ def preflight(study: Study, root: Path, address: str | None) -> None:
         except InvalidInput as error:
             problems.extend(error.problems)
 
-    attempt(_check_writable, root)
+    attempt(_check_writable, folder.parent)
     for data in study.data:
         attempt(check_available, data)
-    if not (root / study.name / STUDY_FILE).exists():
+    if not (folder / STUDY_FILE).exists():
         attempt(tracking.check_reachable, tracking.tracking_uri(study))
     attempt(check_opens, study)
     attempt(check_answers, address)
@@ -57,79 +62,87 @@ def preflight(study: Study, root: Path, address: str | None) -> None:
 
 
 def run_study(
-    study: Study, root: Path, address: str | None, console: Console, *, search: bool = True, confirm: bool = True
+    study: Study, folder: Path, address: str | None, console: Console, *, again: Sequence[str], search: bool = True
 ) -> int:
-    """Run or continue a study in `root/NAME`; returns the exit code. The report is written whatever happens."""
-    preflight(study, root, address)
-    # A confirmation may differ from the one that the study was started with.
-    journal = Journal.create(root / study.name, study) if search else Journal.open(root / study.name)
-    for notice in study.notices:
-        console.print(f"note: {notice}", style="yellow")
+    """Run or continue a study in its folder; returns the exit code. The report is written whatever happens.
+
+    `again` are the verb and the options that go on with it; the command is printed last after an interruption, and an
+    error that ends started work carries it as a note.
+    """
+    preflight(study, folder, address)
     began = time.monotonic()
-    resume_line = f"resume with: orchestrator resume {_relative(journal.folder)}"
-    with only_driver(journal.folder), listening(console.print) as interrupt:
-        view = StudyView(console)
+    resume_line = f"resume with: {shlex.join(['orchestrator', *again])}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with only_driver(folder), listening(console.print) as interrupt:
+        # A confirmation may differ from the one that the study was started with.
+        journal = Journal.create(folder, study) if search else Journal.open(folder)
+        for notice in study.notices:
+            console.print(f"note: {notice}", style="yellow", soft_wrap=True, markup=False)
+        at_work = False
         with Tracker(journal, tracking.tracking_uri(study)) as tracker:
             journal.append("started", pid=os.getpid(), environment=environment())
             try:
-                interrupted = _run_phases(study, journal, address, view, interrupt, search=search, confirm=confirm)
+                with _on_ray(study, journal, address, StudyView(console), interrupt, search=search) as session:
+                    at_work = True
+                    interrupted = _run_phases(session, search=search)
                 journal.append("interrupted" if interrupted else "finished")
                 report = _write_report(journal)
-            except BaseException:
+            except BaseException as error:
                 with suppress(OSError):  # the disk may be full; nothing hangs on this line
                     journal.append("interrupted")
-                console.print(resume_line)
+                if isinstance(error, KeyboardInterrupt):
+                    console.print(resume_line, soft_wrap=True, markup=False)  # typer ends on it without a word
+                elif at_work:
+                    error.add_note(resume_line)
                 raise
         if tracker.behind is not None:
+            sync = shlex.join(["orchestrator", "sync", relative(journal.folder)])
             console.print(
-                f"MLflow is behind ({tracker.behind}); later: orchestrator sync {_relative(journal.folder)}",
-                style="yellow",
-                markup=False,
+                f"MLflow is behind ({tracker.behind}); later: {sync}", style="yellow", soft_wrap=True, markup=False
             )
         _conclude(journal, study, console, report, time.monotonic() - began)
     if interrupted:
-        console.print(resume_line)
+        console.print(resume_line, soft_wrap=True, markup=False)
         return INTERRUPTED
     return SOME_FAILED if any(run.state == "failed" or run.not_evaluated for run in journal.runs()) else OK
 
 
-def _run_phases(
-    study: Study,
-    journal: Journal,
-    address: str | None,
-    view: StudyView,
-    interrupt: Interrupt,
-    *,
-    search: bool,
-    confirm: bool,
-) -> bool:
-    """Search, then confirm, on one Ray; returns whether the user interrupted."""
+@contextmanager
+def _on_ray(
+    study: Study, journal: Journal, address: str | None, view: StudyView, interrupt: Interrupt, *, search: bool
+) -> Iterator[Session]:
+    """A Ray on which everything has its place. Raises what stops the study before its work has begun."""
     from orchestrator import cluster
 
-    slots = _trial_slots(study)
-    with cluster.connect(address, slots) as capacity:
+    with cluster.connect(address, _trial_slots(study)) as capacity:
         # Imported with Ray's environment set.
-        from orchestrator import confirm as confirmation
-        from orchestrator import nodes, reservations, sweep
+        from orchestrator import nodes, reservations
+        from orchestrator.sweep import Session
 
         if not capacity.private:
             nodes.require_alike(journal.folder.parent)
             reservations.release_left_over(journal)
-        session = sweep.Session(study, journal, capacity, view, interrupt)
         if search:
             capacity.require(study.resources, "resources")
-        if confirm and study.confirm.top:
+        if study.confirm.top:
             capacity.require(study.confirm_resources, "confirm")  # now, and not after days of search
-        with view:
-            try:
-                if search:
-                    sweep.search(session)
-                    interrupt.check()
-                if confirm and study.confirm.top:
-                    confirmation.confirm(session)
-                    interrupt.check()
-            except Interrupted:
-                return True
+        yield Session(study, journal, capacity, view, interrupt)
+
+
+def _run_phases(session: Session, *, search: bool) -> bool:
+    """Search, then confirm; returns whether the user interrupted."""
+    from orchestrator import confirm, sweep
+
+    with session.view:
+        try:
+            if search:
+                sweep.search(session)
+                session.interrupt.check()
+            if session.study.confirm.top:
+                confirm.confirm(session)
+                session.interrupt.check()
+        except Interrupted:
+            return True
     return False
 
 
@@ -144,15 +157,16 @@ def _conclude(journal: Journal, study: Study, console: Console, report: Path | N
     _print_results(journal, console)
     for saving in savings(journal.runs(), study):
         console.print(str(saving), soft_wrap=True)
-    console.print(f"{seconds:.0f} s; everything is in {_relative(journal.folder)}")
+    console.print(f"{seconds:.0f} s; everything is in {relative(journal.folder)}", soft_wrap=True, markup=False)
     if report is not None:
-        console.print(f"report:  {_relative(report)}")
+        console.print(f"report:  {relative(report)}", soft_wrap=True, markup=False)
     uri = tracking.tracking_uri(study)
     if uri.startswith("sqlite:///"):
-        database = _relative(Path(uri.removeprefix("sqlite:///")))
-        console.print(f"MLflow:  mlflow ui --backend-store-uri sqlite:///{database}")
+        database = relative(Path(uri.removeprefix("sqlite:///")))
+        look = shlex.join(["mlflow", "ui", "--backend-store-uri", f"sqlite:///{database}"])
+        console.print(f"MLflow:  {look}", soft_wrap=True, markup=False)
     else:
-        console.print(f"MLflow:  {uri}")
+        console.print(f"MLflow:  {uri}", soft_wrap=True, markup=False)
 
 
 def _print_results(journal: Journal, console: Console) -> None:
@@ -216,7 +230,8 @@ def _check_writable(root: Path) -> None:
     disk.check_space(root)
 
 
-def _relative(path: Path) -> str:
+def relative(path: Path) -> str:
+    """A path as one would type it here."""
     try:
         return str(path.absolute().relative_to(Path.cwd()))
     except ValueError:

@@ -151,9 +151,7 @@ def test_what_may_change_when_a_study_is_started_again_is_kept(tmp_path: Path) -
 def test_what_may_not_change_is_refused_with_its_field_and_both_values(tmp_path: Path) -> None:
     held = study_with(search={"trials": 2}, space={"method.name": ["fgsm", "sat"]})
     Journal.create(tmp_path / "s", held)
-    changed = study_with(
-        search={"trials": 3, "seed": 4}, confirm={"top": 1}, space={"method.name": ["fgsm", "trades"]}
-    )
+    changed = study_with(search={"trials": 3, "seed": 4}, confirm={"top": 1}, space={"method.name": ["fgsm", "trades"]})
     with pytest.raises(InvalidInput) as refused:
         Journal.create(tmp_path / "s", changed)
     said = {problem.field: problem.message for problem in refused.value.problems}

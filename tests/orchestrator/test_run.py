@@ -1,0 +1,100 @@
+"""What a driver says last, and which folder it works in; what it does between is left out here."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from orchestrator import run
+from orchestrator.cli import main
+from orchestrator.journal import Journal
+from search_spaces.study import Study, parse_study
+from trainers.problems import InvalidInput
+
+Drive = Callable[..., list[str]]
+UNFIT = InvalidInput.single("resources.workers", "3 workers do not fit")
+
+
+@pytest.fixture
+def drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Drive:
+    """Run a verb in an empty folder without Ray and MLflow; it ends as told, and all that it printed comes back."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    driven: list[Path] = []
+
+    @contextmanager
+    def tracker(journal: Journal, uri: str) -> Iterator[SimpleNamespace]:
+        driven.append(journal.folder)
+        yield SimpleNamespace(behind=None)
+
+    def call(*words: str, before: BaseException | None = None, during: BaseException | None = None) -> list[str]:
+        @contextmanager
+        def on_ray(*_: object, search: bool) -> Iterator[None]:
+            if before is not None:
+                raise before
+            yield
+
+        def phases(_session: None, *, search: bool) -> bool:
+            if during is not None:
+                raise during
+            return True
+
+        monkeypatch.setattr(run, "preflight", lambda *_: None)
+        monkeypatch.setattr(run, "Tracker", tracker)
+        monkeypatch.setattr(run, "_on_ray", on_ray)
+        monkeypatch.setattr(run, "_run_phases", phases)
+        capsys.readouterr()
+        main(list(words))
+        said = capsys.readouterr()
+        return [str(driven[-1]), *(said.out + said.err).splitlines()]
+
+    return call
+
+
+def a_study(folder: Path) -> Study:
+    study = parse_study({"name": "tiny", "search": {"trials": 2}})
+    Journal.create(folder, study)
+    return study
+
+
+def test_the_last_line_goes_on_with_the_same_verb_options_and_folder(tmp_path: Path, drive: Drive) -> None:
+    a_study(tmp_path / "my runs" / "tiny")
+    (tmp_path / "study.yaml").write_text((tmp_path / "my runs" / "tiny" / "study.yaml").read_text())
+    last = drive("sweep", "study.yaml", "--storage", "my runs", "--address", "head:6379")[-1]
+    assert last == "resume with: orchestrator resume 'my runs/tiny' --address head:6379"
+    assert drive(*shlex.split(last)[3:])[-1] == last
+    last = drive("confirm", "my runs/tiny", "--seeds", "5", "--attack", "pgd20,cw", "--address", "head:6379")[-1]
+    assert last == "resume with: orchestrator confirm 'my runs/tiny' --seeds 5 --attack pgd20,cw --address head:6379"
+    assert drive(*shlex.split(last)[3:])[-1] == last
+
+
+def test_after_an_error_the_command_is_the_last_line_if_work_had_begun(tmp_path: Path, drive: Drive) -> None:
+    a_study(tmp_path / "tiny")
+    resume = "resume with: orchestrator resume tiny"
+    assert drive("resume", "tiny", during=RuntimeError("broke"))[-2:] == [
+        "internal error: RuntimeError: broke (--debug shows where)",
+        resume,
+    ]
+    assert drive("resume", "tiny", during=KeyboardInterrupt())[-1] == resume
+    assert drive("resume", "tiny", before=KeyboardInterrupt())[-1] == resume
+    for error in (UNFIT, ConnectionError("nothing answers")):
+        assert drive("resume", "tiny", before=error)[1:] == [f"error: {error}"]
+
+
+@pytest.mark.parametrize(("where", "folder"), [("", "kept"), ("kept", "."), ("kept/trials", "..")])
+@pytest.mark.parametrize("verb", ["resume", "confirm"])
+def test_a_folder_that_was_renamed_is_the_one_that_is_worked_in(
+    tmp_path: Path, drive: Drive, verb: str, where: str, folder: str
+) -> None:
+    a_study(tmp_path / "tiny")
+    (tmp_path / "tiny").rename(tmp_path / "kept")
+    (tmp_path / "kept" / "trials").mkdir()
+    os.chdir(tmp_path / where)
+    assert drive(verb, folder)[0] == str(tmp_path / "kept")
+    assert not (tmp_path / "tiny").exists()
