@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,11 +30,17 @@ Cluster = Annotated[
 ATTACK_HELP = "pgd20, cw, autoattack, worst, … (a wrong name lists all), or several, each on what the last one left"
 
 
+_FILE_COLUMNS = 200
+
+
 def plain_console() -> Console:
-    """Where verbs print: words as they are."""
+    """Where verbs print: words as they are. A file or a pipe has no width to keep to."""
     from rich.console import Console
 
-    return Console(highlight=False)
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _FILE_COLUMNS
+    return console
 
 
 def evaluate(

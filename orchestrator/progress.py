@@ -12,12 +12,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.report.reading import epsilon_text
 from trainers.config import Experiment
 from trainers.diagnostics.overfitting import CLEAN_ACCURACY, REFERENCE_DELTA_ENERGY, ROBUST_ACCURACY, onsets
 from trainers.records import EpochRecord
 
 _BAR = 10
 _SHOWN = 16
+_WIDE = 110  # columns
 
 
 @dataclass
@@ -104,14 +106,15 @@ class StudyView:
         row = self._rows.get(key)
         if row is None:
             # Decided before an interruption, told after it.
-            self.say(f"{key}  {state:<9} ({reason})")
+            self.say(f"{key}  {state:<9} {_why(reason)}".rstrip())
             return
         row.state = state
         if state == "stopped":
             self._work_total -= row.experiment.epochs - len(row.records)
         if self._live is None:
-            why = f"  ({reason})" if reason and state != "complete" else ""
-            self.say(f"{key}  {state:<9} {_numbers(row)}  {row.onset}{why}".rstrip())
+            why = "" if state == "complete" else _why(reason)
+            said = (f"{key}  {state:<9} {_numbers(row)}", row.onset, why)
+            self.say("  ".join(filter(None, said)))
         elif state == "failed":
             self.console.print(Text.assemble((f"{key} failed", "red"), f": {reason}"))
 
@@ -133,13 +136,16 @@ class StudyView:
 
     def table(self) -> Table:
         """Every run, a line each; while the view is live, the newest and those that run."""
-        table = Table(box=None, pad_edge=False, padding=(0, 1))
-        for title in ("run", "method", "ε", "β", "γ"):
+        # What has to give way on a narrow terminal: the bar, then long words; never a number or its heading.
+        narrow = self.console.width < _WIDE
+        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0) if narrow else (0, 1))
+        table.add_column("run", no_wrap=True)
+        table.add_column("method", overflow="ellipsis")
+        for title in ("ε", "β", "γ", "epochs"):
             table.add_column(title, no_wrap=True)
-        table.add_column("epochs", no_wrap=True)
         for title in ("clean", "PGD-10", "ΔE"):
             table.add_column(title, justify="right", no_wrap=True)
-        table.add_column("", no_wrap=True)
+        table.add_column("")
         rows = list(self._rows.values())
         hidden = [row for row in rows[:-_SHOWN] if row.state != "running"]
         if hidden and self._live is not None:
@@ -152,7 +158,9 @@ class StudyView:
             clean, robust, energy = _values(row)
             ended = row.state if row.state in ("failed", "stopped") else ""
             warning = Text(row.onset, style="yellow") if row.onset else Text(ended)
-            table.add_row(row.name, *point.values(), _bar(row), clean, robust, energy, warning, style=style)
+            table.add_row(
+                row.name, *point.values(), _progress(row, narrow), clean, robust, energy, warning, style=style
+            )
         return table
 
 
@@ -164,7 +172,7 @@ def settings(experiment: Experiment) -> dict[str, str]:
     gamma = regularizer.get("gamma")
     return {
         "method": method.name,
-        "epsilon": str(experiment.attack.epsilon.plain()),
+        "epsilon": epsilon_text(experiment),
         "beta": "/".join(f"{value:.3g}" for value in betas) or "-",
         "gamma": "-" if gamma is None else f"{gamma:.3g}",
     }
@@ -173,6 +181,10 @@ def settings(experiment: Experiment) -> dict[str, str]:
 def _point(experiment: Experiment) -> str:
     point = settings(experiment)
     return f"{point['method']:<11} ε={point['epsilon']}  β={point['beta']}  γ={point['gamma']}"
+
+
+def _why(reason: str) -> str:
+    return f"({reason})" if reason else ""
 
 
 def _values(row: Row) -> tuple[str, str, str]:
@@ -191,7 +203,8 @@ def _numbers(row: Row) -> str:
     return f"clean {clean} %  PGD-10 {robust} %  ΔE {energy}" if row.records else "no epoch"
 
 
-def _bar(row: Row) -> str:
+def _progress(row: Row, narrow: bool) -> str:
     done = row.records[-1].epoch + 1 if row.records else 0
     filled = round(_BAR * done / row.experiment.epochs)
-    return f"{'━' * filled}{'┈' * (_BAR - filled)} {done}/{row.experiment.epochs}"
+    bar = "" if narrow else f"{'━' * filled}{'┈' * (_BAR - filled)} "
+    return f"{bar}{done}/{row.experiment.epochs}"

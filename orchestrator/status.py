@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from orchestrator.journal import Journal
+from orchestrator.journal import Journal, Run
 from orchestrator.progress import StudyView
 from orchestrator.seeds import trials
 
@@ -17,26 +18,35 @@ _DRIVEN = {True: "running", False: "no driver is running", None: "without locks,
 
 
 def show_status(folder: Path, console: Console, *, follow: bool) -> None:
-    """Print every run of a study and whether a driver works on it; with `follow`, again and again until none does."""
+    """Print every run of a study and whether a driver works on it; with `follow`, whenever something changed until none does."""
     journal = Journal.open(folder)
+    shown = None
     while True:
         running = is_driven(journal.folder)
-        if follow and console.is_terminal:
-            console.clear()
-        view = StudyView(console)
         runs = journal.runs()
-        for run in runs:
-            view.restore(run.key, run.experiment, run.records, run.state)
-        ended = sum(run.state != "running" for run in trials(runs))
-        confirmations = sum(run.kind == "confirmation" for run in runs)
-        console.print(view.table())
-        console.print(
-            f"{journal.folder.name}: {ended} of {journal.study().trials} trials ended, "
-            f"{confirmations} confirmations; {_DRIVEN[running]}"
-        )
+        if shown != (runs, running):
+            if follow and console.is_terminal:
+                console.clear()
+            _show(journal, runs, console, running=running)
+            shown = runs, running
         if not (follow and running):
             return
         time.sleep(_REFRESH_SECONDS)
+
+
+def _show(journal: Journal, runs: Sequence[Run], console: Console, *, running: bool | None) -> None:
+    view = StudyView(console)
+    for run in runs:
+        view.restore(run.key, run.experiment, run.records, run.state)
+    ended = sum(run.state != "running" for run in trials(runs))
+    confirmations = sum(run.kind == "confirmation" for run in runs)
+    console.print(view.table())
+    console.print(
+        f"{journal.folder.name}: {ended} of {journal.study().trials} trials ended, "
+        f"{confirmations} confirmations; {_DRIVEN[running]}",
+        soft_wrap=True,
+        markup=False,
+    )
 
 
 def is_driven(folder: Path) -> bool | None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
+import itertools
 import os
 
 import pytest
+from rich.console import Console
 
+from orchestrator import status
 from orchestrator.cli import main
 from orchestrator.journal import Journal
 from orchestrator.run import only_driver
@@ -60,3 +64,26 @@ def test_without_locks_no_driver_starts_and_the_status_says_so(code, tmp_path, m
         pytest.fail("two drivers could do this")
     assert main(["status", str(journal.folder), "--follow"]) == 0
     assert "without locks, nobody knows whether it runs" in " ".join(capsys.readouterr().out.split())
+
+
+def test_following_into_a_pipe_prints_what_changed_only(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    study = parse_study({"name": "seen", "experiment": {"epochs": 3}, "search": {"trials": 1}})
+    journal = Journal.create(tmp_path / "seen", study)
+    folder = journal.propose(0, {}, study.experiment_for({}))
+    looks = itertools.count(1)
+    driven = True
+
+    def sleep(_seconds: float) -> None:
+        nonlocal driven
+        look = next(looks)
+        if look == 3:
+            append_record(folder, EpochRecord(0, 0.0, METRICS))
+        driven = look < 6
+
+    monkeypatch.setattr(status.time, "sleep", sleep)
+    monkeypatch.setattr(status, "is_driven", lambda _folder: driven)
+    output = io.StringIO()
+    status.show_status(journal.folder, Console(file=output, width=200), follow=True)
+    shown = [line.split()[3:] for line in output.getvalue().splitlines() if line.startswith("trial-0000")]
+    assert len(shown) == 3  # at first, after the epoch, when the driver had ended
+    assert next(looks) == 7
