@@ -18,7 +18,10 @@ _DRIVEN = {True: "running", False: "no driver is running", None: "without locks,
 
 
 def show_status(folder: Path, console: Console, *, follow: bool) -> None:
-    """Print every run of a study and whether a driver works on it; with `follow`, whenever something changed until none does."""
+    """Print every run of a study and whether a driver works on it.
+
+    With `follow`, whenever something has changed, until no driver does.
+    """
     journal = Journal.open(folder)
     shown = None
     while True:

@@ -9,7 +9,19 @@ import yaml
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that knows every spelling of a number with an exponent."""
+    """SafeLoader that knows every spelling of a number with an exponent, and refuses a key that is given twice."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """As it is written: keys that `<<` brings along may be given again."""
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            identity, line = (key.tag, key.value), key.start_mark.line + 1
+            if identity in lines:
+                # PyYAML would let the last one win without a word.
+                raise yaml.YAMLError(f"{key.value!r} is given twice, in line {lines[identity]} and in line {line}")
+            lines[identity] = line
+        return node
 
 
 _Loader.add_implicit_resolver(

@@ -300,6 +300,16 @@ def test_a_file_that_is_no_table_is_refused_by_its_name(content, tmp_path):
         load_study(path)
 
 
+def test_a_key_that_is_given_twice_is_named_with_its_lines(tmp_path):
+    path = tmp_path / "twice.yaml"
+    path.write_text("name: twice\nsearch:\n  trials: 2\n  seed: 1\n  trials: 200\n")
+    with pytest.raises(InvalidInput) as refused:
+        load_study(path)
+    assert str(refused.value) == f"{path}: can't be read: 'trials' is given twice, in line 3 and in line 5"
+    path.write_text("name: once\nsearch: {<<: &usual {trials: 2, seed: 1}, trials: 200}\n")
+    assert load_study(path).search.trials == 200
+
+
 @pytest.mark.parametrize("source", ["no_such_study", "no_such_file.yaml", "folder/no_such_file"])
 def test_a_study_that_does_not_exist_is_named(source):
     with pytest.raises(InvalidInput, match=source):
