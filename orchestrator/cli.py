@@ -12,7 +12,7 @@ from orchestrator import disk
 from orchestrator.exit_codes import BAD_INPUT, ENVIRONMENT, INTERRUPTED, OK, SOME_FAILED
 from orchestrator.job_verbs import job, submit
 from orchestrator.model_verbs import ATTACK_HELP, DataDir, evaluate, generate, lens, plain_console, subsets
-from trainers.problems import InvalidInput
+from trainers.problems import InvalidInput, Problem
 
 app = typer.Typer(
     help="Distributed adversarial training on Ray, seen through the energy of the classifier.",
@@ -195,11 +195,20 @@ def validate(files: Annotated[list[str], typer.Argument(help="study files, or na
     """Check study files completely, every corner of their spaces included."""
     from search_spaces.loader import load_study
 
+    problems: list[Problem] = []
     for file in files:
-        study = load_study(file)
+        try:
+            study = load_study(file)
+        except InvalidInput as error:
+            # A file that can't be read is the field of its own problem.
+            named = (Problem(file, str(found)) if found.field != file else found for found in error.problems)
+            problems.extend(named)
+            continue
         for notice in study.notices:
             print(f"{file}: note: {notice}")
         print(f"{file}: valid ({study.name}, {len(study.space)} dimensions, {study.trials} trials)")
+    if problems:
+        raise InvalidInput(problems)
 
 
 @app.command()

@@ -191,7 +191,8 @@ def parse_study(raw: Mapping[str, Any]) -> Study:
     try:
         study = Study.model_validate(content)
     except ValidationError as error:
-        raise InvalidInput(_name_dimensions(explain(error, Study), content)) from None
+        problems = _name_dimensions(explain(error, Study), content)
+        raise InvalidInput(dict.fromkeys([*problems, *_elsewhere(content)])) from None
     problems = check_space(study.space, study.experiment)
     # What is wrong with the space would be wrong again with every point.
     problems += check_points(study.space, study.search.start, None if problems else study.experiment)
@@ -199,6 +200,18 @@ def parse_study(raw: Mapping[str, Any]) -> Study:
     if problems:
         raise InvalidInput(problems)
     return study
+
+
+def _elsewhere(content: Mapping[str, Any]) -> list[Problem]:
+    """What is wrong with the experiment and the space of a study whose sections can't all be read."""
+    base, table = content.get("experiment", {}), content.get("space", [])
+    if not isinstance(base, Mapping):
+        return []
+    try:
+        space = [Dimension.model_validate(fields) for fields in table]
+    except (ValidationError, TypeError):
+        space = []  # conditions on a dimension that can't be read would be complaints about nothing
+    return check_space(space, base)
 
 
 def _contradictions(study: Study) -> list[Problem]:

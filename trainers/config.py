@@ -313,7 +313,12 @@ def _contradictions(experiment: Experiment) -> list[Problem]:
 def explain(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
     """Turn pydantic's report into our problems: dotted field, value, what is allowed, nearest field name."""
     problems = []
-    for item in error.errors():
+    errors = error.errors()
+    for item in errors:
+        length = len(item["loc"])
+        inside = any(len(other["loc"]) > length and other["loc"][:length] == item["loc"] for other in errors)
+        if item["type"] == "too_short" and inside:
+            continue  # it would not be too short without the mistakes in it
         place = ".".join(map(str, item["loc"]))
         if item["type"] == "extra_forbidden":
             siblings = _fields_beside(model, item["loc"])

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.integration.conftest import Command, write_study
 
@@ -83,6 +84,32 @@ def test_all_mistakes_come_in_one_message(answer: Command, tmp_path: Path) -> No
     assert result.returncode == 2
     for field in ("epochs", "attack.epsilon", "model.widht"):
         assert f"experiment.{field}" in result.stderr
+
+
+def test_all_mistakes_of_a_study_file_come_at_once_and_nothing_else(answer: Command, tmp_path: Path) -> None:
+    study = {
+        "name": "bad",
+        "experiment": {"method": {"nam": "fgsm"}, "epochs": 0},
+        "space": {"model.widht": [4, 8]},
+        "search": {"trails": 3, "objectives": ["val/nothing"]},
+    }
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump(study))
+    said = answer("validate", "bad.yaml").stderr.splitlines()
+    assert said[0] == "errors:"
+    fields = sorted(line.split(": ")[1] for line in said[1:])
+    assert fields == [
+        "experiment.epochs", "experiment.method.nam", "search.objectives.0", "search.trails", "space.model.widht"
+    ]  # fmt: skip
+
+
+def test_every_file_is_validated_and_named(answer: Command, tmp_path: Path) -> None:
+    write_study(tmp_path, search={"trials": 0})
+    (tmp_path / "torn.yaml").write_text("name: [")
+    result = answer("validate", "tiny.yaml", "quickstart", "torn.yaml", "missing.yaml")
+    assert result.returncode == 2
+    assert result.stdout.startswith("quickstart: valid")
+    for line in ("tiny.yaml: search.trials: 0:", "torn.yaml: can't be read:", "missing.yaml: no such file"):
+        assert f"\n{line}" in result.stderr
 
 
 def test_a_corrupt_checkpoint_is_named(orchestrator: Command, tmp_path: Path) -> None:
