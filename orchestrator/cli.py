@@ -153,7 +153,7 @@ def train(
     words: Annotated[list[str] | None, typer.Argument(metavar="[EXPERIMENT.yaml] [KEY=VALUE]...")] = None,
     run_dir: Annotated[Path | None, typer.Option(help="default: runs/<digest of the experiment>")] = None,
     data_dir: DataDir = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads")] = None,
 ) -> None:
     """Train once, in this process: no Ray, no tracking, the same records and checkpoints."""
     from trainers.__main__ import main as train_main
@@ -262,13 +262,19 @@ def _message(error: BaseException) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     if isinstance(error, InvalidInput):
-        print(f"error: {error}" if len(error.problems) == 1 else f"errors:\n{error}", file=sys.stderr)
+        print(error.said, file=sys.stderr)
         return BAD_INPUT
     if isinstance(error, ConnectionError):
         print(f"error: {error}", file=sys.stderr)
         return ENVIRONMENT
     if disk.is_full(error):
         print(f"error: the disk is full ({error}); free some space and resume", file=sys.stderr)
+        return ENVIRONMENT
+    if isinstance(error, OSError) and error.filename is not None:
+        print(
+            f"error: {error.filename}: {error.strerror}; name another place, or let this one be read and written",
+            file=sys.stderr,
+        )
         return ENVIRONMENT
     print(f"internal error: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
     return SOME_FAILED

@@ -1,4 +1,7 @@
-"""A full disk is no fault of the run that met it: the study stops, and goes on when there is space again."""
+"""Whether a place can be written, and what to make of a full disk.
+
+That one is no fault of the run that met it: the study stops, and goes on when there is space again.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ import os
 import shutil
 import sqlite3
 from pathlib import Path
+
+from trainers.problems import InvalidInput
 
 _LEAST_FREE = 1 << 20  # bytes; with less, a process may die before it can say why
 
@@ -32,3 +37,12 @@ def check_space(folder: Path) -> None:
     """Raise the error of a full disk if next to nothing is free where `folder` is."""
     if shutil.disk_usage(folder).free < _LEAST_FREE:
         raise full(folder)
+
+
+def check_file(file: Path, option: str) -> None:
+    """Raise, before anything is computed, what would keep its result from being written: InvalidInput or OSError."""
+    if file.is_dir():
+        raise InvalidInput.single(option, f"{str(file)!r}: is a folder; name a file in it")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(file.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file.parent))

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from orchestrator import disk
 from orchestrator.shards import percent, protocol_for
 from orchestrator.subjects import Subject
 from search_spaces.study import Confirm
@@ -40,21 +41,21 @@ def evaluate_subjects(
     """
     if epsilon is not None and not 0 < pixels(epsilon) <= 1:
         raise InvalidInput.single("--epsilon", f"{epsilon!r}: must be above 0 and at most 1")
+    files = [_file_of(output, subject, of=len(subjects)) for subject in subjects]
+    for wanted in filter(None, files):
+        disk.check_file(wanted, "--output")
     if threads:
         import torch
 
         torch.set_num_threads(threads)
     evaluations: list[Evaluation] = []
-    for subject in subjects:
+    for subject, file in zip(subjects, files, strict=True):
         protocol = protocol_for(subject.experiment, settings, subject.rule)
         protocol = replace(protocol, precision=FAST if fast else EXACT)
         if subject.foreign is not None:
             protocol = replace(protocol, training="")  # nobody knows how it was trained
         if epsilon is not None:
             protocol = replace(protocol, epsilon=epsilon)
-        file = output
-        if output is not None and len(subjects) > 1:
-            file = output.with_name(f"{output.stem}-{subject.rule}{output.suffix}")
         if evaluations and evaluations[0].epoch == subject.epoch:
             evaluation = replace(evaluations[0], protocol=protocol)
             if file is not None:
@@ -65,6 +66,13 @@ def evaluate_subjects(
     if len(evaluations) > 1:
         _print_gap(evaluations[0], evaluations[1], console)
     return evaluations
+
+
+def _file_of(output: Path | None, subject: Subject, of: int) -> Path | None:
+    """Where the flags of one of several models go."""
+    if output is None or of == 1:
+        return output
+    return output.with_name(f"{output.stem}-{subject.rule}{output.suffix}")
 
 
 def _evaluate(subject: Subject, protocol: Protocol, output: Path | None, console: Console) -> Evaluation:

@@ -75,7 +75,7 @@ def evaluate(
     allow_code: AllowCode = False,
     output: Annotated[Path | None, typer.Option(help="write the flags of every image here (JSON); resumable")] = None,
     data_dir: DataDir = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads")] = None,
 ) -> None:
     """Attack a model on the test set, attack by attack, in this process: a run of ours, or anyone's weights."""
     from orchestrator.evaluate import evaluate_subjects, settings_of
@@ -114,7 +114,7 @@ def lens(
     address: Cluster = None,
     track: Annotated[bool, typer.Option(help="log metrics, figures and tables to MLflow")] = True,
     data_dir: DataDir = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads, of each shard")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads, of each shard")] = None,
 ) -> None:
     """See networks through their energies: the same attacks on all, then figures, tables and a page."""
     from orchestrator.lens.networks import Foreign, choose_networks
@@ -135,8 +135,8 @@ def subsets(
         "subsets.json"
     ),
     rule: Annotated[str | None, typer.Option("--checkpoint", help="of a run folder: best (default) or last")] = None,
-    seed: Annotated[int, typer.Option(help="of the random subset")] = 0,
-    batch_size: Annotated[int, typer.Option(help="images at a time")] = 500,
+    seed: Annotated[int, typer.Option(min=0, help="of the random subset")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="images at a time")] = 500,
     data_dir: DataDir = None,
 ) -> None:
     """Name the training images of high and low energy, misclassified ones and random ones, to train without them."""
@@ -200,7 +200,7 @@ def generate(
     address: Cluster = None,
     track: Annotated[bool, typer.Option(help="log metrics and figures to MLflow")] = True,
     data_dir: DataDir = None,
-    threads: Annotated[int, typer.Option(help="CPU threads, of each shard")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads, of each shard")] = 1,
 ) -> None:
     """Let classifiers draw: Langevin dynamics on E(x,y) from starts of a class, with figures and metrics."""
     from orchestrator.generation.judging import Judges

@@ -26,10 +26,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, help="CPU threads of each process")
     options = parser.parse_args(arguments)
     try:
+        if options.threads is not None and options.threads < 1:
+            raise InvalidInput.single("--threads", f"{options.threads}: must be at least 1")
         experiment = parse(read_words(options.words))
         run_dir = options.run_dir or Path("runs") / experiment.digest()
     except InvalidInput as error:
-        print(error, file=sys.stderr)
+        print(error.said, file=sys.stderr)
         return 2
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -58,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
             if ranks.is_first:
                 print(describe(record, experiment.epochs), flush=True)
     except InvalidInput as error:
-        print(error, file=sys.stderr)
+        print(error.said, file=sys.stderr)
         return 2
     finally:
         if distributed:

@@ -25,6 +25,11 @@ class InvalidInput(ValueError):
         self.problems = tuple(problems)
         super().__init__("\n".join(map(str, self.problems)))
 
+    @property
+    def said(self) -> str:
+        """As a command prints it."""
+        return f"error: {self}" if len(self.problems) == 1 else f"errors:\n{self}"
+
     @classmethod
     def single(cls, field: str, message: str) -> InvalidInput:
         """An error of one problem."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from orchestrator import disk
 from orchestrator.report.files import write_whole
 from orchestrator.subjects import own_subjects
 from trainers.problems import InvalidInput
@@ -22,6 +23,7 @@ def write_subsets(
     """
     if rule == "both":
         raise InvalidInput.single("--checkpoint", "both: subsets come from one net; allowed: best, last")
+    disk.check_file(output, "--output")
     (subject,) = own_subjects(checkpoint, rule, data_dir)
     import torch
 
@@ -59,7 +61,6 @@ def write_subsets(
         "mean_energy": {name: float(seen.energy[rows].mean()) for name, rows in chosen.items()},
         "subsets": {name: indices[rows].tolist() for name, rows in chosen.items()},
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
     write_whole(output, json.dumps(content) + "\n")
     size = len(chosen["random"])
     console.print(f"{subject.source}: right on {100 * seen.correct.mean():.2f} % of {len(images)} training images")

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from orchestrator.journal import Journal
+from search_spaces.study import parse_study
 from tests.integration.conftest import Command, write_study
 
 CASES = [
@@ -129,6 +131,32 @@ def test_a_folder_that_is_no_study_is_named(answer: Command, tmp_path: Path) -> 
         result = answer(verb, str(tmp_path))
         assert result.returncode == 2
         assert "is not a study folder" in result.stderr
+
+
+def test_a_place_that_can_not_be_written_is_named(answer: Command, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    study = parse_study({"name": "tiny"})
+    (Journal.create(tmp_path / "tiny", study).folder / "figures").write_text("in the way")
+    tiny = ["data.size=8", "data.train_samples=100", "epochs=1", "model.width=4", "evaluation.probe_samples=10"]
+    for words, place in ((["report", "tiny"], "tiny/figures"), (["train", *tiny, "--run-dir", "file"], "file")):
+        result = answer(*words)
+        assert result.returncode == 3, result.stderr
+        assert result.stderr.startswith(f"error: {tmp_path / place}: ")
+        assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "lens", "generate", "train"])
+@pytest.mark.parametrize("threads", ["0", "-1"])
+def test_a_number_of_threads_is_at_least_one(answer: Command, verb: str, threads: str) -> None:
+    result = answer(verb, "--threads", threads)
+    assert result.returncode == 2
+    assert "--threads" in result.stderr
+
+
+def test_train_says_error_as_every_verb_does(answer: Command) -> None:
+    for words in (["epochs=0"], ["epochs=0", "--threads", "1"]):
+        assert answer("train", *words).stderr.startswith("error: epochs: 0:")
+    assert answer("train", "epochs=0", "seed=-1").stderr.startswith("errors:\n")
 
 
 def test_debug_shows_the_traceback(orchestrator: Command, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from orchestrator.cli import main
-from orchestrator.exit_codes import BAD_INPUT, INTERRUPTED, OK
+from orchestrator.exit_codes import BAD_INPUT, ENVIRONMENT, INTERRUPTED, OK
 from orchestrator.shards import protocol_for
 from search_spaces.study import Confirm
 from trainers import checkpoint
@@ -182,6 +182,18 @@ def test_an_interrupted_evaluation_continues_with_the_shards_that_are_left(weigh
     assert attacked == [(0, 16), (16, 32), (16, 32), (32, 40)]
     assert json.loads((tmp_path / "out.json").read_text()) == json.loads((tmp_path / "whole.json").read_text())
     assert not (tmp_path / "out.json.partial").exists()
+
+
+@pytest.mark.parametrize("words", [(), ("--checkpoint", "both")])
+def test_where_the_result_can_not_be_written_nothing_is_computed(words, run_folder, evaluate, tmp_path, monkeypatch):
+    monkeypatch.setattr(ranges, "evaluate_range", lambda *_arguments, **_options: pytest.fail("attacked"))
+    for name in ("there", "there-best"):
+        (tmp_path / name).mkdir()
+    assert "is a folder; name a file in it" in refused(evaluate, run_folder, *PGD, *words, "--output", "there")
+    (tmp_path / "file").write_text("in the way")
+    code, _, error = evaluate(run_folder, *PGD, *words, "--output", "file/flags.json")
+    assert (code, error.startswith("error: file: File exists;")) == (ENVIRONMENT, True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "there", "there-best"]
 
 
 @pytest.mark.parametrize(
