@@ -187,7 +187,7 @@ def spaces(
     """The studies that ship with this package."""
     from orchestrator.listing import print_space, print_spaces
 
-    print_space(name) if name else print_spaces(format)
+    print_space(name, format) if name else print_spaces(format)
 
 
 @app.command()

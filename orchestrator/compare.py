@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.journal import Journal
-from orchestrator.listing import print_rows
+from orchestrator.listing import check_format, print_rows
 from orchestrator.report.tables import ResultRow, mark_best, results
 from trainers.evaluation.result import Protocol
 from trainers.problems import InvalidInput
@@ -56,6 +56,7 @@ def differences(first: Protocol, other: Protocol) -> str:
 
 def compare(folders: Sequence[Path], form: str, console: Console) -> None:
     """`orchestrator compare`: print the rankings as tables, JSON or CSV. Raises InvalidInput if there is nothing."""
+    check_format(form)
     journals = [Journal.open(folder) for folder in folders]
     names = _names([journal.folder for journal in journals])
     confirmed = [(name, results(journal.runs())) for name, journal in zip(names, journals, strict=True)]

@@ -18,7 +18,7 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from typing import Any
 from orchestrator.storage import storage_url
 from search_spaces.loader import read_yaml
 from search_spaces.study import Study, parse_study
-from trainers.config import Experiment, parse
+from trainers.config import Experiment, by_path, parse
 from trainers.evaluation.result import Evaluation
 from trainers.origin import Origin
 from trainers.problems import InvalidInput, Problem
@@ -300,18 +300,10 @@ def confirmation_key(trial: int, seed: int) -> str:
 
 def _differences(held: Study, given: Study) -> list[tuple[str, str, str]]:
     """What may not change between a start and a resume and did: (dotted field, its value then, its value now)."""
-    old, new = (dict(_flat(study.to_raw())) for study in (held, given))
+    old, new = ({field: repr(value) for field, value in by_path(study.to_raw())} for study in (held, given))
     fields = [field for field in old | new if not field.startswith(_CHANGEABLE)]
     return [
         (field, old.get(field, "nothing"), new.get(field, "not given"))
         for field in fields
         if old.get(field) != new.get(field)
     ]
-
-
-def _flat(content: Any, field: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(content, Mapping) and content:
-        for name, inside in content.items():
-            yield from _flat(inside, f"{field}.{name}" if field else name)
-    else:
-        yield field, repr(content)

@@ -10,24 +10,31 @@ from typing import Any
 
 from search_spaces.loader import header, load_study, shipped
 from trainers import catalog
-from trainers.config import parse
+from trainers.config import by_path, parse
 from trainers.problems import InvalidInput, unknown_name
 
 Row = dict[str, Any]
+FORMATS = ("table", "json", "csv")
+_PARAMETER_COLUMNS = ("field", "default", "allowed", "about", "slot")
 
 
-def print_rows(rows: Sequence[Row], form: str) -> None:
-    """Print rows of equal keys. Raises InvalidInput for a format that does not exist."""
+def check_format(form: str) -> None:
+    """Raise InvalidInput for a format that does not exist."""
+    if form not in FORMATS:
+        raise InvalidInput.single("--format", unknown_name(form, FORMATS, "format"))
+
+
+def print_rows(rows: Sequence[Row], form: str, columns: Sequence[str] = ()) -> None:
+    """Print rows of equal keys; `columns` are these keys where there may be no row. Raises as `check_format`."""
+    check_format(form)
     if form == "json":
         print(json.dumps(rows, indent=1, ensure_ascii=False))
     elif form == "csv":
-        writer = csv.DictWriter(sys.stdout, fieldnames=list(rows[0]))
+        writer = csv.DictWriter(sys.stdout, fieldnames=list(rows[0]) if rows else columns)
         writer.writeheader()
         writer.writerows(rows)
-    elif form == "table":
-        _print_table(rows)
     else:
-        raise InvalidInput.single("--format", unknown_name(form, ("table", "json", "csv"), "format"))
+        _print_table(rows)
 
 
 def _print_table(rows: Sequence[Row]) -> None:
@@ -70,6 +77,7 @@ def print_methods(form: str) -> None:
 
 def print_method(name: str, form: str) -> None:
     """One preset: its slots, their parameters with defaults and ranges, its source."""
+    check_format(form)
     if name not in catalog.PRESETS:
         raise InvalidInput.single("method", unknown_name(name, catalog.PRESETS, "method"))
     preset = catalog.PRESETS[name]
@@ -93,14 +101,15 @@ def print_method(name: str, form: str) -> None:
         slots = "  ".join(f"{slot}={choice.name if choice else 'none'}" for slot, choice in named.items())
         print(f"{name}: {preset.about}\nsource: {preset.source}\n")
         print(f"{slots}  steps={attack.steps}  batch_norm={attack.batch_norm}\n")
-    if rows:
-        print_rows(rows, form)
-    elif form == "table":
+    if form == "table" and not rows:
         print("no parameters of its own")
+    else:
+        print_rows(rows, form, _PARAMETER_COLUMNS)
 
 
 def _parameter(path: str, default: Any, parameter: catalog.Parameter, slot: str) -> Row:
-    return {"field": path, "default": default, "allowed": parameter.allowed, "about": parameter.about, "slot": slot}
+    values = (path, default, parameter.allowed, parameter.about, slot)
+    return dict(zip(_PARAMETER_COLUMNS, values, strict=True))
 
 
 def print_spaces(form: str) -> None:
@@ -112,8 +121,16 @@ def print_spaces(form: str) -> None:
     print_rows(rows, form)
 
 
-def print_space(name: str) -> None:
-    """One shipped study: its file's text."""
+def print_space(name: str, form: str) -> None:
+    """One shipped study: its file's text, or what is in it as JSON, or a line of CSV for each field."""
+    check_format(form)
     if name not in shipped():
         raise InvalidInput.single("study", unknown_name(name, shipped(), "study"))
-    print(shipped()[name].read_text(), end="")
+    if form == "table":
+        print(shipped()[name].read_text(encoding="utf-8"), end="")
+        return
+    content = load_study(name).to_raw()
+    if form == "json":
+        print(json.dumps(content, indent=1, ensure_ascii=False))
+    else:
+        print_rows([{"field": field, "value": value} for field, value in by_path(content)], form)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
@@ -358,6 +358,15 @@ def apply_values(raw: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str,
     for path, value in values.items():
         set_path(result, path, value)
     return result
+
+
+def by_path(content: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The fields of nested plain data with their dotted paths; an empty table is a value."""
+    if isinstance(content, Mapping) and content:
+        for name, inside in content.items():
+            yield from by_path(inside, f"{path}.{name}" if path else name)
+    else:
+        yield path, content
 
 
 def apply_overrides(raw: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 from pathlib import Path
 
@@ -186,11 +188,21 @@ def test_the_plan_states_cost_and_limits_before_anything_starts(answer: Command,
 
 @pytest.mark.parametrize("form", ["table", "json", "csv"])
 def test_listings_come_in_three_formats(answer: Command, form: str) -> None:
-    for verb in (["methods"], ["methods", "trades_der"], ["spaces"]):
+    for verb in (["methods"], ["methods", "trades_der"], ["methods", "fgsm"], ["spaces"], ["spaces", "quickstart"]):
         result = answer(*verb, "--format", form)
         assert result.returncode == 0, result.stderr
-        assert result.stdout
-    assert answer("methods", "--format", "xml").returncode == 2
+        if form == "json":
+            assert isinstance(json.loads(result.stdout), dict if verb == ["spaces", "quickstart"] else list)
+        elif form == "csv":
+            rows = list(csv.reader(result.stdout.splitlines()))
+            assert len({len(row) for row in rows}) == 1
+            assert rows[0][0] in ("method", "field", "study")
+        else:
+            assert result.stdout
+        refused = answer(*verb, "--format", "xml")
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert "--format: unknown format 'xml'" in refused.stderr
+    assert "--format: unknown format 'xml'" in answer("compare", "nowhere", "--format", "xml").stderr
     assert "Did you mean trades?" in answer("methods", "trade").stderr
 
 
