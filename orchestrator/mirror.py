@@ -195,10 +195,18 @@ class Mirror:
             self._client.log_text(run_id, json.dumps(environment(), indent=1), "environment.json")
 
     def _log_study(self) -> None:
-        from mlflow.entities import Param
+        from mlflow.entities import Param, RunTag
 
         settings = self._study.model_dump(include={"search", "confirm", "resources"})
-        self._client.log_batch(self._parent, params=[Param(name, str(value)) for name, value in flatten(settings)])
+        given = {name: str(value) for name, value in flatten(settings)}
+        known = self._client.get_run(self._parent).data
+        latest = known.params | known.tags
+        # MLflow refuses to change a parameter: what a later start of the study changed is a tag.
+        self._client.log_batch(
+            self._parent,
+            params=[Param(name, value) for name, value in given.items() if name not in latest],
+            tags=[RunTag(name, value) for name, value in given.items() if latest.get(name, value) != value],
+        )
         with uploading():
             self._client.log_artifact(self._parent, str(self._journal.folder / STUDY_FILE))
         self._described = True

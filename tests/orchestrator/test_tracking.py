@@ -212,3 +212,15 @@ def test_what_takes_too_long_to_fail_is_tried_last_the_next_time(
     for trial in (0, 1, 0):
         with pytest.raises(NotSent, match=f"^{trial_key(trial)} not sent"):
             mirror.update(ended=False)
+
+
+def test_what_a_later_start_of_a_study_changed_is_a_tag_beside_what_it_was(uri: str, journal: Journal) -> None:
+    Mirror(journal, uri).update(ended=False)
+    for trials in (7, STUDY.search.trials):
+        Journal.create(
+            journal.folder, STUDY.model_copy(update={"search": STUDY.search.model_copy(update={"trials": trials})})
+        )
+        Mirror(Journal(journal.folder), uri).update(ended=False)
+        client, run = tracked(uri, journal)
+        parent = client.get_run(run.data.tags["mlflow.parentRunId"]).data
+        assert (parent.params["search.trials"], parent.tags["search.trials"]) == ("20", str(trials))
