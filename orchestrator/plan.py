@@ -39,7 +39,15 @@ def cost_of(experiment: Experiment) -> Cost:
     watched = experiment.data.holdout + 2 * min(experiment.evaluation.probe_samples, train)
     passes = experiment.training_passes
     work = experiment.epochs * (train * passes + watched * MONITOR_PASSES) * gigaflop / 1000
-    return Cost(passes, work, disk=3 * 2 * 4 * parameters)
+    # Weights and momentum, 4 bytes each.
+    return Cost(passes, work, disk=_checkpoints(experiment) * 2 * 4 * parameters)
+
+
+def _checkpoints(experiment: Experiment) -> int:
+    """How many a run leaves: the two newest, those of `keep_every`, and the best if it is none of them."""
+    epochs = range(experiment.epochs)
+    left = {*epochs[-2:], *filter(experiment.keeps, epochs)}
+    return min(len(left) + 1, experiment.epochs)
 
 
 def model_size(experiment: Experiment) -> tuple[float, float]:
@@ -95,17 +103,24 @@ def print_plan(study: Study, storage: Path, address: str | None) -> None:
     if confirmations:
         experiment = study.experiment_for((corners(study.space) or [{}])[0] if study.space else {})
         gigaflop, _ = model_size(experiment)
-        evaluation = confirmations * study.confirm.samples * evaluation_passes(study.confirm.attack) * gigaflop / 1000
+        tested = confirmations * study.confirm.samples * evaluation_passes(study.confirm.attack) * gigaflop / 1000
+        evaluation = tested
+        left = study.trials
         for rung in study.confirm.ladder:
-            print(f"{rung.attack} on {rung.samples} held-out images leaves {rung.keep} trials")
+            images = 0 if left <= rung.keep else left * study.search.seeds * rung.samples
+            climbing = images * evaluation_passes(rung.attack) * gigaflop / 1000
+            print(
+                f"{rung.attack} on {rung.samples} held-out images leaves {min(left, rung.keep)} of {left} trials, "
+                f"at most about {_hours(climbing, resources)}"
+            )
+            evaluation, left = evaluation + climbing, min(left, rung.keep)
         print(f"{study.confirm.top} configurations x {study.confirm.seeds} seeds confirmed with {workers} workers each")
         print(
-            f"  then {study.confirm.attack} on {study.confirm.samples} test images, "
-            f"about {_hours(evaluation, resources)}"
+            f"  then {study.confirm.attack} on {study.confirm.samples} test images, about {_hours(tested, resources)}"
         )
     total = mean * (runs + confirmations) + evaluation
-    disk = max(cost.disk for _, cost in rows) * (runs + confirmations)
-    print(f"in all about {_hours(total, resources)}, up to {disk / 1e9:.2g} GB of checkpoints")
+    disk = max(cost.disk for _, cost in rows) * (runs + confirmations) / 1e9
+    print(f"in all about {_hours(total, resources)}, up to {disk:{'.0f' if disk >= 10 else '.2g'}} GB of checkpoints")
     rate = (
         f"{GPU_GFLOPS / 1000:g} TFLOP/s a GPU" if resources.gpus_per_worker else f"{CPU_CORE_GFLOPS:g} GFLOP/s a core"
     )

@@ -90,7 +90,7 @@ def save(
         if broken.name > target.name:
             shutil.rmtree(broken)
     for old in _by_epoch(folder)[KEEP:]:
-        if not is_kept(int(old.name.removeprefix("epoch_")), experiment.keep_every):
+        if not experiment.keeps(int(old.name.removeprefix("epoch_"))):
             shutil.rmtree(old)
     for abandoned in folder.glob(".writing-*"):
         shutil.rmtree(abandoned, ignore_errors=True)
@@ -148,11 +148,6 @@ def latest(run_dir: Path) -> Checkpoint | None:
         except CorruptCheckpoint as error:
             logger.warning("skipping a broken checkpoint: %s", error)
     return None
-
-
-def is_kept(epoch: int, every: int | None) -> bool:
-    """Whether `keep_every` wants the checkpoint of this epoch (0-based), beside the newest ones."""
-    return every is not None and (epoch == 0 or (epoch + 1) % every == 0)
 
 
 def _by_epoch(folder: Path) -> list[Path]:

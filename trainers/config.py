@@ -224,6 +224,10 @@ class Experiment(Section):
         """Short hash of the identity."""
         return digest_of(self.identity())
 
+    def keeps(self, epoch: int) -> bool:
+        """Whether `keep_every` wants the checkpoint of this epoch (0-based), beside the newest ones."""
+        return self.keep_every is not None and (epoch == 0 or (epoch + 1) % self.keep_every == 0)
+
     @property
     def steps_per_epoch(self) -> int:
         """Whole batches of the training split; one if it is smaller than a batch."""

@@ -37,7 +37,7 @@ def take_over(source: Path, run_dir: Path, experiment: Experiment, origin: Origi
     goes on from the newest checkpoint that was copied: the best comes first, the others in their order.
     """
     last = origin.epochs - 1
-    wanted = [epoch for epoch in range(last) if checkpoint.is_kept(epoch, experiment.keep_every)]
+    wanted = [epoch for epoch in range(last) if experiment.keeps(epoch)]
     try:
         best = checkpoint.load(checkpoint.best_folder(source))
         kept = [checkpoint.load(checkpoint.epoch_folder(source, epoch)) for epoch in (*wanted, last)]

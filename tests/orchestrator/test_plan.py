@@ -72,5 +72,31 @@ def test_a_plan_counts_every_seed_and_says_what_may_cost_less(tmp_path, capsys):
         assert line not in plain
 
 
+@pytest.mark.parametrize(
+    ("epochs", "every", "left"), [(1, None, 1), (2, None, 2), (30, None, 3), (30, 10, 6), (30, 1, 30)]
+)
+def test_the_disk_holds_the_newest_the_best_and_what_is_kept(epochs, every, left):
+    one = cost_of(parse({"epochs": 1})).disk
+    assert cost_of(parse({"epochs": epochs, "keep_every": every})).disk == left * one
+
+
+def test_a_ladder_has_its_price(tmp_path, capsys):
+    raw = {"name": "s", "search": {"trials": 20}, "confirm": {"top": 1, "seeds": 1, "attack": "pgd20", "samples": 64}}
+    print_plan(parse_study(raw), tmp_path, None)
+    alone = _minutes(capsys.readouterr().out, "in all about ")
+    rung = {"attack": "autoattack", "samples": 64}
+    raw["confirm"]["ladder"] = [rung | {"keep": 10}, rung | {"keep": 5}, rung | {"keep": 1}]
+    print_plan(parse_study(raw), tmp_path, None)
+    told = capsys.readouterr().out
+    rungs = [_minutes(line, "at most about ") for line in told.splitlines() if "held-out images leaves" in line]
+    assert rungs == pytest.approx([rungs[0], rungs[0] / 2, rungs[0] / 4], rel=0.1)
+    assert _minutes(told, "in all about ") == pytest.approx(alone + sum(rungs), rel=0.1)
+
+
+def _minutes(text, words):
+    number, unit = text.partition(words)[2].replace(",", "").split()[:2]
+    return float(number) * (60 if unit.endswith("-h") else 1)
+
+
 def _after(text, words):
     return text.partition(words)[2].split()[0]
