@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
+from orchestrator.constraints import feasible
 from orchestrator.journal import Run
 from orchestrator.report import figures
 from orchestrator.report.figure_data import Line, energy_curve_lines, importance_lines, outcome_lines
@@ -33,8 +34,14 @@ def plates(study: Study, runs: Sequence[Run], storage_url: str) -> list[Plate]:
     epsilon, counted = evaluation_epsilon(runs), study.search.checkpoint
     ended = outcomes(study, runs)
     importances = parameter_importances(study, storage_url)
-    left_out = len(trials(runs)) - len(ended)
-    only_complete = f" {left_out} of {len(trials(runs))} trials are not complete and not shown." if left_out else ""
+    tried = trials(runs)
+    left_out = len(tried) - len(ended)
+    # A stopped trial may count with its best epoch; Optuna knows what it told of complete ones only.
+    complete = sum(run.state == "complete" for run in tried)
+    only_counting = f" {left_out} of {len(tried)} trials have no result that counts: not shown." if left_out else ""
+    allowed = {run.trial for run in feasible(study, runs)}
+    barred = ", ".join(str(outcome.trial) for outcome in ended if outcome.trial not in allowed)
+    not_chosen = f" Not meeting search.constraints, and never chosen: {barred}." if barred else ""
     one_line = "One line a trial" + (", that of its first seed" if study.search.seeds > 1 else "")
     return [
         Plate(
@@ -52,8 +59,8 @@ def plates(study: Study, runs: Sequence[Run], storage_url: str) -> list[Plate]:
         Plate(
             "pareto_front",
             "Clean against robust accuracy",
-            f"Held-out accuracy of complete trials at their {counted} epoch, clean and under PGD-10 at ε = {epsilon}; "
-            f"numbers are trials. Hollow: catastrophic overfitting set in.{only_complete}",
+            f"Held-out accuracy at the {counted} epoch of trials that count, clean and under PGD-10 at ε = "
+            f"{epsilon}; numbers are trials. Hollow: catastrophic overfitting set in.{only_counting}{not_chosen}",
             figures.pareto_front(study, runs),
             outcome_lines(study, runs),
             "No trial is complete yet.",
@@ -62,21 +69,21 @@ def plates(study: Study, runs: Sequence[Run], storage_url: str) -> list[Plate]:
             "accuracy_over_epsilon",
             "Robust accuracy over the training ε",
             f"Held-out accuracy under PGD-10 at ε = {epsilon}, whatever the training ε, at the {counted} epoch; a "
-            "point a complete trial, lines through the means at each ε. Hollow: catastrophic overfitting set in."
-            f"{only_complete}",
+            "point a trial that counts, lines through the means at each ε. Hollow: catastrophic overfitting set in."
+            f"{only_counting}",
             figures.accuracy_over_epsilon(study, runs),
             outcome_lines(study, runs),
-            "Complete trials have one training ε only." if ended else "No trial is complete yet.",
+            "Trials that count have one training ε only." if ended else "No trial is complete yet.",
         ),
         Plate(
             "parameter_importance",
             "Parameter importance",
-            f"PED-ANOVA over the {len(ended)} complete trials: how far the values of the best trials depart from those "
+            f"PED-ANOVA over the {complete} complete trials: how far the values of the best trials depart from those "
             "of all. Shares of one objective sum to 100 %. With few trials they say little.",
             figures.parameter_importance(importances),
             importance_lines(importances),
-            f"Needs at least {MIN_TRIALS} complete trials; there are {len(ended)}."
-            if len(ended) < MIN_TRIALS
+            f"Needs at least {MIN_TRIALS} complete trials; there are {complete}."
+            if complete < MIN_TRIALS
             else "No parameter varied, or none set the best trials apart.",
         ),
     ]

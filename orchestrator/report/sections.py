@@ -165,16 +165,17 @@ def all_trials(study: Study, rows: Sequence[TrialRow]) -> Markup:
     named = [name.replace(".", ".\u200b") for name in short_names(paths).values()]
     wanted = study.search.objectives
     accuracies = [f"{_OBJECTIVES[name]} [%]" for name in wanted]
-    header = ["Trial", "Method", *named, *accuracies, "Overfitting", "Epochs", "State"]
+    constraints = ["Constraints"] if study.search.constraints else []
+    header = ["Trial", "Method", *named, *accuracies, "Overfitting", *constraints, "Epochs", "State"]
     body = [
         [
             str(row.trial), row.method, *(_value(row.values[path]) if path in row.values else "" for path in paths),
             *(str(row.objectives[name]) if name in row.objectives else "" for name in wanted),
-            row.overfitting, f"{row.epochs}/{row.planned_epochs}", _state(row),
+            row.overfitting, *(row.constraints for _ in constraints), f"{row.epochs}/{row.planned_epochs}", _state(row),
         ]
         for row in rows
     ]  # fmt: skip
-    words = frozenset({1, len(header) - 3, len(header) - 1})
+    words = frozenset(map(header.index, ("Method", "Overfitting", *constraints, "State")))
     over = f", mean ± sample standard deviation over {study.search.seeds} seeds" if study.search.seeds > 1 else ""
     note = element(
         "p", f"Objectives are held-out accuracies at the {study.search.checkpoint} epoch{over}; epochs count from 1. ",

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from orchestrator.constraints import feasible
 from orchestrator.journal import Run
 from orchestrator.report.reading import (
     confirmations,
@@ -103,12 +104,22 @@ def _held_out(study: Study, runs: Sequence[Run]) -> list[str]:
     points = outcomes(study, runs)
     if not points:
         return ["No trial is complete yet."]
+    sentences = []
+    if study.search.constraints:
+        # What does not meet them is not chosen, and so not called the best.
+        allowed = {run.trial for run in feasible(study, runs)}
+        every, points = len(points), [point for point in points if point.trial in allowed]
+        sentences.append(f"{len(points)} of {every} trials that count meet search.constraints.")
+        if not points:
+            return sentences
     best = max(points, key=lambda point: point.robust)
+    among = " among them" if sentences else ""
     seeds = f", mean of {study.search.seeds} seeds" if study.search.seeds > 1 else ""
     return [
-        f"Most robust on held-out images: trial {best.trial} ({best.method}, training ε = {best.epsilon}) with "
+        *sentences,
+        f"Most robust on held-out images{among}: trial {best.trial} ({best.method}, training ε = {best.epsilon}) with "
         f"{100 * best.robust:.2f}\u00a0% under PGD-10 at ε = {evaluation_epsilon(runs)} and "
-        f"{100 * best.clean:.2f}\u00a0% clean ({study.search.checkpoint} epoch{seeds})."
+        f"{100 * best.clean:.2f}\u00a0% clean ({study.search.checkpoint} epoch{seeds}).",
     ]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from orchestrator.constraints import violations
 from orchestrator.journal import Run
 from orchestrator.report.reading import confirmations, curve, epsilon_text, method_label, objectives, onset_text
 from orchestrator.seeds import Spread, trials
@@ -73,7 +74,7 @@ class ResultRow:
 class TrialRow:
     """One trial. `values` is its point of the space by path, `objectives` by metric (empty if it does not count).
 
-    Epochs are those of all its seeds.
+    Epochs are those of all its seeds; `constraints` is `met` or what it lacks, empty where it has none to meet.
     """
 
     trial: int
@@ -86,6 +87,7 @@ class TrialRow:
     planned_epochs: int
     objectives: Mapping[str, Spread]
     overfitting: str
+    constraints: str = ""
 
     def flat(self) -> dict[str, object]:
         """One line of a CSV; accuracies are fractions."""
@@ -101,6 +103,7 @@ class TrialRow:
             **{name: spread.mean for name, spread in self.objectives.items()},
             **{f"{name}/std": s.deviation for name, s in self.objectives.items() if s.deviation is not None},
             "overfitting": self.overfitting,
+            **({"constraints": self.constraints} if self.constraints else {}),
         }
 
 
@@ -130,7 +133,7 @@ def by_protocol(rows: Iterable[ResultRow]) -> dict[Protocol, list[ResultRow]]:
     return groups
 
 
-def trial_rows(study: Study, runs: Iterable[Run]) -> list[TrialRow]:
+def trial_rows(study: Study, runs: Sequence[Run]) -> list[TrialRow]:
     """Every trial, by number."""
     return [
         TrialRow(
@@ -144,6 +147,7 @@ def trial_rows(study: Study, runs: Iterable[Run]) -> list[TrialRow]:
             planned_epochs=run.seeds * run.experiment.epochs,
             objectives=objectives(study, run),
             overfitting=onset_text(run),
+            constraints=_constraints(study, run, runs),
         )
         for run in trials(runs)
     ]
@@ -158,6 +162,13 @@ def to_csv(lines: Iterable[Mapping[str, object]]) -> str:
     writer.writeheader()
     writer.writerows(lines)
     return text.getvalue()
+
+
+def _constraints(study: Study, run: Run, runs: Sequence[Run]) -> str:
+    if not study.search.constraints or not run.objectives:
+        return ""
+    lacks = {metric: amount for metric, amount in violations(study, run, runs).items() if amount > 0}
+    return ", ".join(f"{metric} {100 * amount:.2f} points short" for metric, amount in lacks.items()) or "met"
 
 
 def _result(group: Sequence[Run]) -> ResultRow:

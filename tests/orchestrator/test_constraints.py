@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -10,6 +11,10 @@ import pytest
 from orchestrator.confirm import choose
 from orchestrator.constraints import feasible, violations
 from orchestrator.journal import Journal, Run
+from orchestrator.report.plates import plates
+from orchestrator.report.sections import all_trials
+from orchestrator.report.summary import headlines
+from orchestrator.report.tables import trial_rows
 from search_spaces.study import Study, parse_study
 from tests.orchestrator.test_search import Driver, made_up_study, url
 from trainers.problems import InvalidInput
@@ -91,3 +96,29 @@ def test_a_study_whose_trials_all_violate_confirms_nothing_and_is_readable_again
     journal = Journal.create(tmp_path / "s", of)
     assert journal.study().search.constraints == of.search.constraints
     assert parse_study(of.to_raw()) == of
+
+
+def test_a_report_says_who_meets_the_constraints_and_calls_nobody_else_the_best(tmp_path):
+    of = study(at_least=0.89)
+    known = runs(of, tmp_path)
+    assert [row.constraints for row in trial_rows(of, known)] == [
+        "met", "val/clean_accuracy 1.00 points short", "met", ""
+    ]  # fmt: skip
+    said = " ".join(headlines(of, known))
+    assert "2 of 3 trials that count meet search.constraints." in said
+    assert "Most robust on held-out images among them: trial 2 " in said
+    assert "Constraints" in all_trials(of, trial_rows(of, known))
+    assert headlines(study(at_least=0.99), known)[-1] == "0 of 3 trials that count meet search.constraints."
+    free = made_up_study()
+    assert "Most robust on held-out images: trial 1 " in " ".join(headlines(free, known))
+    assert "Constraints" not in all_trials(free, trial_rows(free, known))
+
+
+def test_captions_count_complete_trials_apart_from_stopped_ones_that_count(tmp_path):
+    of = study(at_least=0.89)
+    known = [replace(run, state="stopped") if run.trial == 2 else run for run in runs(of, tmp_path)]
+    told = {plate.name: plate for plate in plates(of, known, f"sqlite:///{tmp_path}/none.db")}
+    assert told["parameter_importance"].missing == "Needs at least 4 complete trials; there are 2."
+    assert "PED-ANOVA over the 2 complete trials" in told["parameter_importance"].caption
+    assert "1 of 4 trials have no result that counts: not shown." in told["pareto_front"].caption
+    assert told["pareto_front"].caption.endswith("Not meeting search.constraints, and never chosen: 1.")
