@@ -15,7 +15,6 @@ from orchestrator.model_verbs import ATTACK_HELP, DataDir, evaluate, generate, l
 from trainers.problems import InvalidInput, Problem
 
 app = typer.Typer(
-    help="Distributed adversarial training on Ray, seen through the energy of the classifier.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -27,6 +26,23 @@ Storage = Annotated[Path, typer.Option(help="folder that holds the study folders
 Address = Annotated[str | None, typer.Option(help="Ray cluster to use; default: RAY_ADDRESS, else a private local Ray")]
 Format = Annotated[str, typer.Option("--format", help="table, json or csv")]
 DEFAULT_STORAGE = Path("runs")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"energy-orchestrator {version('energy-orchestrator')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version, and stop")
+    ] = False,
+) -> None:
+    """Distributed adversarial training on Ray, seen through the energy of the classifier."""
 
 
 @app.command()

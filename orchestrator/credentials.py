@@ -10,7 +10,7 @@ from search_spaces.addresses import REFUSAL, has_password
 from trainers.problems import InvalidInput
 
 # MLflow's own, and those of the artifact stores that it knows.
-_PREFIXES = ("AWS_", "AZURE_", "GOOGLE_APPLICATION_", "MLFLOW_TRACKING_")
+_PREFIXES = ("AWS_", "AZURE_", "DATABRICKS_", "GOOGLE_APPLICATION_", "MLFLOW_TRACKING_")
 _DATABASES = ("PGPASSWORD", "MYSQL_PWD")
 _SECRETS = ("KEY", "SECRET", "TOKEN", "PASSWORD", "USERNAME", "CREDENTIALS", "CLIENT_CERT", "CONNECTION_STRING")
 

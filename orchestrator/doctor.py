@@ -40,7 +40,7 @@ def examine(address: str | None, storage: Path, data_dir: Path | None, study: St
         _examine_cluster(address, storage, data_dir, study, report)
     for name in catalog.DATASETS:
         if study is None:
-            console.print(_data(name, data_dir))
+            console.print(_data(name, data_dir), soft_wrap=True)
     if study is not None:
         report.check("data", lambda: _required(data_of(study, data_dir)))
     return report.healthy
@@ -179,5 +179,6 @@ def _data(name: str, data_dir: Path | None) -> str:
     try:
         check_available(parse({"data": {"name": name, **directory}}).data)
     except InvalidInput as error:
-        return f"[yellow]absent[/yellow] {name:<7} {error} (only needed for studies on it; see {DIRECTORY_VARIABLE})"
+        why = f"{escape(str(error))} (only needed for studies on it; see {DIRECTORY_VARIABLE})"
+        return f"[yellow]absent[/yellow] {name:<7} {why}"
     return f"[green]ok[/green]    {name:<8} {catalog.DATASETS[name].about}"

@@ -32,6 +32,8 @@ _LONGEST_EPOCH_SECONDS = 3600  # a driver that is asked to stop may take so long
 # What a job of ours carries; others may have a "study" too.
 _STUDY, _STORAGE, _PYTHON = "orchestrator.study", "orchestrator.storage", "orchestrator.python"
 _METADATA = {_STUDY, _STORAGE, _PYTHON}
+# They would report every upload; those below `ray` set a level of their own when they are imported.
+_LOUD = ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 _OVER = ("succeeded", "failed", "stopped")
 
 
@@ -89,7 +91,8 @@ class Jobs:
             from ray.job_submission import JobSubmissionClient
 
             self._client = JobSubmissionClient(chosen)
-            logging.getLogger("ray").setLevel(logging.ERROR)  # it would report every upload
+            for name in _LOUD:
+                logging.getLogger(name).setLevel(logging.ERROR)
 
     def submit(self, study: Study, place: Place) -> str:
         """Start a driver that runs this study, or goes on with it. Returns the job's name."""

@@ -132,7 +132,15 @@ class Journal:
     @property
     def identity(self) -> str:
         """A unique id: tracking finds its own runs by it."""
-        return str(json.loads((self.folder / IDENTITY_FILE).read_text())["id"])
+        file = self.folder / IDENTITY_FILE
+        try:
+            return str(json.loads(file.read_text())["id"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InvalidInput.single(
+                str(file),
+                f"can't be read ({type(error).__name__}: {error}); restore it, or write "
+                '{"id": "…"} with the study\'s tag orchestrator.run in MLflow',
+            ) from error
 
     @property
     def storage_url(self) -> str:
@@ -230,13 +238,22 @@ class Journal:
             return sorted(self._runs.values(), key=lambda run: (_KINDS.index(run.kind), run.key))
 
     def _catch_up(self) -> None:
-        lines, anew = self._follower.read()
-        if anew:
+        try:
+            lines, anew = self._follower.read()
+            if anew:
+                self._events, self._runs = [], {}
+            for line in lines:
+                event = json.loads(line)
+                self._apply(event)
+                self._events.append(event)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            place = f"{self.folder / JOURNAL_FILE}, event {len(self._events) + 1}"
+            # Whoever reads next must meet it again, and not go on without what stands there.
+            self._follower = Follower(self.folder / JOURNAL_FILE)
             self._events, self._runs = [], {}
-        for line in lines:
-            event = json.loads(line)
-            self._events.append(event)
-            self._apply(event)
+            raise InvalidInput.single(
+                place, f"can't be read ({type(error).__name__}: {error}); mend that line, or restore the file"
+            ) from error
 
     def _apply(self, event: Mapping[str, Any]) -> None:
         if event["event"] in ("proposed", "confirming"):

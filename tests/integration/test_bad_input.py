@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -204,6 +205,11 @@ def test_listings_come_in_three_formats(answer: Command, form: str) -> None:
         assert "--format: unknown format 'xml'" in refused.stderr
     assert "--format: unknown format 'xml'" in answer("compare", "nowhere", "--format", "xml").stderr
     assert "Did you mean trades?" in answer("methods", "trade").stderr
+
+
+def test_the_version_is_that_of_the_package(answer: Command) -> None:
+    result = answer("--version")
+    assert (result.returncode, result.stdout) == (0, f"energy-orchestrator {version('energy-orchestrator')}\n")
 
 
 def test_paths_of_a_submitted_study_are_those_of_the_cluster(answer: Command) -> None:

@@ -17,7 +17,11 @@ def test_processes_started_inside_inherit_none_and_the_driver_keeps_its_own(monk
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "here")
     monkeypatch.setenv("PGPASSWORD", "planted too")
-    assert credentials() == {"MLFLOW_TRACKING_TOKEN": "planted", "PGPASSWORD": "planted too"}
+    monkeypatch.setenv("DATABRICKS_TOKEN", "planted as well")
+    monkeypatch.setenv("DATABRICKS_HOST", "https://workspace")
+    assert credentials() == {
+        "DATABRICKS_TOKEN": "planted as well", "MLFLOW_TRACKING_TOKEN": "planted", "PGPASSWORD": "planted too"
+    }  # fmt: skip
     with withheld():
         seen = subprocess.run(
             [sys.executable, "-c", "import os; print(dict(os.environ))"], capture_output=True, text=True

@@ -159,3 +159,28 @@ def test_what_may_not_change_is_refused_with_its_field_and_both_values(tmp_path:
     assert said["confirm.top"].startswith(f"1, but the study in {tmp_path / 's'} has 3; use another name")
     assert "['fgsm', 'trades']" in said["space.method.name.choices"]
     assert Journal.open(tmp_path / "s").study() == held
+
+
+def test_a_broken_line_is_named_every_time_and_nothing_is_read_past_it(tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path / "s", STUDY)
+    propose(journal, 0)
+    file = journal.folder / JOURNAL_FILE
+    whole = file.read_text()
+    for broken in ("{torn\n", "[]\n", '{"no": "event"}\n', '{"event": "proposed", "trial": 1}\n'):
+        file.write_text(whole + broken + whole)
+        looking = Journal(journal.folder)
+        for look in (looking.runs, looking.events):
+            with pytest.raises(InvalidInput, match=rf"{JOURNAL_FILE}, event 2: can't be read"):
+                look()
+    file.write_bytes(whole.encode() + b"\xff\n")
+    with pytest.raises(InvalidInput, match=JOURNAL_FILE):
+        Journal(journal.folder).runs()
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{}"])
+def test_an_identity_that_is_lost_is_named_with_its_file(content: str | None, tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path / "s", STUDY)
+    file = journal.folder / "study.json"
+    file.unlink() if content is None else file.write_text(content)
+    with pytest.raises(InvalidInput, match=r"study\.json: can't be read"):
+        _ = journal.identity
