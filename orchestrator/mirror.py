@@ -103,6 +103,8 @@ class Mirror:
         self._experiment = find_experiment(self._client, uri, self._study.tracking.experiment)
         self._parent = self._find_or_create(journal.identity, self._study.name, "study", {}).run_id
         self._client.update_run(self._parent, status="RUNNING")
+        known = self._client.get_run(self._parent).data
+        self._settings = known.params | known.tags  # as earlier starts of the study left them
         self._described = False
         self._run_ids: dict[str, str] = {}
         self._sent: dict[str, int] = {}
@@ -199,13 +201,11 @@ class Mirror:
 
         settings = self._study.model_dump(include={"search", "confirm", "resources"})
         given = {name: str(value) for name, value in flatten(settings)}
-        known = self._client.get_run(self._parent).data
-        latest = known.params | known.tags
         # MLflow refuses to change a parameter: what a later start of the study changed is a tag.
         self._client.log_batch(
             self._parent,
-            params=[Param(name, value) for name, value in given.items() if name not in latest],
-            tags=[RunTag(name, value) for name, value in given.items() if latest.get(name, value) != value],
+            params=[Param(name, value) for name, value in given.items() if name not in self._settings],
+            tags=[RunTag(name, value) for name, value in given.items() if self._settings.get(name, value) != value],
         )
         with uploading():
             self._client.log_artifact(self._parent, str(self._journal.folder / STUDY_FILE))
