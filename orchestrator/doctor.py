@@ -135,8 +135,9 @@ def _torch() -> str:
     if gpus:
         return f"{torch.__version__}, {', '.join(gpus)}"
     # Elsewhere bfloat16 is emulated, and slower than float32.
-    matrices = getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False)
-    return f"{torch.__version__}, no GPU: runs on CPU, {'with' if matrices else 'without'} matrix units for bfloat16"
+    knows: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    units = "with" if knows.get("amx_bf16") else "without"
+    return f"{torch.__version__}, no GPU: runs on CPU, {units} matrix units for bfloat16"
 
 
 def _storage(storage: Path) -> str:
