@@ -33,11 +33,11 @@ class Row:
 
     @property
     def onset(self) -> str:
-        """`collapsed at 9`, or nothing."""
+        """`collapsed at 9`, with a question mark where no second sign agrees; or nothing."""
         complete = [record.epoch for record in self.records] == list(range(len(self.records)))
         found = onsets(self.records, self.experiment) if complete else []
         words = {"catastrophic": "collapsed", "robust": "overfits"}
-        return ", ".join(f"{words[onset.kind]} at {onset.epoch + 1}" for onset in found)
+        return ", ".join(f"{words[onset.kind]} at {onset.epoch + 1}{'' if onset.confirmed else '?'}" for onset in found)
 
 
 class StudyView:

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from orchestrator.progress import StudyView
+from tests.orchestrator.curves import records
 from tests.orchestrator.made_up import record
 from trainers.config import apply_values, parse
 
@@ -51,3 +52,11 @@ def test_a_run_that_ended_before_an_interruption_has_no_empty_reason() -> None:
     view.ended("trial-0000", "complete")
     view.ended("trial-0001", "failed", "no memory")
     assert output.getvalue().splitlines() == ["trial-0000  complete", "trial-0001  failed    (no memory)"]
+
+
+@pytest.mark.parametrize(("energy", "said"), [([0.0, 0.0, 0.0, 5.0], "collapsed at 4"), ([0.0] * 4, "collapsed at 4?")])
+def test_a_collapse_that_no_second_sign_agrees_with_has_a_question_mark(energy: list[float], said: str) -> None:
+    view, output = a_view(110)
+    view.restore("trial-0000", parse({}), records([0.4, 0.5, 0.5, 0.1], energy), "complete")
+    view.console.print(view.table())
+    assert output.getvalue().splitlines()[1].endswith(said)
