@@ -17,7 +17,7 @@ from trainers.catalog.attacks import evaluation_passes
 from trainers.config import Experiment
 
 # Rates that the estimates assume; a real run prints what it takes.
-CPU_CORE_GFLOPS = 20.0
+CPU_CORE_GFLOPS = 40.0
 GPU_GFLOPS = 15_000.0
 MONITOR_PASSES = 24
 
@@ -62,7 +62,7 @@ def model_size(experiment: Experiment) -> tuple[float, float]:
     width = (relative("width") * relative("widen_factor")) ** 2
     # Four of a wide network's layers are outside of its blocks.
     depth = relative("blocks_per_stage") * relative("depth", 4)
-    pixels = (experiment.data.size / 32) ** 2
+    pixels = (experiment.data.size / 32 / relative("stem_stride")) ** 2
     return model.gigaflop * width * depth * pixels, model.millions * 1e6 * width * depth
 
 

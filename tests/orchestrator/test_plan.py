@@ -20,6 +20,7 @@ from trainers.models.build import build_model
         {"data": "cifar100", "model": {"name": "wide_resnet34_10", "depth": 40, "widen_factor": 2}},
         {"data": "cifar10", "model": {"name": "resnet18", "width": 32, "blocks_per_stage": 4}},
         {"data": {"name": "digits", "size": 64}},
+        {"data": "cifar10", "model": {"name": "small", "stem_stride": 2}},
     ],
 )
 def test_the_cost_of_a_forward_follows_the_size_of_images_and_model(raw):
