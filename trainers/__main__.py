@@ -19,7 +19,7 @@ from trainers.yaml_text import read_yaml
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one experiment and print one line an epoch. Exit code 2: bad input, nothing was started."""
+    """Run one experiment and print one line an epoch. Exit code 2: bad input, nothing was started; 3: a bad place."""
     parser = argparse.ArgumentParser(prog="python -m trainers", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("words", nargs="*", metavar="experiment.yaml | key=value")
     parser.add_argument("--run-dir", type=Path, help="default: runs/<digest of the experiment>")
@@ -62,6 +62,11 @@ def main(arguments: list[str] | None = None) -> int:
     except InvalidInput as error:
         print(error.said, file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}; name another --run-dir, or free this one", file=sys.stderr)
+        return 3
     finally:
         if distributed:
             dist.destroy_process_group()

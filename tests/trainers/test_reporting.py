@@ -27,3 +27,9 @@ def test_a_run_says_on_what_it_computes(tmp_path: Path, capsys: pytest.CaptureFi
     first, *_ = capsys.readouterr().out.splitlines()
     assert first.startswith(f"run folder {tmp_path}/run, ")
     assert " passes per image on the CPU, " in first
+
+
+def test_a_place_that_can_not_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert main(["data.size=8", "epochs=1", "--run-dir", str(tmp_path / "file" / "run")]) == 3
+    assert f"{tmp_path}/file/run: Not a directory; name another --run-dir" in capsys.readouterr().err
