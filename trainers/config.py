@@ -165,7 +165,7 @@ class Evaluation(Section):
     """How every epoch is measured. `epsilon` is fixed within a study, whatever the training epsilon."""
 
     epsilon: Pixels = Field(gt=0, le=1)
-    probe_samples: int = Field(1024, ge=1, description="fixed training images whose energies are followed")
+    probe_samples: int = Field(512, ge=1, description="fixed training images whose energies are followed")
     batch_size: int = Field(256, ge=1)
     check_every: int | None = Field(None, ge=1, description="steps of an epoch between two checks under PGD-5")
     catastrophic: CatastrophicRule = CatastrophicRule()

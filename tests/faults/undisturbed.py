@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,14 @@ def undisturbed(study: Study, folder: Path, train: Train) -> Journal:
             report = {"failure": str(error)}
         searcher.on_trial_complete("only", report)
     return runs.journal
+
+
+def meanwhile(study: Study, folder: Path, train: Train) -> Future[Journal]:
+    """`undisturbed` while the study is shaken, which waits for recoveries most of the time."""
+    thread = ThreadPoolExecutor(1)
+    reference = thread.submit(undisturbed, study, folder, train)
+    thread.shutdown(wait=False)
+    return reference
 
 
 class Runs:

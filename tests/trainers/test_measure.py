@@ -27,6 +27,17 @@ def test_natural_logits_are_computed_once_for_both_attacks_on_the_probe(experime
     assert len(forwards) == held_out + probe
 
 
+def test_an_attack_that_is_the_reference_is_not_run_twice(experiment, splits, alone):
+    settings = experiment({"method.name": "sat", "attack.epsilon": "8/255", "attack.step_size": "2/255"})
+    model, forwards = build_model(settings), []
+    model.register_forward_hook(lambda *_: forwards.append(1))
+    metrics = EpochMeasurement(settings, splits, alone)(model)
+    held_out, probe = 1 + (10 + 1), 1 + (10 + 1)
+    assert len(forwards) == held_out + probe
+    assert metrics["probe/adversarial_accuracy"] == metrics["probe_reference/pgd10_accuracy"]
+    assert metrics["probe/delta_energy/mean"] == metrics["probe_reference/delta_energy/mean"]
+
+
 @pytest.mark.parametrize("method", [{"method.name": "fgsm"}, {"method.name": "trades", "attack.steps": 3}])
 def test_measurements_on_the_probe_agree_among_themselves(method, experiment, splits, alone):
     settings = experiment({"attack.epsilon": 0.3} | method)

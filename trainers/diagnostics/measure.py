@@ -88,10 +88,12 @@ def respond(
 ) -> list[Responses]:
     """Attack every image of a set with every attacker, each rank its share of a batch, and gather the logits of all.
 
-    The model is in eval mode meanwhile; the flag of every submodule comes back. Attackers meet the same noise.
+    The model is in eval mode meanwhile; the flag of every submodule comes back. Attackers meet the same noise, so that
+    of several equal ones one attacks: SAT's own is the PGD-10 that all methods are measured with.
     """
+    different = [attacker for place, attacker in enumerate(attackers) if attacker not in attackers[:place]]
     natural: list[Tensor] = []
-    attacked: list[list[tuple[Tensor, Tensor]]] = [[] for _ in attackers]
+    attacked: list[list[tuple[Tensor, Tensor]]] = [[] for _ in different]
     with batch_norm_mode(model, "eval"), tf32(allowed=False):
         for batch, first in enumerate(range(0, len(images), batch_size)):
             rows = min(batch_size, len(images) - first)
@@ -100,17 +102,18 @@ def respond(
             pixels, labels = images.floats(begin, end), images.labels[begin:end]
             with torch.no_grad():
                 natural.append(ranks.concatenate(model(pixels)))
-            for attacker, parts in zip(attackers, attacked, strict=True):
+            for attacker, parts in zip(different, attacked, strict=True):
                 noise = Noise(generator(pixels.device, _MONITOR_SEED, "monitor", batch), rows, own.start)
                 adversarial = attacker(model, pixels, labels, noise)
                 with torch.no_grad():
                     logits = model(adversarial.images)
                 parts.append((ranks.concatenate(adversarial.start_logits), ranks.concatenate(logits)))
     joined = torch.cat(natural)
-    return [
+    responses = [
         Responses(joined, torch.cat([start for start, _ in parts]), torch.cat([end for _, end in parts]), images.labels)
         for parts in attacked
     ]
+    return [responses[different.index(attacker)] for attacker in attackers]
 
 
 def _describe(split: str, responses: Responses, adversarial_name: str) -> dict[str, float]:
