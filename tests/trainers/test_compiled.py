@@ -6,11 +6,13 @@ from functools import partial
 
 import pytest
 import torch
-from functorch.compile import make_boxed_func
+from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
 from torch._dynamo.backends.common import aot_autograd
+from torch._inductor.decomposition import select_decomp_table
 
 from trainers import catalog
 from trainers.loop import fit
+from trainers.models.autocast import Autocast
 from trainers.models.build import build_model
 from trainers.models.compiled import Compiled
 from trainers.problems import InvalidInput
@@ -68,6 +70,31 @@ def test_the_attack_computes_no_gradient_of_a_weight_and_the_update_all_of_them(
     settings = experiment({"method.name": "sat", "attack.steps": 3})
     updated(settings, digits, Compiled)
     assert sorted(gradients) == [1, len(list(build_model(settings).parameters()))]
+
+
+def test_an_attack_in_eval_mode_keeps_no_masks_on_a_cpu(experiment, digits, backend):
+    """In bfloat16 they would cost more than the convolutions."""
+    kept = []
+
+    def recorded(graph, _):
+        (outputs,) = next(node for node in graph.graph.nodes if node.op == "output").args
+        kept.append([output.meta["val"].dtype for output in outputs])
+        return make_boxed_func(graph.forward)
+
+    backend(
+        aot_autograd(
+            fw_compiler=recorded,
+            bw_compiler=lambda graph, _: make_boxed_func(graph.forward),
+            decompositions=select_decomp_table(),
+            partition_fn=min_cut_rematerialization_partition,
+        )
+    )
+    model = Compiled(Autocast(build_model(experiment({"model.width": 4})))).eval()
+    model(digits[0][:16].clone().requires_grad_()).sum().backward()
+    assert model.is_compiled
+    assert len(kept) == 1
+    assert torch.bool not in kept[0]
+    assert len(kept[0]) > 1
 
 
 def test_where_nothing_can_be_compiled_training_goes_on_and_says_so(experiment, splits, alone, tmp_path, backend):

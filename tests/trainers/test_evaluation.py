@@ -19,8 +19,11 @@ from torch.nn import functional as F
 
 from trainers.attacks.pgd import pgd
 from trainers.catalog.attacks import AUTOATTACK, stages
+from trainers.config import parse
+from trainers.data.images import ImageSet
 from trainers.evaluation.ranges import evaluate_range, fixed_subset
 from trainers.evaluation.result import FAST, Evaluation, Flags, ForeignModel, Protocol, differences
+from trainers.models.build import build_model
 from trainers.randomness import Noise, generator
 
 PROTOCOL = Protocol("digits", "test", 24, "0.11", "autoattack", seed=3, shard=24, batch_size=9, checkpoint="best")
@@ -101,6 +104,24 @@ def test_so_it_is_when_every_stage_takes_several_batches(shattered, images, capl
     found = evaluate_range(model, images, protocol, 0, 24)
     check_against_package(found, model, images, protocol, caplog)
     assert sum(found.standing["apgd-ce"]) > protocol.batch_size
+
+
+def test_so_it_is_for_images_of_several_channels(caplog):
+    """Where channels come last in memory, as networks are searched, the package can't flatten what it gets."""
+    model = build_model(parse({"data": "cifar10", "method": "sat", "model": {"name": "small", "width": 4}})).eval()
+    model.requires_grad_(False)
+    pictures = torch.randint(0, 256, (8, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = ImageSet(pictures, model(ImageSet(pictures, torch.zeros(8)).floats()).argmax(1))
+    protocol = replace(PROTOCOL, epsilon="0.02", batch_size=8)
+    found = evaluate_range(model, images, protocol, 0, 8)
+    with caplog.at_level(logging.DEBUG, logger="auto-attack"):
+        plain = images.floats().contiguous()
+        assert not images.floats().is_contiguous()
+        adversarial = package(model, plain, images.labels, protocol)
+    assert list(found.standing["square"]) == (model(adversarial).argmax(1) == images.labels).tolist()
+    assert 0 < sum(found.standing["square"]) < 8
+    fast = evaluate_range(model, images, replace(protocol, precision=FAST, attack="apgd-ce"), 0, 8)
+    assert sum(fast.standing["apgd-ce"]) >= sum(found.standing["square"])
 
 
 def test_every_stage_draws_the_random_numbers_of_the_package_at_this_seed(shattered, images, monkeypatch):

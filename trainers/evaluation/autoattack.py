@@ -34,10 +34,12 @@ def autoattack_stage(
 
     num_classes = _check_classes(model, pixels, stage)
     with _undisturbed(model, pixels.device):
-        runner = AutoAttack(model, norm="Linf", eps=epsilon, version="standard", device=str(pixels.device), seed=seed)
+        runner = AutoAttack(
+            _PlainGradients(model), norm="Linf", eps=epsilon, version="standard", device=str(pixels.device), seed=seed
+        )
         runner.attacks_to_run = [stage]
         runner.apgd_targeted.n_target_classes = runner.fab.n_target_classes = min(TARGETS, num_classes - 1)
-        adversarial, _ = runner.run_standard_evaluation(pixels, labels, batch_size=batch_size)
+        adversarial, _ = runner.run_standard_evaluation(pixels.contiguous(), labels, batch_size=batch_size)
     result: Tensor = adversarial.detach()
     return result
 
@@ -55,12 +57,33 @@ def apgd_points(
     _check_classes(model, pixels, stage)
     found = []
     with _undisturbed(model, pixels.device), _without_remarks():
-        runner = AutoAttack(model, norm="Linf", eps=epsilon, version="standard", device=str(pixels.device), seed=seed)
+        runner = AutoAttack(
+            _PlainGradients(model), norm="Linf", eps=epsilon, version="standard", device=str(pixels.device), seed=seed
+        )
         runner.apgd.loss = stage.removeprefix("apgd-")
-        for images, truth in zip(torch.split(pixels, batch_size), torch.split(labels, batch_size), strict=True):
+        for images, truth in zip(pixels.contiguous().split(batch_size), labels.split(batch_size), strict=True):
             torch.manual_seed(seed)  # for every batch, as the package does elsewhere
             found.append(runner.apgd.perturb(images, truth, best_loss=True).detach())
     return torch.cat(found)
+
+
+class _PlainGradients(nn.Module):
+    """`model` whose gradients lie in memory as NCHW: the package flattens them by `view`.
+
+    A channels-last network gives channels-last gradients, which differ as soon as there is more than one channel.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, K] of images [B, C, H, W]."""
+        if images.requires_grad:
+            images = images.view_as(images)
+            images.register_hook(torch.Tensor.contiguous)
+        logits: Tensor = self._model(images)
+        return logits
 
 
 @contextmanager
