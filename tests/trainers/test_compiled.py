@@ -72,13 +72,13 @@ def test_the_attack_computes_no_gradient_of_a_weight_and_the_update_all_of_them(
     assert sorted(gradients) == [1, len(list(build_model(settings).parameters()))]
 
 
-def test_an_attack_in_eval_mode_keeps_no_masks_on_a_cpu(experiment, digits, backend):
+def test_an_attack_in_eval_mode_keeps_no_large_mask_on_a_cpu(experiment, digits, backend):
     """In bfloat16 they would cost more than the convolutions."""
     kept = []
 
     def recorded(graph, _):
         (outputs,) = next(node for node in graph.graph.nodes if node.op == "output").args
-        kept.append([output.meta["val"].dtype for output in outputs])
+        kept.append([output.meta["val"] for output in outputs])
         return make_boxed_func(graph.forward)
 
     backend(
@@ -93,8 +93,8 @@ def test_an_attack_in_eval_mode_keeps_no_masks_on_a_cpu(experiment, digits, back
     model(digits[0][:16].clone().requires_grad_()).sum().backward()
     assert model.is_compiled
     assert len(kept) == 1
-    assert torch.bool not in kept[0]
-    assert len(kept[0]) > 1
+    masks = [value for value in kept[0] if value.dtype == torch.bool]
+    assert max((mask[0].numel() for mask in masks), default=0) <= 16 * 2 * 2  # of the last layer, not 4 x 8 x 8
 
 
 def test_where_nothing_can_be_compiled_training_goes_on_and_says_so(experiment, splits, alone, tmp_path, backend):
