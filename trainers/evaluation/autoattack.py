@@ -61,7 +61,8 @@ def apgd_points(
             _PlainGradients(model), norm="Linf", eps=epsilon, version="standard", device=str(pixels.device), seed=seed
         )
         runner.apgd.loss = stage.removeprefix("apgd-")
-        for images, truth in zip(pixels.contiguous().split(batch_size), labels.split(batch_size), strict=True):
+        plain = pixels.contiguous()
+        for images, truth in zip(torch.split(plain, batch_size), torch.split(labels, batch_size), strict=True):
             torch.manual_seed(seed)  # for every batch, as the package does elsewhere
             found.append(runner.apgd.perturb(images, truth, best_loss=True).detach())
     return torch.cat(found)
@@ -81,7 +82,7 @@ class _PlainGradients(nn.Module):
         """Logits [B, K] of images [B, C, H, W]."""
         if images.requires_grad:
             images = images.view_as(images)
-            images.register_hook(torch.Tensor.contiguous)
+            images.register_hook(torch.Tensor.contiguous)  # type: ignore[no-untyped-call]
         logits: Tensor = self._model(images)
         return logits
 
