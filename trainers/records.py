@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from trainers.problems import InvalidInput
+
 RECORDS_FILE = "records.jsonl"
 
 
@@ -72,21 +74,36 @@ class RecordsFollower:
     """The complete records of a run, kept up to date by reading only what is new."""
 
     def __init__(self, run_dir: Path) -> None:
-        self._follower = Follower(run_dir / RECORDS_FILE)
+        self._path = run_dir / RECORDS_FILE
+        self._follower = Follower(self._path)
         self._records: dict[int, EpochRecord] = {}
         self._sorted: tuple[EpochRecord, ...] = ()
 
     def read(self) -> tuple[EpochRecord, ...]:
-        """All records by epoch; an epoch counts once, the first stands. The same tuple as before if nothing is new."""
+        """All records by epoch; an epoch counts once, the first stands. The same tuple as before if nothing is new.
+
+        Raises InvalidInput for a whole line that is no record.
+        """
         lines, anew = self._follower.read()
         if anew:
             self._records = {}
         if lines or anew:
             for line in lines:
-                record = EpochRecord.from_json(line)
+                record = self._record(line)
                 self._records.setdefault(record.epoch, record)
             self._sorted = tuple(self._records[epoch] for epoch in sorted(self._records))
         return self._sorted
+
+    def _record(self, line: str) -> EpochRecord:
+        try:
+            return EpochRecord.from_json(line)
+        except (ValueError, KeyError, TypeError) as error:
+            self._follower, self._records, self._sorted = Follower(self._path), {}, ()  # to be met again by the next
+            raise InvalidInput.single(
+                str(self._path),
+                f"has a line that is no record ({type(error).__name__}: {error}): {line[:60]!r}; mend it, restore the "
+                "file, or remove the line: curves miss its epoch then",
+            ) from error
 
 
 def read_records(run_dir: Path) -> list[EpochRecord]:

@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from trainers.problems import InvalidInput
 from trainers.records import (
     RECORDS_FILE,
     EpochRecord,
@@ -58,6 +59,19 @@ def test_an_epoch_written_twice_counts_once_and_the_first_stands(tmp_path):
     append_record(tmp_path, record(0, loss=0.5))
     append_record(tmp_path, record(0, loss=0.9))
     assert read_records(tmp_path) == [record(0, loss=0.5)]
+
+
+@pytest.mark.parametrize("broken", ['{"epoch": 1, "ti', '{"epoch": 1, "time": 2.0}', "[]"])
+def test_a_whole_line_that_is_no_record_is_named_every_time(broken, tmp_path):
+    append_record(tmp_path, record(0))
+    append_line(tmp_path / RECORDS_FILE, broken)
+    append_record(tmp_path, record(2))
+    follower = RecordsFollower(tmp_path)
+    for _ in range(2):
+        with pytest.raises(InvalidInput) as refused:
+            follower.read()
+        assert str(tmp_path / RECORDS_FILE) in str(refused.value)
+        assert repr(broken) in str(refused.value)
 
 
 def test_lines_are_appended_to_a_file_in_a_folder_that_is_made(tmp_path):
