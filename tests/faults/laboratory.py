@@ -99,9 +99,15 @@ class Laboratory:
         return self.processes(title)[0]
 
     def processes(self, title: str) -> list[int]:
-        """All of them, as soon as there is one."""
-        wait_until(lambda: bool(self.running(title)), title, unless=self._ended_early)
-        return self.running(title)
+        """All of them, as soon as there is one. Titles change with what a process does: the first look counts."""
+        found: list[int] = []
+
+        def is_there() -> bool:
+            found.extend(self.running(title))
+            return bool(found)
+
+        wait_until(is_there, title, unless=self._ended_early)
+        return found
 
     def running(self, title: str) -> list[int]:
         """All of them now."""
