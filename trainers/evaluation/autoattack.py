@@ -10,6 +10,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,13 +31,9 @@ def autoattack_stage(
     Targeted attacks go through all wrong classes where there are fewer than nine. Raises InvalidInput if there are too
     few for the loss.
     """
-    from pyautoattack import AutoAttack
-
     num_classes = _check_classes(model, pixels, stage)
     with _undisturbed(model, pixels.device):
-        runner = AutoAttack(
-            _PlainGradients(model), norm="Linf", eps=epsilon, version="standard", device=str(pixels.device), seed=seed
-        )
+        runner = _runner(model, pixels.device, epsilon, seed)
         runner.attacks_to_run = [stage]
         runner.apgd_targeted.n_target_classes = runner.fab.n_target_classes = min(TARGETS, num_classes - 1)
         adversarial, _ = runner.run_standard_evaluation(pixels.contiguous(), labels, batch_size=batch_size)
@@ -52,20 +49,24 @@ def apgd_points(
     As a stage of AutoAttack the same attack gives back the image where it fails or the model was wrong before. Raises
     InvalidInput if there are too few classes for the loss.
     """
-    from pyautoattack import AutoAttack
-
     _check_classes(model, pixels, stage)
     found = []
     with _undisturbed(model, pixels.device), _without_remarks():
-        runner = AutoAttack(
-            _PlainGradients(model), norm="Linf", eps=epsilon, version="standard", device=str(pixels.device), seed=seed
-        )
+        runner = _runner(model, pixels.device, epsilon, seed)
         runner.apgd.loss = stage.removeprefix("apgd-")
         plain = pixels.contiguous()
         for images, truth in zip(torch.split(plain, batch_size), torch.split(labels, batch_size), strict=True):
             torch.manual_seed(seed)  # for every batch, as the package does elsewhere
             found.append(runner.apgd.perturb(images, truth, best_loss=True).detach())
     return torch.cat(found)
+
+
+def _runner(model: nn.Module, device: torch.device, epsilon: float, seed: int) -> Any:
+    from pyautoattack import AutoAttack
+
+    return AutoAttack(
+        _PlainGradients(model).eval(), norm="Linf", eps=epsilon, version="standard", device=str(device), seed=seed
+    )
 
 
 class _PlainGradients(nn.Module):
