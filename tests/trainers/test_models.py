@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from trainers import catalog
 from trainers.config import parse
 from trainers.models.build import build_model
+from trainers.models.projection import Projection
 
 
 def network(name, num_classes=10, channels=3, **fields):
@@ -133,3 +137,30 @@ def test_wide_convolutions_start_with_the_variance_of_their_fan_out():
     for convolution in convolutions:
         fan_out = convolution.out_channels * convolution.kernel_size[0] ** 2
         assert float(convolution.weight.detach().std()) == pytest.approx((2 / fan_out) ** 0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("inputs", [4, 15, 16])
+def test_a_projection_is_a_strided_convolution(inputs):
+    projection = Projection(inputs, 6, 2).double()
+    plain = nn.Conv2d(inputs, 6, 1, 2, bias=False).double()
+    plain.load_state_dict(projection.state_dict())
+    features = torch.randn(3, inputs, 7, 10, dtype=torch.double)
+    gradients = []
+    for convolution in (projection, plain):
+        given = features.clone().requires_grad_()
+        found = torch.autograd.grad(convolution(given).square().sum(), (given, convolution.weight))
+        gradients.append((convolution(features), *found))
+    for ours, theirs in zip(*gradients, strict=True):
+        assert (ours - theirs).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("name", ["preact_resnet18", "resnet18"])
+def test_narrow_networks_train_on_large_images(name, tmp_path):
+    """In a process of its own: oneDNN used to write beyond its memory and to end it."""
+    command = [
+        sys.executable, "-m", "trainers", "data.size=64", "data.train_samples=64", "data.holdout=20", f"model={name}",
+        "model.width=8", "model.blocks_per_stage=1", "method=fgsm", "epochs=1", "evaluation.probe_samples=16",
+        "optimizer.batch_size=16", "--run-dir", str(tmp_path / "run"),
+    ]  # fmt: skip
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr

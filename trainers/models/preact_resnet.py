@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainers.models.batch_norm import BatchNorm2d
+from trainers.models.projection import Projection
 from trainers.models.stem import Stem
 
 
@@ -19,7 +20,7 @@ class PreActBlock(nn.Module):
         self.norm2 = BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         reshapes = stride != 1 or inputs != outputs
-        self.projection = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if reshapes else None
+        self.projection = Projection(inputs, outputs, stride) if reshapes else None
         self.projects_activated = shortcut == "activated"
 
     def forward(self, features: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainers.models.batch_norm import BatchNorm2d
+from trainers.models.projection import Projection
 from trainers.models.stem import Stem
 
 
@@ -20,7 +21,7 @@ class BasicBlock(nn.Module):
         self.norm2 = BatchNorm2d(outputs)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), BatchNorm2d(outputs))
+            self.shortcut = nn.Sequential(Projection(inputs, outputs, stride), BatchNorm2d(outputs))
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C', H', W']."""

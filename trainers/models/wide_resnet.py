@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainers.models.batch_norm import BatchNorm2d
+from trainers.models.projection import Projection
 from trainers.models.stem import Stem
 
 
@@ -18,7 +19,7 @@ class WideBlock(nn.Module):
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.norm2 = BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.projection = None if inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+        self.projection = None if inputs == outputs else Projection(inputs, outputs, stride)
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C', H', W']."""
