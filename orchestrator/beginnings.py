@@ -10,7 +10,6 @@ import json
 from pathlib import Path
 
 from orchestrator.journal import IDENTITY_FILE, Journal
-from search_spaces.space import corners
 from search_spaces.study import Resources, Study
 from trainers import checkpoint
 from trainers.branching import branching_epochs
@@ -28,8 +27,7 @@ class Beginnings:
         self._study = study
         self._folder = journal.folder
         self._hardware = hardware(resources)
-        points = [study.experiment_for(point) for point in corners(study.space) or [{}]]
-        self._branching = branching_epochs(points)
+        self._branching = branching_epochs(study.experiments)
         self._digests: dict[Path, str] = {}
 
     def begin(self, experiment: Experiment, run_dir: Path) -> Origin | None:

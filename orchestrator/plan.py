@@ -9,7 +9,6 @@ from pathlib import Path
 from orchestrator.cluster import local_capacity
 from orchestrator.joining import address_in_use
 from orchestrator.tracking import tracking_uri
-from search_spaces.space import corners
 from search_spaces.study import Resources, Study
 from trainers import catalog
 from trainers.branching import branching_epochs
@@ -69,8 +68,7 @@ def model_size(experiment: Experiment) -> tuple[float, float]:
 def method_rows(study: Study) -> Iterator[tuple[str, Cost]]:
     """Every method that the space can reach, once, with its cost."""
     seen = set()
-    for values in corners(study.space) if study.space else [{}]:
-        experiment = study.experiment_for(values)
+    for experiment in study.experiments:
         if experiment.method.name not in seen:
             seen.add(experiment.method.name)
             yield experiment.method.name, cost_of(experiment)
@@ -101,8 +99,7 @@ def print_plan(study: Study, storage: Path, address: str | None) -> None:
         print(f"  {line}")
     evaluation = 0.0
     if confirmations:
-        experiment = study.experiment_for((corners(study.space) or [{}])[0] if study.space else {})
-        gigaflop, _ = model_size(experiment)
+        gigaflop, _ = model_size(study.experiments[0])
         tested = confirmations * study.confirm.samples * evaluation_passes(study.confirm.attack) * gigaflop / 1000
         evaluation = tested
         left = study.trials
@@ -145,7 +142,7 @@ def shortcuts(study: Study) -> list[str]:
         after = f"after {stop.prune.grace_epochs} epochs"
         found.append(f"a run stops that falls behind others of its method ({stop.prune.rule}, {after})")
     if search.share_prefix:
-        epochs = branching_epochs(study.experiment_for(point) for point in corners(study.space) or [{}])
+        epochs = branching_epochs(study.experiments)
         branches = f"branching after epoch {', '.join(map(str, epochs))}" if epochs else "but nothing starts late"
         found.append(f"runs share their beginning, {branches}")
     if search.reuse:

@@ -58,12 +58,11 @@ def search(session: Session) -> None:
     open_trials = study.trials - sum(run.state != "running" for run in trials(journal.runs()))
     if open_trials <= 0:
         return
-    epochs = int(study.experiment.get("epochs", Experiment.model_fields["epochs"].default))
     of_seeds = f" of {study.search.seeds} seeds" if study.search.seeds > 1 else ""
     session.view.phase(
         f"{open_trials} trials{of_seeds} on {session.capacity.concurrent_trials(study.resources)[0]} slots",
         runs=study.trials * study.search.seeds,
-        epochs=open_trials * study.search.seeds * epochs,
+        epochs=open_trials * study.search.seeds * study.epochs,
     )
     scheduler = None if study.search.stop == Stopping() else StopEarly(stopping)
     run_on_slots(session, searcher, study.resources, "resources", scheduler)

@@ -258,8 +258,9 @@ def grid_size(space: Sequence[Dimension]) -> int | None:
         dimension = space[place]
         if not dimension.active(values):
             return count(place + 1, values)
-        if dimension.path in gates and dimension.choices is not None:
-            return sum(count(place + 1, values | {dimension.path: value}) for value in dimension.choices)
+        if dimension.path in gates:  # then it has choices or whole numbers
+            each = dimension.choices or dimension._whole
+            return sum(count(place + 1, values | {dimension.path: value}) for value in each)
         return (dimension.num_values or 0) * count(place + 1, values)
 
     return count(0, {})

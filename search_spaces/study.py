@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,8 +9,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, Field, ValidationError, field_validator
 
-from search_spaces.addresses import REFUSAL, has_password
 from search_spaces.constraints import Constraint
+from search_spaces.contradictions import contradictions
 from search_spaces.space import Dimension, check_space, corners, grid_size, read_space, settings
 from search_spaces.start_points import check_points, read_points
 from search_spaces.stopping import Stopping
@@ -143,6 +141,11 @@ class Study(Section):
         return parse(apply_values(experiment.to_dict(), late)) if self.smoke and late else experiment
 
     @property
+    def experiments(self) -> list[Experiment]:
+        """Those at the corners of the space: every condition holds in one, every extreme is in one."""
+        return [self.experiment_for(point) for point in corners(self.space)]
+
+    @property
     def start_points(self) -> list[dict[str, Any]]:
         """The points of `search.start`, with values as trials draw them."""
         return read_points(self.space, self.search.start)
@@ -150,7 +153,7 @@ class Study(Section):
     @property
     def data(self) -> list[Data]:
         """Each data section that occurs at a corner of the space, once."""
-        return list(dict.fromkeys(self.experiment_for(point).data for point in corners(self.space)))
+        return list(dict.fromkeys(experiment.data for experiment in self.experiments))
 
     @property
     def confirm_resources(self) -> Resources:
@@ -164,10 +167,18 @@ class Study(Section):
         return self.search.trials if points is None else min(self.search.trials, points)
 
     @property
+    def epochs(self) -> int:
+        """Of a trial; where the space varies them, the most."""
+        return max(experiment.epochs for experiment in self.experiments)
+
+    @property
     def notices(self) -> list[str]:
         """What is allowed at some point of the space but worth knowing before it runs; each once."""
-        points = corners(self.space) if self.space else [{}]
-        return list(dict.fromkeys(notice for point in points for notice in self.experiment_for(point).notices))
+        found = dict.fromkeys(notice for experiment in self.experiments for notice in experiment.notices)
+        held_out = dict.fromkeys((data.name, data.size, data.holdout, data.split_seed) for data in self.data)
+        if len(held_out) > 1:
+            found["space: held-out images differ, yet trials are ranked together: by them, no two compare"] = None
+        return list(found)
 
     def to_raw(self) -> dict[str, Any]:
         """Nested plain data that `parse_study` reads back as this study."""
@@ -196,7 +207,7 @@ def parse_study(raw: Mapping[str, Any]) -> Study:
     problems = check_space(study.space, study.experiment)
     # What is wrong with the space would be wrong again with every point.
     problems += check_points(study.space, study.search.start, None if problems else study.experiment)
-    problems += _contradictions(study)
+    problems += contradictions(study)
     if problems:
         raise InvalidInput(problems)
     return study
@@ -214,108 +225,6 @@ def _elsewhere(content: Mapping[str, Any]) -> list[Problem]:
     return check_space(space, base)
 
 
-def _contradictions(study: Study) -> list[Problem]:
-    problems = []
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", study.name):
-        problems.append(Problem("name", f"{study.name!r}: letters, digits, '.', '_' and '-' only (it names a folder)"))
-    addresses = {"search.storage": study.search.storage, "tracking.uri": study.tracking.uri}
-    problems += [Problem(field, REFUSAL) for field, uri in addresses.items() if uri is not None and has_password(uri)]
-    paths = {dimension.path for dimension in study.space}
-    evaluation = study.experiment.get("evaluation")
-    fixed = isinstance(evaluation, Mapping) and "epsilon" in evaluation
-    if "evaluation.epsilon" in paths:
-        problems.append(
-            Problem("space.evaluation.epsilon", "robust accuracies at different epsilons can't be compared: fix it")
-        )
-    if "attack.epsilon" in paths and not fixed:
-        problems.append(
-            Problem("experiment.evaluation.epsilon", "is missing: a study that varies attack.epsilon must fix it")
-        )
-    for metric, constraint in study.search.constraints.items():
-        if constraint.baseline is not None and constraint.baseline >= len(study.search.start):
-            field = f"search.constraints.{metric}.baseline"
-            problems.append(Problem(field, f"{constraint.baseline}: search.start has {len(study.search.start)} points"))
-    problems += [
-        *_undivided_batches(study), *_idle_pruning(study), *_unsuited_sampler(study), *_crooked_ladder(study),
-        *_shared_gpus(study),
-    ]  # fmt: skip
-    return problems
-
-
-def _unsuited_sampler(study: Study) -> list[Problem]:
-    """A grid needs finitely many points; CMA-ES knows one objective and an unconditional space of numbers."""
-    sampler, problems = study.search.sampler, []
-    for dimension in study.space:
-        field = f"space.{dimension.path}"
-        if sampler == "grid" and dimension.num_values is None:
-            problems.append(Problem(field, "a grid needs choices, integer: true or a step"))
-        if sampler == "cmaes" and (dimension.choices is not None or dimension.when):
-            problems.append(Problem(field, "cmaes needs low and high, without choices and conditions; tpe takes both"))
-    if sampler == "cmaes" and len(study.search.objectives) > 1:
-        problems.append(Problem("search.objectives", "cmaes knows one objective; nsga2, tpe and gp take two"))
-    return problems
-
-
-def _idle_pruning(study: Study) -> list[Problem]:
-    """Comparisons that never happen, or that would compare schedules of different lengths."""
-    prune = study.search.stop.prune
-    if prune is None:
-        return []
-    varied = {dimension.path for dimension in study.space}
-    varied |= {path for dimension in study.space for row in dimension.variants.values() for path in row}
-    if "epochs" in varied:
-        return [Problem("search.stop.prune", "trials of different lengths can't be compared: fix epochs")]
-    try:
-        epochs = parse(study.experiment).epochs
-    except InvalidInput:
-        return []
-    if prune.grace_epochs >= epochs:
-        given = prune.grace_epochs
-        return [Problem("search.stop.prune.grace_epochs", f"{given}: must be below the {epochs} epochs of a trial")]
-    return []
-
-
-def _crooked_ladder(study: Study) -> list[Problem]:
-    """Rungs that drop nothing that the one before has left, drop what is to be confirmed, or want too many images."""
-    problems, before = [], None
-    holdout = min((experiment.data.holdout for experiment in _experiments(study)), default=None)
-    for place, rung in enumerate(study.confirm.ladder):
-        field = f"confirm.ladder.{place}"
-        if rung.keep < study.confirm.top:
-            problems.append(Problem(f"{field}.keep", f"{rung.keep}: confirm.top wants {study.confirm.top}"))
-        if before is not None and rung.keep >= before:
-            problems.append(Problem(f"{field}.keep", f"{rung.keep}: the rung before leaves {before} already"))
-        if holdout is not None and rung.samples > holdout:
-            problems.append(Problem(f"{field}.samples", f"{rung.samples}: data.holdout is {holdout}"))
-        before = rung.keep
-    return problems
-
-
-def _undivided_batches(study: Study) -> list[Problem]:
-    batches = {experiment.optimizer.batch_size for experiment in _experiments(study)}
-    sections = {"resources.workers": study.resources.workers, "confirm.workers": study.confirm.workers or 1}
-    problems = []
-    for field, workers in sections.items():
-        undivided = ", ".join(str(batch) for batch in sorted(batches) if batch % workers)
-        if undivided:
-            message = f"{workers}: a global batch of {undivided} can't be divided evenly among them"
-            problems.append(Problem(field, message))
-    return problems
-
-
-def _experiments(study: Study) -> list[Experiment]:
-    """At the corners of the space, or the base alone if none of them is one: what is wrong there is known already."""
-    base: list[dict[str, Any]] = [{}]
-    for points in (corners(study.space), base):
-        found = []
-        for point in points:
-            with contextlib.suppress(InvalidInput):
-                found.append(study.experiment_for(point))
-        if found:
-            return found
-    return []
-
-
 def _name_dimensions(problems: list[Problem], content: Mapping[str, Any]) -> list[Problem]:
     """`space.3.low` -> `space.method.beta.low`."""
     space = content.get("space")
@@ -327,19 +236,3 @@ def _name_dimensions(problems: list[Problem], content: Mapping[str, Any]) -> lis
             parts[1] = str(dimension["path"]) if isinstance(dimension, dict) and "path" in dimension else parts[1]
         named.append(Problem(".".join(parts), problem.message))
     return named
-
-
-def _shared_gpus(study: Study) -> list[Problem]:
-    """Parts of GPUs that Ray or NCCL would refuse, after everything has started."""
-    each = study.resources.gpus_per_worker
-    field = "resources.gpus_per_worker"
-    if each > 1 and each != int(each):
-        return [Problem(field, f"{each:g}: above 1 only whole numbers")]
-    if 0 < each < 1:
-        workers = {"resources.workers": study.resources.workers, "confirm.workers": study.confirm_resources.workers}
-        for name, count in workers.items():
-            if count > 1:
-                return [
-                    Problem(field, f"{each:g}: {name} is {count}, and the workers of a group need whole GPUs (NCCL)")
-                ]
-    return []

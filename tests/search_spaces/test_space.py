@@ -324,6 +324,11 @@ def test_a_grid_has_as_many_points_as_its_branches_together():
     }
     dimensions = [Dimension(**fields) for fields in read_space(table)]
     assert grid_size(dimensions) == (1 + 3 + 3) * 2 * 4
+    whole = {
+        "attack.steps": {"low": 1, "high": 5, "step": 2, "integer": True},
+        "attack.step_size": {"choices": [0.1, 0.2], "when": {"attack.steps": [3, 5]}},
+    }
+    assert grid_size([Dimension(**fields) for fields in read_space(whole)]) == 1 + 2 + 2
     continuous = Dimension(path="optimizer.learning_rate", low=0.1, high=0.2)
     assert grid_size([*dimensions, continuous]) is None
     assert grid_size([]) == 1

@@ -184,7 +184,7 @@ def test_a_study_may_search_nothing():
             "resources.gpus_per_worker",
             "confirm.workers is 2",
         ),
-        ({"space": {"evaluation.epsilon": [0.1]}}, "space.evaluation.epsilon", "can't be compared"),
+        ({"space": {"evaluation.epsilon": [0.1]}}, "space.evaluation.epsilon", "do not compare"),
         ({"space": {"method.gamma": [0.1]}}, "space.method.gamma", "unknown field"),
         ({"space": {"epochs": {"low": 3}}}, "space.epochs", "low and high"),
         ({"space": {"epochs": {"low": "x", "high": 3}}}, "space.epochs.low", "x"),
@@ -222,6 +222,35 @@ def test_every_batch_of_the_space_must_be_divided_among_the_workers(section, spa
         parse_study(raw)
     assert caught.value.problems[0].field == f"{section}.workers"
     assert f"a global batch of {undivided} can't" in caught.value.problems[0].message
+
+
+@pytest.mark.parametrize(
+    ("space", "found"),
+    [
+        ({"row": {"variants": {"a": {"attack.epsilon": 0.05}, "b": {"attack.epsilon": "8/255"}}}}, "0.05 or 8/255"),
+        ({"row": {"variants": {"a": {"evaluation.epsilon": 0.05}, "b": {"evaluation.epsilon": 0.1}}}}, "0.05 or 0.1"),
+        ({"attack": [{"epsilon": 0.05}, {"epsilon": 0.1}]}, "0.05 or 0.1"),
+        ({"data.name": ["digits", "cifar10"]}, "0.12 or 8/255"),
+    ],
+)
+def test_an_evaluation_at_different_epsilons_is_found_whatever_changes_it(space, found):
+    changes = {"space": space, "search": {"trials": 2}}
+    assert found in complaint(experiment={"method": "fgsm"}, **changes)["experiment.evaluation.epsilon"]
+
+
+@pytest.mark.parametrize(
+    "space", [{"recipe": ["weat", "rice"]}, {"row": {"variants": {"a": {"epochs": 30}, "b": {"recipe": "weat"}}}}]
+)
+def test_pruning_is_refused_whatever_makes_trials_differ_in_length(space):
+    search = {"trials": 2, "stop": {"prune": {"rule": "asha", "grace_epochs": 3}}}
+    found = complaint(experiment={"data": {"name": "cifar10"}}, space=space, search=search)
+    assert "different lengths" in found["search.stop.prune"]
+
+
+def test_the_length_of_trials_is_that_of_their_recipe():
+    assert load_study("table1_cifar10").epochs == 100
+    varied = parse_study({"name": "s", "space": {"epochs": {"low": 2, "high": 9, "integer": True}}})
+    assert varied.epochs == 9
 
 
 def test_several_mistakes_come_in_one_message():
@@ -362,6 +391,13 @@ def test_a_sampler_that_does_not_suit_the_space_is_named(search, space, field, s
 
 
 def test_a_study_names_all_data_that_any_of_its_points_trains_on():
-    varied = parse_study({"name": "s", "space": {"data.name": ["digits", "cifar10", "cifar100"], "seed": [0, 1]}})
+    varied = parse_study(
+        {
+            "name": "s",
+            "experiment": {"evaluation": {"epsilon": "8/255"}},
+            "space": {"data.name": ["digits", "cifar10", "cifar100"], "seed": [0, 1]},
+        }
+    )
     assert [data.name for data in varied.data] == ["digits", "cifar10", "cifar100"]
+    assert any("held-out images differ" in notice for notice in varied.notices)
     assert [data.name for data in parse_study({"name": "s"}).data] == ["digits"]
