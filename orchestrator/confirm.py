@@ -9,7 +9,7 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from orchestrator.beginnings import Beginnings
-from orchestrator.constraints import feasible
+from orchestrator.constraints import feasible, limits
 from orchestrator.journal import EVALUATION_FILE, Run, confirmation_key
 from orchestrator.ladder import climb
 from orchestrator.search import DriverOnly, Outcome
@@ -62,6 +62,9 @@ def confirm(session: Session) -> None:
     candidates = distinct(feasible(study, journal.runs()))
     ranked = choose(candidates, len(candidates))
     chosen = climb(session, ranked)[: study.confirm.top]
+    for metric, limit in limits(study, journal.runs()).items():
+        if limit is None:
+            view.say(f"search.constraints.{metric} is not applied: its baseline has recorded nothing")
     if not ranked and study.search.constraints:
         view.say("no trial meets search.constraints: nothing is confirmed")
     # The seeds of the trials are not fresh.

@@ -13,7 +13,8 @@ class Constraint(Section):
     """A metric of the epoch that counts is at least `at_least`, or at least a starting point's value less `minus`.
 
     `baseline` is the place of that point in `search.start`, from 0. Until its trial has ended, nothing is known of the
-    others: proposals go on without the constraint, the choice at the end applies it to all.
+    others: proposals go on without the constraint, the choice at the end applies it to all. A baseline that was stopped
+    or failed counts here with what it reached.
     """
 
     at_least: float | None = Field(default=None, ge=0, le=1, description="an accuracy as a fraction")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from orchestrator.constraints import feasible
+from orchestrator.constraints import feasible, limits
 from orchestrator.journal import Run
 from orchestrator.report.reading import (
     confirmations,
@@ -110,6 +110,8 @@ def _held_out(study: Study, runs: Sequence[Run]) -> list[str]:
         allowed = {run.trial for run in feasible(study, runs)}
         every, points = len(points), [point for point in points if point.trial in allowed]
         sentences.append(f"{len(points)} of {every} trials that count meet search.constraints.")
+        unknown = ", ".join(metric for metric, limit in limits(study, runs).items() if limit is None)
+        sentences += [f"That of {unknown} is not applied: its baseline has no result."] if unknown else []
         if not points:
             return sentences
     best = max(points, key=lambda point: point.robust)

@@ -167,8 +167,10 @@ def to_csv(lines: Iterable[Mapping[str, object]]) -> str:
 def _constraints(study: Study, run: Run, runs: Sequence[Run]) -> str:
     if not study.search.constraints or not run.objectives:
         return ""
-    lacks = {metric: amount for metric, amount in violations(study, run, runs).items() if amount > 0}
-    return ", ".join(f"{metric} {100 * amount:.2f} points short" for metric, amount in lacks.items()) or "met"
+    found = violations(study, run, runs)
+    lacks = [f"{metric} {100 * amount:.2f} points short" for metric, amount in found.items() if amount > 0]
+    unknown = [f"{metric} has no baseline" for metric in study.search.constraints if metric not in found]
+    return ", ".join(lacks + unknown) or "met"
 
 
 def _result(group: Sequence[Run]) -> ResultRow:

@@ -9,7 +9,7 @@ import optuna
 import pytest
 
 from orchestrator.confirm import choose
-from orchestrator.constraints import feasible, violations
+from orchestrator.constraints import feasible, limits, violations
 from orchestrator.journal import Journal, Run
 from orchestrator.report.plates import plates
 from orchestrator.report.sections import all_trials
@@ -65,6 +65,25 @@ def test_a_baseline_that_has_not_ended_constrains_nobody_yet(tmp_path):
     assert violations(of, known[1], known) == {"val/clean_accuracy": pytest.approx(0.01)}
     assert violations(of, known[0], known) == {"val/clean_accuracy": pytest.approx(-0.01)}
     assert violations(of, known[3], known) == {}
+
+
+@pytest.mark.parametrize("state", ["stopped", "failed"])
+def test_a_baseline_that_does_not_count_constrains_by_what_it_reached(state, tmp_path):
+    of = study(baseline=0, minus=0.01)
+    known = [replace(run, state=state, objectives=()) if run.trial == 0 else run for run in runs(of, tmp_path)]
+    assert limits(of, known) == {"val/clean_accuracy": pytest.approx(0.89)}
+    assert [run.trial for run in choose(feasible(of, known), 5)] == [2]
+
+
+def test_a_constraint_whose_baseline_recorded_nothing_is_said_not_to_act(tmp_path):
+    of = study(baseline=0, minus=0.01)
+    ended = {"state": "failed", "objectives": (), "records": ()}
+    known = [replace(run, **ended) if run.trial == 0 else run for run in runs(of, tmp_path)]
+    assert limits(of, known) == {"val/clean_accuracy": None}
+    assert [row.constraints for row in trial_rows(of, known)] == [
+        "", "val/clean_accuracy has no baseline", "val/clean_accuracy has no baseline", ""
+    ]  # fmt: skip
+    assert "That of val/clean_accuracy is not applied: its baseline has no result." in headlines(of, known)
 
 
 def test_optuna_holds_the_violation_and_leaves_the_trial_out_of_its_front(tmp_path):
