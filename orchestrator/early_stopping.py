@@ -6,9 +6,11 @@ the trial's records: no trial is decided twice or differently.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler
@@ -71,8 +73,12 @@ class EarlyStopping:
         if key not in arrived:
             self._journal.append("compared", key=key, group=group, epoch=place, value=curve[-1])
             arrived[key] = curve[-1]
-        before = list(arrived)[: list(arrived).index(key)]
-        return pruning_stop(pruning, method, curve, [arrived[other] for other in before])
+        # Runs of other seeds are the same trial: neither rivals, nor several of another.
+        others: dict[int, list[float]] = {}
+        for other in itertools.takewhile(lambda other: other != key, arrived):
+            if trial_number(other) != trial:
+                others.setdefault(trial_number(other), []).append(arrived[other])
+        return pruning_stop(pruning, method, curve, [fmean(values) for values in others.values()])
 
 
 class StopEarly(DriverOnly, FIFOScheduler):

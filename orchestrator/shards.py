@@ -47,13 +47,19 @@ def protocol_for(experiment: Experiment, settings: Confirm, checkpoint: str, spl
 
 
 def training_text(experiment: Experiment) -> str:
-    """What a number owes to the size of its training: `small width=8, 3 epochs`, and the share of generated images."""
-    model = experiment.model
+    """What a number owes to the size of its training: `small width=8, 3 epochs`, and the share of generated images.
+
+    How many images there were, unless they were as many as the data set leaves to train on by default.
+    """
+    model, data = experiment.model, experiment.data
+    dataset = catalog.DATASETS[data.name]
     defaults = catalog.MODELS[model.name].fields
     changed = [f"{key}={value}" for key, value in model.parameters.items() if value != defaults[key].default]
     parts = [" ".join([model.name, *changed]), f"{experiment.epochs} epochs"]
-    if experiment.data.extra_fraction is not None:
-        parts.append(f"{experiment.data.extra_fraction:g} generated images")
+    if data.num_train != dataset.num_train - dataset.holdout:
+        parts.append(f"{data.num_train} images")
+    if data.extra_fraction is not None:
+        parts.append(f"{data.extra_fraction:g} generated images")
     return ", ".join(parts)
 
 

@@ -92,6 +92,12 @@ class Data(Section):
     split_seed: int = Field(0, ge=0)
     subset: Subset | None = Field(None, description="training images that are treated apart")
 
+    @property
+    def num_train(self) -> int:
+        """Images that are left to train on; a `subset` that is dropped is still among them."""
+        left = catalog.DATASETS[self.name].num_train - self.holdout
+        return min(self.train_samples or left, left)
+
 
 class Method(Section):
     """A preset and its slots; a slot that is given replaces the preset's."""
@@ -231,9 +237,7 @@ class Experiment(Section):
     @property
     def steps_per_epoch(self) -> int:
         """Whole batches of the training split; one if it is smaller than a batch."""
-        dataset = catalog.DATASETS[self.data.name]
-        samples = min(self.data.train_samples or dataset.num_train, dataset.num_train - self.data.holdout)
-        return max(samples // self.optimizer.batch_size, 1)
+        return max(self.data.num_train // self.optimizer.batch_size, 1)
 
     @property
     def training_passes(self) -> int:

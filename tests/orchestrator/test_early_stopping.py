@@ -40,10 +40,10 @@ class Trials:
 
         self.study, self.stopping = study, EarlyStopping(rules, journal)
 
-    def stopped_at(self, number: int, curve: list[float], method: str = "fgsm") -> int | None:
+    def stopped_at(self, number: int, curve: list[float], method: str = "fgsm", seed: int = 0) -> int | None:
         made, experiment = records(curve), self.study.experiment_for({"method.name": method})
         for count in range(1, len(made) + 1):
-            stop = self.stopping.decide(trial_key(number), experiment, made[:count])
+            stop = self.stopping.decide(trial_key(number, seed), experiment, made[:count])
             if stop is not None:
                 return stop.epoch
         return None
@@ -57,6 +57,17 @@ def test_trials_are_compared_within_their_method_only(journal: Journal, study: S
     assert trials.stopped_at(4, [0.1, 0.2, 0.2], "sat") == 1
     groups = {(event["group"], event["epoch"]) for event in journal.events() if event["event"] == "compared"}
     assert groups == {("sat, bracket 0", 1), ("fgsm, bracket 0", 1)}
+
+
+def test_runs_of_other_seeds_are_neither_rivals_nor_several_of_another_trial(journal: Journal, study: Study) -> None:
+    trials = Trials(journal, study, Stopping(prune=Pruning(rule="median", grace_epochs=2)))
+    for number in (0, 1):
+        for seed, accuracy in enumerate((0.5, 0.7, 0.9)):
+            assert trials.stopped_at(number, [accuracy] * 3, seed=seed) is None
+    assert trials.stopped_at(2, [0.1] * 3) is None  # the third of its method
+    for seed, accuracy in enumerate((0.75, 0.72)):  # the others' means are 0.7, 0.7 and 0.1
+        assert trials.stopped_at(3, [accuracy] * 3, seed=seed) is None
+    assert trials.stopped_at(3, [0.65] * 3, seed=2) == 1
 
 
 def test_a_new_driver_decides_as_the_one_that_died_would_have(journal: Journal, study: Study) -> None:

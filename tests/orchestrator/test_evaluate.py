@@ -66,7 +66,7 @@ def test_a_run_is_evaluated_at_its_best_epoch_and_printed_with_standard_errors(r
     assert code == OK
     found = Evaluation.load(tmp_path / "flags.json")
     attacked = "digits 8x8/test n=40 pgd20,cw ε=0.06 best seed=0 shard=16 batch=16 float32"
-    assert found.protocol.key == f"{attacked}; small width=8, 3 epochs"
+    assert found.protocol.key == f"{attacked}; small width=8, 3 epochs, 256 images"
     assert (found.epoch, found.foreign) == (1, None)
     assert (found.flags.start, found.flags.stop) == (0, 40)
     for stage, share in found.accuracies.items():
@@ -229,5 +229,9 @@ def test_the_protocol_tells_trainings_of_different_size_apart():
     assert small == same
     assert small.key.endswith("; small width=8, 3 epochs")
     longer = protocol_for(parse(raw | {"epochs": 4}), Confirm(), "best")
+    fewer = protocol_for(parse(raw | {"data": {"train_samples": 500}}), Confirm(), "best")
+    assert fewer.key.endswith("; small width=8, 3 epochs, 500 images")
+    more = protocol_for(parse(raw | {"data": {"holdout": 100}}), Confirm(), "best")
+    assert more.key.endswith("; small width=8, 3 epochs, 1400 images")
     generated = {"data": {"name": "digits", "extra": "/made/up.npz", "extra_fraction": 0.5}}
     assert len({small.digest, longer.digest, protocol_for(parse(raw | generated), Confirm(), "best").digest}) == 3
