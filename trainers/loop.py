@@ -102,14 +102,15 @@ def fit(
         networks.parallel.train()
         rows, first = batches.rows
         noise = Noise(generator(ranks.device, experiment.seed, "attack", epoch), rows, first)
-        totals = EpochTotals(ranks, rows, comparable=method.reuses_start)
+        progress = epoch / experiment.epochs
+        totals = EpochTotals(ranks, rows, comparable=method.reuses_start(progress))
         with tf32(allowed=experiment.precision == "tf32"):
             for step, (images, labels, attacked) in enumerate(batches.epoch(epoch), start=epoch * len(batches)):
                 optimizer.param_groups[0] |= {"lr": rates[step], "momentum": momentum[step]}
                 result = train_step(
                     networks.parallel, method, optimizer,
                     images.contiguous(memory_format=torch.channels_last), labels, noise, attacked=attacked,
-                    progress=epoch / experiment.epochs, epsilon_scale=1.0 if step >= warmup else step / warmup,
+                    progress=progress, epsilon_scale=1.0 if step >= warmup else step / warmup,
                     mean_over_ranks=ranks.mean,
                 )  # fmt: skip
                 networks.after_step()

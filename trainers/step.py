@@ -24,18 +24,26 @@ from trainers.randomness import Noise
 class TrainingMethod:
     """What a configured method does in a step. `epsilon` is the training attack's, in pixels of [0,1].
 
-    `reuses_gradient`: the attack's first gradient is that at the image, as the update sees it. `reuses_start`: so are
-    its first logits; otherwise they come from another batch-norm mode or from weights that were not perturbed.
-    `weight_perturbation` is None where the method has none; it acts from the fraction `perturbation_start` of the run.
+    `in_update_mode`: the attack runs in the update's batch-norm mode. `starts_at_image`: its first gradient is that at
+    the image. `weight_perturbation` is None where the method has none; it acts from the fraction `perturbation_start`
+    of the run.
     """
 
     attacker: Attacker
     objective: Objective
     epsilon: float
-    reuses_gradient: bool
-    reuses_start: bool
+    in_update_mode: bool
+    starts_at_image: bool
     weight_perturbation: Callable[..., dict[str, Tensor]] | None = None
     perturbation_start: float = 0.0
+
+    def perturbs(self, progress: float) -> bool:
+        """Whether the update sees perturbed weights at this fraction of the run."""
+        return self.weight_perturbation is not None and progress >= self.perturbation_start
+
+    def reuses_start(self, progress: float) -> bool:
+        """Whether the logits and gradients at the attack's start are those that the update would compute there."""
+        return self.in_update_mode and not self.perturbs(progress)
 
 
 def build_method(experiment: Experiment) -> TrainingMethod:
@@ -47,13 +55,12 @@ def build_method(experiment: Experiment) -> TrainingMethod:
         entry = catalog.WEIGHT_PERTURBATION[method.weight_perturbation.name]
         perturb = partial(entry.load(), **{name: chosen[name] for name in entry.parameters})
         start = float(chosen.get("start", 0.0))
-    as_updated = catalog.sees_attack_as_update(attack.batch_norm, perturbed=perturb is not None)
     return TrainingMethod(
         attacker=training_attack(experiment),
         objective=build_objective(method),
         epsilon=float(attack.epsilon),
-        reuses_gradient=as_updated and catalog.INNER[method.inner.name].starts_at_image,
-        reuses_start=as_updated,
+        in_update_mode=catalog.sees_attack_as_update(attack.batch_norm, perturbed=False),
+        starts_at_image=catalog.INNER[method.inner.name].starts_at_image,
         weight_perturbation=perturb,
         perturbation_start=start,
     )
@@ -85,6 +92,7 @@ def train_step(
     """
     bare = model.module if isinstance(model, DistributedDataParallel) else model
     objective, needs = method.objective, method.objective.needs(progress)
+    reuses_start = method.reuses_start(progress)
     adversarial = method.attacker(bare, images, labels, noise, epsilon_scale)
     if attacked is not None:
         kept = torch.where(attacked[:, None, None, None], adversarial.images, images)
@@ -93,7 +101,7 @@ def train_step(
 
     def terms(forward: Forward, gradient_forward: Forward) -> tuple[StepTensors, Terms]:
         start_logits = adversarial.start_logits
-        if "start_logits" in needs and not method.reuses_start:
+        if "start_logits" in needs and not reuses_start:
             with torch.no_grad():
                 start_logits = without_statistics(bare)(adversarial.start_images)
         natural_logits = forward(images) if "natural_logits" in needs else None
@@ -101,7 +109,7 @@ def train_step(
         natural_gradient = noisy_gradient = None
         if noisy is not None:
             natural_gradient = adversarial.start_gradient
-            if not method.reuses_gradient:
+            if not (reuses_start and method.starts_at_image):
                 natural_gradient = input_gradient(gradient_forward, images, labels, differentiable=False)
             noisy_gradient = input_gradient(gradient_forward, noisy, labels, differentiable=True)
         step = StepTensors(
@@ -111,7 +119,7 @@ def train_step(
         return step, objective.terms(step, progress)
 
     perturbation = {}
-    if method.weight_perturbation is not None and progress >= method.perturbation_start:
+    if method.weight_perturbation is not None and method.perturbs(progress):
         perturbation = method.weight_perturbation(
             bare, lambda forward: terms(forward, forward)[1].total, mean_over_ranks=mean_over_ranks
         )

@@ -32,6 +32,13 @@ PAIRS = {
         BASE | {"method.name": "sat_awp", "method.weight_perturbation.start": 0.5, "optimizer.ema_decay": 0.9}
         | {"method.weight_perturbation.gamma": 0.05},
     ),
+    "awp after none": (
+        BASE | {"method.name": "sat"}, BASE | {"method.name": "sat_awp", "method.weight_perturbation.start": 0.5},
+    ),
+    "awp on gradients after none": (
+        {"epochs": 4, "method.name": "grad_align"},
+        {"epochs": 4, "method.name": "grad_align", "method.weight_perturbation": {"name": "awp", "start": 0.5}},
+    ),
 }  # fmt: skip
 
 
