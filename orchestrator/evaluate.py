@@ -13,7 +13,7 @@ from orchestrator.shards import percent, protocol_for
 from orchestrator.subjects import Subject
 from search_spaces.study import Confirm
 from trainers import catalog
-from trainers.catalog.attacks import canonical
+from trainers.catalog.attacks import canonical, needs_gradients
 from trainers.evaluation.consistency import with_warnings
 from trainers.evaluation.result import EXACT, FAST, Evaluation, Protocol, differences
 from trainers.pixels import pixels
@@ -86,7 +86,9 @@ def _evaluate(subject: Subject, protocol: Protocol, output: Path | None, console
     model = subject.load().to(device)
     images = fixed_subset(load_splits(subject.experiment.data).test, protocol.samples).to(device)
     num_classes = catalog.DATASETS[subject.experiment.data.name].num_classes
-    warnings = check_classifier(model, images.floats(0, protocol.batch_size), num_classes)
+    warnings = check_classifier(
+        model, images.floats(0, protocol.batch_size), num_classes, gradients=needs_gradients(protocol.attack)
+    )
     console.print(f"{subject.source} {on_device(device)}\n{protocol.key}", soft_wrap=True)
     partial = None if output is None else output.with_name(output.name + ".partial")
     evaluation: Evaluation | None = None

@@ -140,6 +140,19 @@ def test_a_model_of_the_users_own_code_is_attacked_and_its_softmax_warned_of(eva
     assert "expected logits [20, 10]" in refused(evaluate, *words, "--allow-code")
 
 
+def test_a_model_that_hides_its_gradient_is_attacked_by_square_alone(evaluate, tmp_path):
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\n\n\nclass Hidden(nn.Sequential):\n"
+        "    def __init__(self):\n        super().__init__(nn.Flatten(), nn.Linear(64, 10))\n\n"
+        "    @torch.no_grad()\n    def forward(self, images):\n        return super().forward(images)\n"
+    )
+    words = ("--model", "net.py:Hidden", "--allow-code", "--data", "digits:8", "-n", "20", "--attack")
+    assert "model: has no gradient at the images" in refused(evaluate, *words, "autoattack")
+    code, printed, _ = evaluate(*words, "square")
+    assert code == OK
+    assert re.search(r"^square +\d", printed, re.MULTILINE)
+
+
 def test_signs_of_masking_are_printed_and_kept(natural_net, evaluate, tmp_path):
     (tmp_path / "net.py").write_text(
         "from torch import nn\n\nfrom trainers.models.small import small\n\n\nclass Saturated(nn.Module):\n"

@@ -120,6 +120,16 @@ def test_the_same_weights_on_other_images_are_not_taken_for_what_was_made(genera
     assert images_of()[0].shape == (30, 16, 16, 1)
 
 
+def test_a_model_without_parameters_draws_and_is_seen(generate, tmp_path):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\n\nclass Columns(nn.Module):\n"
+        "    def forward(self, images):\n        return 5 * images.flatten(1)[:, 20:30]\n"
+    )
+    words = ("--model", "net.py:Columns", "--allow-code", "--data", "digits:8", "--no-track")
+    assert main(["generate", *words, "--per-class", "2", "--steps", "4"]) == OK
+    assert main(["lens", *words, "--attack", "pgd20", "-n", "10"]) == OK
+
+
 def test_a_setting_of_one_start_does_not_make_the_others_again(generate):
     generate("--init", "noise,local_pca", "--neighbors", "20")
     _, printed, _ = generate("--init", "noise,local_pca", "--neighbors", "30")

@@ -217,7 +217,7 @@ def test_who_stops_does_not_disturb_the_noise_of_the_others(natural_net, digits)
 def test_class_energies_are_means_over_the_training_images_of_a_class(natural_net, digits):
     images, labels = digits
     keep = labels != 7
-    mean, deviation = class_energies(natural_net, as_set(images[keep], labels[keep]), batch_size=100)
+    mean, deviation = class_energies(natural_net, as_set(images[keep], labels[keep]), 100, "cpu")
     with torch.no_grad():
         energy = -natural_net(images)[torch.arange(len(labels)), labels]
     for label in (0, 5, 9):
