@@ -76,15 +76,14 @@ def _file_of(output: Path | None, subject: Subject, of: int) -> Path | None:
 
 
 def _evaluate(subject: Subject, protocol: Protocol, output: Path | None, console: Console) -> Evaluation:
-    from trainers.data.images import load_splits
     from trainers.evaluation.classifier import check_classifier
-    from trainers.evaluation.ranges import evaluate_range, fixed_subset
+    from trainers.evaluation.ranges import evaluate_range, evaluation_images
     from trainers.ranks import Ranks
     from trainers.reporting import on_device
 
     device = Ranks.current().device
     model = subject.load().to(device)
-    images = fixed_subset(load_splits(subject.experiment.data).test, protocol.samples).to(device)
+    images = evaluation_images(subject.experiment.data, protocol.samples).to(device)
     num_classes = catalog.DATASETS[subject.experiment.data.name].num_classes
     warnings = check_classifier(
         model, images.floats(0, protocol.batch_size), num_classes, gradients=needs_gradients(protocol.attack)

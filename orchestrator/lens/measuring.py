@@ -85,15 +85,13 @@ def measure_shard(
 @lru_cache(maxsize=1)
 def _images(data: str, samples: int) -> ImageSet:
     """Kept for the next range."""
-    from trainers.data.images import load_splits
-    from trainers.evaluation.ranges import fixed_subset
+    from trainers.evaluation.ranges import evaluation_images
 
-    return fixed_subset(load_splits(Data.model_validate_json(data)).test, samples)
+    return evaluation_images(Data.model_validate_json(data), samples)
 
 
 def _text(network: Network) -> str:
-    """Its data as JSON; a subset of the training images, whose file may be gone, is nothing to test images."""
-    return network.subject.experiment.data.model_copy(update={"subset": None}).model_dump_json()
+    return network.subject.experiment.data.model_dump_json()
 
 
 def _describe(network: Network, bounds: tuple[int, int], stage: str) -> str:

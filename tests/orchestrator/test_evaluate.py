@@ -5,16 +5,18 @@ from __future__ import annotations
 import copy
 import json
 import re
+from dataclasses import asdict
 
 import pytest
 import torch
 
 from orchestrator.cli import main
 from orchestrator.exit_codes import BAD_INPUT, ENVIRONMENT, INTERRUPTED, OK
-from orchestrator.shards import protocol_for
+from orchestrator.shards import evaluate_shard, protocol_for
 from search_spaces.study import Confirm
 from trainers import checkpoint
 from trainers.config import parse
+from trainers.data.images import training_indices
 from trainers.evaluation import ranges
 from trainers.evaluation.result import Evaluation, ForeignModel
 from trainers.records import EpochRecord
@@ -97,6 +99,21 @@ def test_an_epoch_that_is_best_and_last_has_no_gap(natural_net, experiment, eval
     assert code == OK
     assert "pgd20 +0.00 ± 0.00" in printed
     assert Evaluation.load(tmp_path / "out-last.json").protocol.checkpoint == "last"
+
+
+def test_a_run_whose_file_of_subsets_is_gone_is_evaluated(run_folder, natural_net, experiment, evaluate, tmp_path):
+    file = tmp_path / "subsets.json"
+    file.write_text(json.dumps({"subsets": {"some": training_indices(experiment().data)[:20].tolist()}}))
+    subset = {"file": str(file), "name": "some", "treatment": "drop"}
+    settings = experiment({"model.width": 8, "data.subset": subset})
+    saved = checkpoint.save(tmp_path / "run", settings, natural_net, {}, EpochRecord(1, 0.0, {}))
+    file.unlink()
+    assert evaluate(saved, *PGD, "--output", "gone.json")[0] == OK
+    assert evaluate(run_folder, *PGD, "--output", "whole.json")[0] == OK
+    assert Evaluation.load(tmp_path / "gone.json").flags == Evaluation.load(tmp_path / "whole.json").flags
+    protocol = protocol_for(settings, Confirm(attack="clean", samples=20), "best", "held-out")
+    evaluate_shard(str(saved), asdict(protocol), 0, 20, str(tmp_path / "run"), 1, 0)
+    assert len(list((tmp_path / "run" / "shards").glob("*.json"))) == 1
 
 
 def test_foreign_weights_get_the_flags_of_the_same_net_as_a_run(run_folder, weights, evaluate, tmp_path):
