@@ -148,7 +148,9 @@ def _print_result(evaluation: Evaluation, console: Console) -> None:
 
 
 def _print_gap(best: Evaluation, last: Evaluation, console: Console) -> None:
+    assert best.epoch is not None
+    assert last.epoch is not None
     gaps = "  ".join(
         f"{stage} {100 * share:+.2f} ± {100 * error:.2f}" for stage, (share, error) in differences(best, last).items()
     )
-    console.print(f"best (epoch {best.epoch}) - last (epoch {last.epoch}), in points: {gaps}", soft_wrap=True)
+    console.print(f"best (epoch {best.epoch + 1}) - last (epoch {last.epoch + 1}), in points: {gaps}", soft_wrap=True)

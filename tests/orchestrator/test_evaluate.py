@@ -27,7 +27,7 @@ WEIGHTS = ("--model", "small", "--model-option", "width=8", "--data", "digits:8"
 
 @pytest.fixture(scope="module")
 def run_folder(natural_net, experiment, tmp_path_factory):
-    """A run whose best epoch is 1 and whose last, epoch 2, has forgotten a little."""
+    """A run whose best epoch is the second and whose last, the third, has forgotten a little."""
     folder, settings = tmp_path_factory.mktemp("run"), experiment({"model.width": 8})
     worse = copy.deepcopy(natural_net)
     with torch.no_grad():
@@ -80,10 +80,11 @@ def test_a_run_is_evaluated_at_its_best_epoch_and_printed_with_standard_errors(r
 def test_best_and_last_share_a_protocol_and_their_gap_is_printed(run_folder, evaluate, tmp_path):
     code, printed, _ = evaluate(run_folder, *PGD, "--checkpoint", "both", "--output", "flags.json")
     assert code == OK
+    assert [int(shown) for shown in re.findall(r"^\S+/checkpoints/\S+, epoch (\d)", printed, re.MULTILINE)] == [2, 3]
     best, last = (Evaluation.load(tmp_path / f"flags-{rule}.json") for rule in ("best", "last"))
     assert (best.epoch, last.epoch) == (1, 2)
     assert best.protocol.key.replace(" best ", " last ") == last.protocol.key
-    (line,) = re.findall(r"^best \(epoch 1\) - last \(epoch 2\), in points: (.*)$", printed, re.MULTILINE)
+    (line,) = re.findall(r"^best \(epoch 2\) - last \(epoch 3\), in points: (.*)$", printed, re.MULTILINE)
     gaps = {stage: float(value) for stage, value in re.findall(r"(\S+) ([+-][\d.]+) ±", line)}
     expected = {stage: 100 * (share - last.accuracies[stage]) for stage, share in best.accuracies.items()}
     assert gaps == pytest.approx(expected, abs=0.005)
