@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from trainers.data.images import ImageSet
+    from trainers.generation.starts import Draw
 
 SHARDS_FOLDER = "shards"
+# Of more classes nothing stays from one shard to the next: 40 MB each, Tiny-ImageNet's 200 would take 8 GB an init.
+_CLASSES_KEPT = 100
 Array = np.ndarray[Any, Any]
 
 
@@ -158,22 +161,25 @@ def _starts(data: str, recipe: Recipe, labels: torch.Tensor, first: int) -> torc
 
     from trainers.randomness import generator
 
-    draws = _draws(data, recipe.init, recipe.classes, json.dumps(dict(recipe.starts), sort_keys=True))
+    fitted = _kept if len(recipe.classes) <= _CLASSES_KEPT else _fitted
+    settings = json.dumps(dict(recipe.starts), sort_keys=True)
     random = generator("cpu", recipe.seed, "starts", first)
     places, drawn = [], []
     for label in sorted(set(labels.tolist())):
         own = (labels == label).nonzero().squeeze(1)
         places.append(own)
-        drawn.append(draws[label](len(own), random))
+        drawn.append(fitted(data, recipe.init, label, settings)(len(own), random))
     return torch.cat(drawn)[torch.cat(places).argsort()]
 
 
-@lru_cache(maxsize=4)
-def _draws(data: str, init: str, classes: tuple[int, ...], settings: str) -> Any:
-    """Fitted once a process: the principal components of a class take seconds."""
+def _fitted(data: str, init: str, label: int, settings: str) -> Draw:
     from trainers.generation.starts import Settings, starts_of
 
-    return starts_of(init, _training(data), classes, Settings(**json.loads(settings)))
+    return starts_of(init, _training(data), label, Settings(**json.loads(settings)))
+
+
+# Fitted once a process, for four inits: the principal components of a class take seconds.
+_kept = lru_cache(maxsize=4 * _CLASSES_KEPT)(_fitted)
 
 
 @lru_cache(maxsize=1)
