@@ -13,7 +13,7 @@ from orchestrator.shards import percent, protocol_for
 from orchestrator.subjects import Subject
 from search_spaces.study import Confirm
 from trainers import catalog
-from trainers.catalog.attacks import canonical
+from trainers.catalog.attacks import canonical, needs_gradients
 from trainers.evaluation.consistency import with_warnings
 from trainers.evaluation.result import EXACT, FAST, Evaluation, Protocol, differences
 from trainers.pixels import pixels
@@ -76,17 +76,18 @@ def _file_of(output: Path | None, subject: Subject, of: int) -> Path | None:
 
 
 def _evaluate(subject: Subject, protocol: Protocol, output: Path | None, console: Console) -> Evaluation:
-    from trainers.data.images import load_splits
     from trainers.evaluation.classifier import check_classifier
-    from trainers.evaluation.ranges import evaluate_range, fixed_subset
+    from trainers.evaluation.ranges import evaluate_range, evaluation_images
     from trainers.ranks import Ranks
     from trainers.reporting import on_device
 
     device = Ranks.current().device
     model = subject.load().to(device)
-    images = fixed_subset(load_splits(subject.experiment.data).test, protocol.samples).to(device)
+    images = evaluation_images(subject.experiment.data, protocol.samples).to(device)
     num_classes = catalog.DATASETS[subject.experiment.data.name].num_classes
-    warnings = check_classifier(model, images.floats(0, protocol.batch_size), num_classes)
+    warnings = check_classifier(
+        model, images.floats(0, protocol.batch_size), num_classes, gradients=needs_gradients(protocol.attack)
+    )
     console.print(f"{subject.source} {on_device(device)}\n{protocol.key}", soft_wrap=True)
     partial = None if output is None else output.with_name(output.name + ".partial")
     evaluation: Evaluation | None = None
@@ -147,7 +148,9 @@ def _print_result(evaluation: Evaluation, console: Console) -> None:
 
 
 def _print_gap(best: Evaluation, last: Evaluation, console: Console) -> None:
+    assert best.epoch is not None
+    assert last.epoch is not None
     gaps = "  ".join(
         f"{stage} {100 * share:+.2f} ± {100 * error:.2f}" for stage, (share, error) in differences(best, last).items()
     )
-    console.print(f"best (epoch {best.epoch}) - last (epoch {last.epoch}), in points: {gaps}", soft_wrap=True)
+    console.print(f"best (epoch {best.epoch + 1}) - last (epoch {last.epoch + 1}), in points: {gaps}", soft_wrap=True)

@@ -1,7 +1,7 @@
 """What the exit code of the command line says."""
 
 OK = 0
-SOME_FAILED = 1  # the study ran, some of its trials failed
+SOME_FAILED = 1  # it ran; some of a study's trials failed, or the one run did
 BAD_INPUT = 2  # nothing was launched
 ENVIRONMENT = 3  # something that is needed is not there
 INTERRUPTED = 130  # resumable; the last line printed says how

@@ -155,8 +155,7 @@ def evaluate_shard(
 ) -> None:
     """Attack one range of a split and keep its flags; attacks whose flags were kept are not run again."""
     from trainers.checkpoint import load
-    from trainers.data.images import load_splits
-    from trainers.evaluation.ranges import evaluate_range, fixed_subset
+    from trainers.evaluation.ranges import evaluate_range, evaluation_images
 
     wanted = Protocol(**protocol)
     file = _shard_file(Path(run_dir), wanted, start, stop)
@@ -167,9 +166,7 @@ def evaluate_shard(
     torch.set_num_threads(threads)
     device = reserved_device(gpus)
     opened = load(Path(checkpoint))
-    splits = load_splits(opened.experiment.data)
-    split = splits.validation if wanted.split == "held-out" else splits.test
-    images = fixed_subset(split, wanted.samples).to(device)
+    images = evaluation_images(opened.experiment.data, wanted.samples, wanted.split).to(device)
     unfinished = file.with_suffix(".partial")
     known = _read_flags(unfinished) if unfinished.exists() else None
     file.parent.mkdir(parents=True, exist_ok=True)

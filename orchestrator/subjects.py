@@ -22,7 +22,7 @@ RULES = ("best", "last", "both")
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to attack. `rule` goes into the protocol: which epoch, or `weights`.
+    """A model to attack. `rule` goes into the protocol: which epoch, or `weights`. `epoch` counts from 0.
 
     Of a foreign model's `experiment` only the data and the evaluation's ε are meant.
     """
@@ -82,8 +82,10 @@ def _own(folder: Path, rule: str | None, data_dir: Path | None) -> Subject:
         experiment = experiment.model_copy(update={"data": data})
     epoch = opened.record.epoch
     return Subject(
-        f"{folder}, epoch {epoch}", rule or f"epoch {epoch}", experiment, opened.load_model, experiment.digest(), epoch
-    )
+        f"{folder}, epoch {epoch + 1}",
+        # Protocols that are on disk count from 0.
+        rule or f"epoch {epoch}", experiment, opened.load_model, experiment.digest(), epoch,
+    )  # fmt: skip
 
 
 def foreign_subject(

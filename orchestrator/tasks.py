@@ -12,6 +12,7 @@ from orchestrator.devices import reserved_device
 from trainers.problems import InvalidInput
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from orchestrator.cluster import Capacity
@@ -19,14 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Task:
-    """`work(model)` with the model that `load` gives, on the GPU if there is one; returns what there is to say of it.
+    """`work(model, device)` with the model that `load` gives, on the GPU if there is one; returns what to say of it.
 
     Both are sent to Ray workers: a function of a module, with plain arguments.
     """
 
     name: str
     load: Callable[[], nn.Module]
-    work: Callable[[nn.Module], str]
+    work: Callable[[nn.Module, torch.device], str]
 
 
 def run_tasks(tasks: Sequence[Task], *, address: str | None, threads: int | None, console: Console) -> None:
@@ -56,7 +57,7 @@ def _run_here(tasks: Sequence[Task], threads: int | None, console: Console) -> N
             if task.load is not load:
                 load, model = task.load, task.load().to(device)
             assert model is not None
-            said = task.work(model)
+            said = task.work(model, device)
         _say(task.name, said, console)
 
 
@@ -91,11 +92,14 @@ def _check_fits(capacity: Capacity, threads: int, gpus: int) -> None:
         )
 
 
-def _run_there(load: Callable[[], nn.Module], work: Callable[[nn.Module], str], threads: int, gpus: int) -> str:
+def _run_there(
+    load: Callable[[], nn.Module], work: Callable[[nn.Module, torch.device], str], threads: int, gpus: int
+) -> str:
     import torch
 
     torch.set_num_threads(threads)
-    return work(load().to(reserved_device(gpus)))
+    device = reserved_device(gpus)
+    return work(load().to(device), device)
 
 
 def _say(name: str, said: str, console: Console) -> None:

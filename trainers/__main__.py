@@ -19,7 +19,10 @@ from trainers.yaml_text import read_yaml
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one experiment and print one line an epoch. Exit code 2: bad input, nothing was started; 3: a bad place."""
+    """Run one experiment and print one line an epoch.
+
+    Exit code 1: the run diverged; 2: bad input, nothing was started; 3: a bad place.
+    """
     parser = argparse.ArgumentParser(prog="python -m trainers", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("words", nargs="*", metavar="experiment.yaml | key=value")
     parser.add_argument("--run-dir", type=Path, help="default: runs/<digest of the experiment>")
@@ -41,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     from trainers.loop import fit
     from trainers.ranks import Ranks
     from trainers.reporting import describe, on_device
+    from trainers.totals import Diverged
 
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -62,6 +66,9 @@ def main(arguments: list[str] | None = None) -> int:
     except InvalidInput as error:
         print(error.said, file=sys.stderr)
         return 2
+    except Diverged as error:
+        print(f"error: diverged: {error}; lower optimizer.learning_rate or the method's weights", file=sys.stderr)
+        return 1
     except OSError as error:
         if error.filename is None:
             raise

@@ -129,7 +129,7 @@ def fit(
             metrics["train/compiled"] = float(networks.is_compiled)
         broken = sorted(name for name, value in metrics.items() if not math.isfinite(value))
         if broken:
-            raise Diverged(f"not finite after epoch {epoch}: {', '.join(broken[:5])}")
+            raise Diverged(f"not finite after epoch {epoch + 1}: {', '.join(broken[:5])}")
         # A recorded epoch is never recorded again: after falling back to an older checkpoint its record stands.
         record = ranks.broadcast(recorded.get(epoch) or EpochRecord(epoch, time.time(), metrics))
         recorded[epoch] = record

@@ -40,7 +40,10 @@ class EpochTotals:
         self._steps += 1
 
     def metrics(self, epoch: int, before: EpochRecord | None) -> dict[str, float]:
-        """The epoch's training metrics over all ranks. Raises Diverged if a loss was not finite."""
+        """The training metrics of an epoch (from 0) over all ranks. Raises Diverged if a loss was not finite.
+
+        Its message counts epochs and steps from 1.
+        """
         sums = dict(zip(_SUMMED, self._ranks.sum(self._sums).tolist(), strict=True))
         loss, abnormal_count = sums["loss"], sums["abnormal"]
         bad_step = int(self._bad_step)
@@ -51,7 +54,7 @@ class EpochTotals:
                 if name.endswith("energy/mean")
             }
             raise Diverged(
-                f"the loss is not finite at epoch {epoch}, step {'unknown' if bad_step < 0 else bad_step}; "
+                f"the loss is not finite at epoch {epoch + 1}, step {bad_step + 1 or 'unknown'}; "
                 f"energies of the epoch before: {energies or 'none'}"
             )
         images = self._steps * self._batch_size

@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from trainers.data.images import ImageSet
+    from trainers.generation.starts import Draw
 
 SHARDS_FOLDER = "shards"
+# Of more classes nothing stays from one shard to the next: 40 MB each, Tiny-ImageNet's 200 would take 8 GB an init.
+_CLASSES_KEPT = 100
 Array = np.ndarray[Any, Any]
 
 
@@ -82,7 +85,9 @@ def make(
     wanted: Sequence[tuple[Network, Recipe]], folder: Path, *, address: str | None, threads: int, console: Console
 ) -> list[Made]:
     """The images of every network by every recipe. Shards that are in `folder/shards` are not made again."""
-    names = {id(network): identity(network, _training(_text(network)), console) for network, _ in wanted}
+    names = {
+        id(network): identity(network, _training(_text(network)), console, gradients=True) for network, _ in wanted
+    }
     shards = (folder / SHARDS_FOLDER).absolute()
     tasks: dict[Path, Task] = {}
     found = []
@@ -105,8 +110,9 @@ def make(
 
 
 def make_shard(
-    model: nn.Module, *, data: str, recipe: Recipe, bounds: tuple[int, int], energies: Path, file: Path
-) -> str:
+    model: nn.Module, device: torch.device, *, data: str, recipe: Recipe, bounds: tuple[int, int], energies: Path,
+    file: Path,
+) -> str:  # fmt: skip
     """One shard of chains into a file; the energies of training images too, where no other shard has left them."""
     import torch
 
@@ -116,11 +122,10 @@ def make_shard(
     from trainers.randomness import generator
 
     model = for_search(model)
-    device = next(model.parameters()).device
     labels = torch.tensor([recipe.classes[chain % len(recipe.classes)] for chain in range(*bounds)])
     starts = _starts(data, recipe, labels, bounds[0])
     with tf32(allowed=False):
-        mean, deviation = (torch.from_numpy(of).to(device) for of in _class_energies(model, data, energies))
+        mean, deviation = (torch.from_numpy(of).to(device) for of in _class_energies(model, device, data, energies))
         began = time.perf_counter()
         if recipe.compiled:
             model.compile()
@@ -140,12 +145,12 @@ def make_shard(
     return f"{steps.mean():.0f} steps, {len(images) / seconds:.1f} images/s"
 
 
-def _class_energies(model: nn.Module, data: str, file: Path) -> tuple[Array, Array]:
+def _class_energies(model: nn.Module, device: torch.device, data: str, file: Path) -> tuple[Array, Array]:
     """(mean, deviation) [K]: one pass over the training images for all shards of a network."""
     from trainers.generation.sampler import class_energies
 
     if not file.exists():
-        mean, deviation = (of.cpu().numpy() for of in class_energies(model, _training(data), 500))
+        mean, deviation = (of.cpu().numpy() for of in class_energies(model, _training(data), 500, device))
         write_with(file, lambda opened: np.savez(opened, mean=mean, deviation=deviation))
     with np.load(file, allow_pickle=False) as content:
         return content["mean"], content["deviation"]
@@ -156,22 +161,25 @@ def _starts(data: str, recipe: Recipe, labels: torch.Tensor, first: int) -> torc
 
     from trainers.randomness import generator
 
-    draws = _draws(data, recipe.init, recipe.classes, json.dumps(dict(recipe.starts), sort_keys=True))
+    fitted = _kept if len(recipe.classes) <= _CLASSES_KEPT else _fitted
+    settings = json.dumps(dict(recipe.starts), sort_keys=True)
     random = generator("cpu", recipe.seed, "starts", first)
     places, drawn = [], []
     for label in sorted(set(labels.tolist())):
         own = (labels == label).nonzero().squeeze(1)
         places.append(own)
-        drawn.append(draws[label](len(own), random))
+        drawn.append(fitted(data, recipe.init, label, settings)(len(own), random))
     return torch.cat(drawn)[torch.cat(places).argsort()]
 
 
-@lru_cache(maxsize=4)
-def _draws(data: str, init: str, classes: tuple[int, ...], settings: str) -> Any:
-    """Fitted once a process: the principal components of a class take seconds."""
+def _fitted(data: str, init: str, label: int, settings: str) -> Draw:
     from trainers.generation.starts import Settings, starts_of
 
-    return starts_of(init, _training(data), classes, Settings(**json.loads(settings)))
+    return starts_of(init, _training(data), label, Settings(**json.loads(settings)))
+
+
+# Fitted once a process, for four inits: the principal components of a class take seconds.
+_kept = lru_cache(maxsize=4 * _CLASSES_KEPT)(_fitted)
 
 
 @lru_cache(maxsize=1)

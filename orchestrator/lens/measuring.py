@@ -15,10 +15,12 @@ from rich.console import Console
 
 from orchestrator.lens.networks import Network, identity
 from orchestrator.tasks import Task, run_tasks
+from trainers.catalog.attacks import needs_gradients
 from trainers.config import Data
 from trainers.evaluation.result import Protocol
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from trainers.data.images import ImageSet
@@ -39,7 +41,10 @@ def measure(
     from trainers.lens.points import Points
 
     images = _images(_text(wanted[0][0]), protocol.samples)
-    names = [identity(network, images, console)[:16] for network, _ in wanted]
+    names = [
+        identity(network, images, console, gradients=any(map(needs_gradients, stages)))[:16]
+        for network, stages in wanted
+    ]
 
     def file(name: str, stage: str, bounds: tuple[int, int]) -> Path:
         digest = replace(protocol, attack=stage).digest
@@ -66,11 +71,13 @@ def measure(
     ]
 
 
-def measure_shard(model: nn.Module, *, data: str, protocol: Protocol, bounds: tuple[int, int], file: Path) -> str:
+def measure_shard(
+    model: nn.Module, device: torch.device, *, data: str, protocol: Protocol, bounds: tuple[int, int], file: Path
+) -> str:
     """One attack on one range of the test images of `data` (JSON), into a file."""
     from trainers.lens.measure import measure_range
 
-    images = _images(data, protocol.samples).to(next(model.parameters()).device)
+    images = _images(data, protocol.samples).to(device)
     measure_range(model, images, protocol, *bounds).save(file)
     return ""
 
@@ -78,15 +85,13 @@ def measure_shard(model: nn.Module, *, data: str, protocol: Protocol, bounds: tu
 @lru_cache(maxsize=1)
 def _images(data: str, samples: int) -> ImageSet:
     """Kept for the next range."""
-    from trainers.data.images import load_splits
-    from trainers.evaluation.ranges import fixed_subset
+    from trainers.evaluation.ranges import evaluation_images
 
-    return fixed_subset(load_splits(Data.model_validate_json(data)).test, samples)
+    return evaluation_images(Data.model_validate_json(data), samples)
 
 
 def _text(network: Network) -> str:
-    """Its data as JSON; a subset of the training images, whose file may be gone, is nothing to test images."""
-    return network.subject.experiment.data.model_copy(update={"subset": None}).model_dump_json()
+    return network.subject.experiment.data.model_dump_json()
 
 
 def _describe(network: Network, bounds: tuple[int, int], stage: str) -> str:

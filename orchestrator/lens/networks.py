@@ -100,11 +100,12 @@ def stored_epochs(networks: Sequence[Network], wanted: str, data_dir: Path | Non
     return found
 
 
-def identity(network: Network, images: ImageSet, console: Console) -> str:
+def identity(network: Network, images: ImageSet, console: Console, *, gradients: bool) -> str:
     """A name for what this network does with these images, from what both are and not where they lie.
 
     The same weights are other functions with another stride or normalization, so the architecture counts. Raises
-    InvalidInput for a model whose answers no attack could use, and prints what makes them doubtful.
+    InvalidInput for a model whose answers, or whose `gradients` where they are followed, could not be used, and prints
+    what makes them doubtful.
     """
     from trainers.evaluation.classifier import check_classifier
     from trainers.foreign.weights import weights_digest
@@ -113,7 +114,7 @@ def identity(network: Network, images: ImageSet, console: Console) -> str:
     subject, device = network.subject, Ranks.current().device
     model, num_classes = subject.load().to(device), catalog.DATASETS[subject.experiment.data.name].num_classes
     try:
-        warnings = check_classifier(model, images.floats(0, 8).to(device), num_classes)
+        warnings = check_classifier(model, images.floats(0, 8).to(device), num_classes, gradients=gradients)
     except InvalidInput as error:
         raise InvalidInput.single(network.name, str(error)) from error
     for warning in warnings:

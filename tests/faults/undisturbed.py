@@ -47,8 +47,8 @@ def train_on_two_ranks(experiment: Experiment, run_dir: Path) -> None:
         [sys.executable, *words, "--run-dir", str(run_dir), "--threads", "1"],
         env=unmeasured(OMP_NUM_THREADS="1"), capture_output=True, text=True,
     )  # fmt: skip
-    if "totals.Diverged: " in result.stderr:
-        raise Diverged(result.stderr.rpartition("totals.Diverged: ")[2])
+    if "error: diverged: " in result.stderr:
+        raise Diverged(result.stderr.rpartition("error: diverged: ")[2])
     assert result.returncode == 0, result.stderr
 
 

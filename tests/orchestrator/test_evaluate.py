@@ -5,16 +5,18 @@ from __future__ import annotations
 import copy
 import json
 import re
+from dataclasses import asdict
 
 import pytest
 import torch
 
 from orchestrator.cli import main
 from orchestrator.exit_codes import BAD_INPUT, ENVIRONMENT, INTERRUPTED, OK
-from orchestrator.shards import protocol_for
+from orchestrator.shards import evaluate_shard, protocol_for
 from search_spaces.study import Confirm
 from trainers import checkpoint
 from trainers.config import parse
+from trainers.data.images import training_indices
 from trainers.evaluation import ranges
 from trainers.evaluation.result import Evaluation, ForeignModel
 from trainers.records import EpochRecord
@@ -25,7 +27,7 @@ WEIGHTS = ("--model", "small", "--model-option", "width=8", "--data", "digits:8"
 
 @pytest.fixture(scope="module")
 def run_folder(natural_net, experiment, tmp_path_factory):
-    """A run whose best epoch is 1 and whose last, epoch 2, has forgotten a little."""
+    """A run whose best epoch is the second and whose last, the third, has forgotten a little."""
     folder, settings = tmp_path_factory.mktemp("run"), experiment({"model.width": 8})
     worse = copy.deepcopy(natural_net)
     with torch.no_grad():
@@ -78,10 +80,11 @@ def test_a_run_is_evaluated_at_its_best_epoch_and_printed_with_standard_errors(r
 def test_best_and_last_share_a_protocol_and_their_gap_is_printed(run_folder, evaluate, tmp_path):
     code, printed, _ = evaluate(run_folder, *PGD, "--checkpoint", "both", "--output", "flags.json")
     assert code == OK
+    assert [int(shown) for shown in re.findall(r"^\S+/checkpoints/\S+, epoch (\d)", printed, re.MULTILINE)] == [2, 3]
     best, last = (Evaluation.load(tmp_path / f"flags-{rule}.json") for rule in ("best", "last"))
     assert (best.epoch, last.epoch) == (1, 2)
     assert best.protocol.key.replace(" best ", " last ") == last.protocol.key
-    (line,) = re.findall(r"^best \(epoch 1\) - last \(epoch 2\), in points: (.*)$", printed, re.MULTILINE)
+    (line,) = re.findall(r"^best \(epoch 2\) - last \(epoch 3\), in points: (.*)$", printed, re.MULTILINE)
     gaps = {stage: float(value) for stage, value in re.findall(r"(\S+) ([+-][\d.]+) ±", line)}
     expected = {stage: 100 * (share - last.accuracies[stage]) for stage, share in best.accuracies.items()}
     assert gaps == pytest.approx(expected, abs=0.005)
@@ -97,6 +100,21 @@ def test_an_epoch_that_is_best_and_last_has_no_gap(natural_net, experiment, eval
     assert code == OK
     assert "pgd20 +0.00 ± 0.00" in printed
     assert Evaluation.load(tmp_path / "out-last.json").protocol.checkpoint == "last"
+
+
+def test_a_run_whose_file_of_subsets_is_gone_is_evaluated(run_folder, natural_net, experiment, evaluate, tmp_path):
+    file = tmp_path / "subsets.json"
+    file.write_text(json.dumps({"subsets": {"some": training_indices(experiment().data)[:20].tolist()}}))
+    subset = {"file": str(file), "name": "some", "treatment": "drop"}
+    settings = experiment({"model.width": 8, "data.subset": subset})
+    saved = checkpoint.save(tmp_path / "run", settings, natural_net, {}, EpochRecord(1, 0.0, {}))
+    file.unlink()
+    assert evaluate(saved, *PGD, "--output", "gone.json")[0] == OK
+    assert evaluate(run_folder, *PGD, "--output", "whole.json")[0] == OK
+    assert Evaluation.load(tmp_path / "gone.json").flags == Evaluation.load(tmp_path / "whole.json").flags
+    protocol = protocol_for(settings, Confirm(attack="clean", samples=20), "best", "held-out")
+    evaluate_shard(str(saved), asdict(protocol), 0, 20, str(tmp_path / "run"), 1, 0)
+    assert len(list((tmp_path / "run" / "shards").glob("*.json"))) == 1
 
 
 def test_foreign_weights_get_the_flags_of_the_same_net_as_a_run(run_folder, weights, evaluate, tmp_path):
@@ -138,6 +156,19 @@ def test_a_model_of_the_users_own_code_is_attacked_and_its_softmax_warned_of(eva
     assert found.foreign.architecture.startswith("net.py:factory ")
     (tmp_path / "net.py").write_text("from torch import nn\ndef factory():\n    return nn.Flatten()\n")
     assert "expected logits [20, 10]" in refused(evaluate, *words, "--allow-code")
+
+
+def test_a_model_that_hides_its_gradient_is_attacked_by_square_alone(evaluate, tmp_path):
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\n\n\nclass Hidden(nn.Sequential):\n"
+        "    def __init__(self):\n        super().__init__(nn.Flatten(), nn.Linear(64, 10))\n\n"
+        "    @torch.no_grad()\n    def forward(self, images):\n        return super().forward(images)\n"
+    )
+    words = ("--model", "net.py:Hidden", "--allow-code", "--data", "digits:8", "-n", "20", "--attack")
+    assert "model: has no gradient at the images" in refused(evaluate, *words, "autoattack")
+    code, printed, _ = evaluate(*words, "square")
+    assert code == OK
+    assert re.search(r"^square +\d", printed, re.MULTILINE)
 
 
 def test_signs_of_masking_are_printed_and_kept(natural_net, evaluate, tmp_path):

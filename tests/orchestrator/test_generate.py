@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import weakref
 from dataclasses import fields
 from pathlib import Path
 
@@ -14,11 +15,12 @@ import yaml
 
 from orchestrator.cli import main
 from orchestrator.exit_codes import BAD_INPUT, OK
+from orchestrator.generation import making
 from search_spaces.generation import INITS, Generation, load_generation, shipped_generations
 from trainers import checkpoint
 from trainers.config import parse
 from trainers.data.extra import read_extra
-from trainers.generation.starts import STARTS, Settings
+from trainers.generation.starts import STARTS, Settings, pca
 from trainers.problems import InvalidInput
 from trainers.records import EpochRecord
 
@@ -98,6 +100,24 @@ def test_a_missing_shard_alone_is_made_again_and_the_same(generate):
     assert all(np.array_equal(one, other) for one, other in zip(before, images_of(), strict=True))
 
 
+def test_of_many_classes_one_is_fitted_at_a_time_and_the_images_are_the_same(generate, monkeypatch):
+    generate()
+    kept, fits, most = images_of(), [], 0
+
+    def counted(images, settings):
+        nonlocal most
+        draw = pca(images, settings)
+        fits.append(weakref.ref(draw))
+        most = max(most, sum(fit() is not None for fit in fits))
+        return draw
+
+    monkeypatch.setitem(STARTS, "pca", counted)
+    monkeypatch.setattr(making, "_CLASSES_KEPT", 9)
+    generate("--output", "frugal")
+    assert (len(fits), most) == (2 * 10, 1)
+    assert all(np.array_equal(one, other) for one, other in zip(kept, images_of(folder="frugal"), strict=True))
+
+
 def test_seeds_give_other_images_and_what_decides_them_is_not_confused(generate):
     generate()
     first = images_of()[0]
@@ -118,6 +138,16 @@ def test_the_same_weights_on_other_images_are_not_taken_for_what_was_made(genera
     assert not np.array_equal(first, images_of()[0])
     main(["generate", f"net={tmp_path / 'theirs.pt'}", *QUICK, *foreign[:-1], "digits:16"])
     assert images_of()[0].shape == (30, 16, 16, 1)
+
+
+def test_a_model_without_parameters_draws_and_is_seen(generate, tmp_path):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\n\nclass Columns(nn.Module):\n"
+        "    def forward(self, images):\n        return 5 * images.flatten(1)[:, 20:30]\n"
+    )
+    words = ("--model", "net.py:Columns", "--allow-code", "--data", "digits:8", "--no-track")
+    assert main(["generate", *words, "--per-class", "2", "--steps", "4"]) == OK
+    assert main(["lens", *words, "--attack", "pgd20", "-n", "10"]) == OK
 
 
 def test_a_setting_of_one_start_does_not_make_the_others_again(generate):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.journal import JOURNAL_FILE, Journal, Run, trial_key
+from orchestrator.journal import EVALUATION_FILE, JOURNAL_FILE, Journal, Run, trial_key
 from search_spaces.study import Study, parse_study
 from trainers.evaluation.result import Evaluation, Flags, Protocol
 from trainers.problems import InvalidInput
@@ -175,6 +175,21 @@ def test_a_broken_line_is_named_every_time_and_nothing_is_read_past_it(tmp_path:
     file.write_bytes(whole.encode() + b"\xff\n")
     with pytest.raises(InvalidInput, match=JOURNAL_FILE):
         Journal(journal.folder).runs()
+
+
+@pytest.mark.parametrize("content", ["", '{"protocol": {"data"', "[]", "{}", '{"protocol": {}, "flags": []}', "\udcff"])
+def test_an_evaluation_that_is_torn_is_named_with_its_file(content: str, tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path / "s", STUDY)
+    file = propose(journal, 0) / EVALUATION_FILE
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content.encode(errors="surrogateescape"))
+    for _ in range(2):
+        with pytest.raises(
+            InvalidInput, match=r"trials/0000/evaluation\.json: can't be read .*; restore it, or remove"
+        ):
+            journal.runs()
+    file.unlink()
+    assert journal.runs()[0].evaluation is None
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{}"])

@@ -12,7 +12,15 @@ from torch.nn import functional as F
 
 from trainers.attacks.linf import uniform_start
 from trainers.attacks.pgd import margin
-from trainers.catalog.attacks import AUTOATTACK, attack_label, canonical, evaluation_passes, stages
+from trainers.catalog.attacks import (
+    AUTOATTACK,
+    STAGES,
+    attack_label,
+    canonical,
+    evaluation_passes,
+    needs_gradients,
+    stages,
+)
 from trainers.evaluation.classifier import check_classifier
 from trainers.evaluation.gradient import GRADIENT_ATTACKS, cw, margin_t, pgd_restarts
 from trainers.evaluation.ranges import evaluate_range, fixed_subset
@@ -253,18 +261,58 @@ class Fixed(nn.Module):
         (lambda n: torch.zeros(n), r"\[3\] for 3 images"),
         (lambda n: torch.zeros(n, 10, dtype=torch.long), "int64"),
         (lambda n: (torch.zeros(n, 10), None), "returns tuple"),
+        (lambda n: torch.zeros(n, 10, dtype=torch.bfloat16), "torch.bfloat16; expected torch.float32"),
+        (lambda n: torch.zeros(n, 10, dtype=torch.double), "torch.float64; expected torch.float32"),
         (lambda n: torch.full((n, 10), torch.inf), "not finite"),
         (lambda n: torch.randn(n, 10), "answers differently when asked again"),
+        (
+            lambda n: torch.zeros(n, 9) @ torch.zeros(9, 10).double(),
+            r"fails on float32 images \[3, 1, 8, 8\].*same dtype",
+        ),
     ],
 )
 def test_what_cannot_be_attacked_is_refused(make, message):
     with pytest.raises(InvalidInput, match=f"model: .*{message}"):
-        check_classifier(Fixed(make), torch.zeros(3, 1, 8, 8), 10)
+        check_classifier(Fixed(make), torch.zeros(3, 1, 8, 8), 10, gradients=False)
+
+
+class Rounding(nn.Module):
+    """Preprocessing that lets no gradient through, before a net whose parameters have one."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, images):
+        return self.net((images.detach() * 16).round() / 16)
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_a_gradient_that_is_cut_off_is_refused_where_it_is_followed_alone(trainable, natural_net, digits):
+    model = Rounding(copy.deepcopy(natural_net).requires_grad_(trainable))
+    assert check_classifier(model, digits[0][:3], 10, gradients=False) == ()
+    with pytest.raises(InvalidInput, match=r"model: has no gradient at the images.*--attack square"):
+        check_classifier(model, digits[0][:3], 10, gradients=True)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_what_a_model_can_not_do_with_a_gradient_is_said_of_it(natural_net, digits):
+    class InPlace(Rounding):
+        def forward(self, images):
+            return self.net(images.mul_(1))
+
+    with pytest.raises(InvalidInput, match=r"model: fails on .*in-place"):
+        check_classifier(InPlace(natural_net), digits[0][:3], 10, gradients=True)
+
+
+def test_square_and_no_attack_need_no_gradient():
+    assert not any(map(needs_gradients, ("clean", "square")))
+    assert all(map(needs_gradients, (*sorted(set(STAGES) - {"square"}), "autoattack", "pgd20,square")))
 
 
 def test_probabilities_are_warned_of_and_logits_are_not(natural_net, digits):
     images = digits[0][:20]
-    assert check_classifier(natural_net, images, 10) == ()
-    (warning,) = check_classifier(nn.Sequential(natural_net, nn.Softmax(1)), images, 10)
+    assert check_classifier(natural_net, images, 10, gradients=True) == ()
+    (warning,) = check_classifier(nn.Sequential(natural_net, nn.Softmax(1)), images, 10, gradients=True)
     assert "looks like probabilities" in warning
-    assert check_classifier(nn.Sequential(natural_net, nn.LogSoftmax(1)), images, 10) == ()
+    assert check_classifier(nn.Sequential(natural_net, nn.LogSoftmax(1)), images, 10, gradients=True) == ()

@@ -29,6 +29,16 @@ def test_a_run_says_on_what_it_computes(tmp_path: Path, capsys: pytest.CaptureFi
     assert " passes per image on the CPU, " in first
 
 
+def test_a_run_that_diverges_says_so_and_what_may_help(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["data.size=8", "data.train_samples=256", "optimizer.batch_size=8", "model.width=4", "epochs=1"]
+    # Every step multiplies the weights by -8, until float32 overflows.
+    rates = ["optimizer.learning_rate=10", "optimizer.weight_decay=0.9", "schedule.name=constant"]
+    assert main([*words, *rates, "--run-dir", str(tmp_path / "run")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: diverged: the loss is not finite at epoch 1, step ")
+    assert "lower optimizer.learning_rate" in error
+
+
 def test_a_place_that_can_not_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     assert main(["data.size=8", "epochs=1", "--run-dir", str(tmp_path / "file" / "run")]) == 3

@@ -13,6 +13,7 @@ from trainers.data.batches import TrainingBatches
 from trainers.data.digits import decode
 from trainers.data.images import cut, load_splits, training_indices
 from trainers.data.subset import read_subset, subset_hash
+from trainers.evaluation.ranges import evaluation_images, fixed_subset
 from trainers.loop import fit
 from trainers.models.build import build_model
 from trainers.problems import InvalidInput
@@ -168,6 +169,16 @@ def test_a_file_that_changes_afterwards_is_refused(treated, indices, file):
     file.write_text(json.dumps({"subsets": {"some": indices[:-1]}}))
     for use in (load_splits, check_available):
         assert "another subset than the one" in refusal(lambda use=use: use(settings.data))
+
+
+@pytest.mark.parametrize("treatment", ["drop", "no_perturb"])
+def test_neither_test_nor_held_out_images_need_the_file(treatment, treated, splits, file):
+    data = treated(treatment).data
+    file.unlink()
+    for name, images in (("test", splits.test), ("held-out", splits.validation)):
+        found, expected = evaluation_images(data, 40, name), fixed_subset(images, 40)
+        assert torch.equal(found.images, expected.images)
+        assert torch.equal(found.labels, expected.labels)
 
 
 def test_what_a_file_may_not_hold(treated, file, tmp_path):

@@ -92,6 +92,11 @@ def stages(attack: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+def needs_gradients(attack: str) -> bool:
+    """Whether a stage behind a name or a list follows the gradient at the images: all but Square do."""
+    return any(stage != "square" for stage in stages(attack))
+
+
 def canonical(attack: str) -> str:
     """One spelling for each sequence of stages, so that equal evaluations have equal protocol keys."""
     return ",".join(stages(attack)).replace(",".join(AUTOATTACK), "autoattack") or "clean"

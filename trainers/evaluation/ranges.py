@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from trainers.catalog.attacks import stages
-from trainers.data.images import ImageSet
+from trainers.config import Data
+from trainers.data.images import ImageSet, load_splits
 from trainers.evaluation.autoattack import autoattack_stage
 from trainers.evaluation.gradient import GRADIENT_ATTACKS
 from trainers.evaluation.result import Flags, Protocol
@@ -77,6 +78,16 @@ def _withstand(
         if len(disputed):
             standing[disputed] = _withstand(model, others, pixels[disputed], labels[disputed], stage, protocol, start)
     return standing
+
+
+def evaluation_images(data: Data, samples: int, split: str = "test") -> ImageSet:
+    """The first `samples` of the test images, or of the `held-out` ones, in their fixed order.
+
+    Raises InvalidInput if the data set is not there. A subset of the training images, whose file may be gone, is
+    nothing to either split.
+    """
+    splits = load_splits(data.model_copy(update={"subset": None}))
+    return fixed_subset(splits.validation if split == "held-out" else splits.test, samples)
 
 
 def fixed_subset(test: ImageSet, samples: int) -> ImageSet:

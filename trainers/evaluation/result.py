@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from trainers.problems import InvalidInput
+
 # What `Protocol.precision` may be. Fast: attacks search in bfloat16, the network judges in float32.
 EXACT, FAST = "float32", "bfloat16-search"
 
@@ -133,17 +135,26 @@ class Evaluation:
 
     @classmethod
     def load(cls, file: Path) -> Evaluation:
-        """Inverse of `save`; files from before foreign models and warnings are read too."""
-        content = json.loads(file.read_text())
-        foreign = content.get("foreign")
-        return cls(
-            Protocol(**content["protocol"]),
-            content["experiment_digest"],
-            content["epoch"],
-            Flags.from_plain(content["flags"]),
-            None if foreign is None else ForeignModel(**foreign),
-            tuple(content.get("warnings", ())),
-        )
+        """Inverse of `save`; files from before foreign models and warnings are read too.
+
+        Raises InvalidInput for a file that holds no evaluation.
+        """
+        try:
+            content = json.loads(file.read_text())
+            foreign = content.get("foreign")
+            return cls(
+                Protocol(**content["protocol"]),
+                content["experiment_digest"],
+                content["epoch"],
+                Flags.from_plain(content["flags"]),
+                None if foreign is None else ForeignModel(**foreign),
+                tuple(content.get("warnings", ())),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InvalidInput.single(
+                str(file), f"can't be read ({type(error).__name__}: {error}); restore it, or remove it and evaluate "
+                "again: a study that is resumed makes it anew from its shards"
+            ) from error  # fmt: skip
 
 
 def differences(first: Evaluation, second: Evaluation) -> dict[str, tuple[float, float]]:

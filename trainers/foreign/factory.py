@@ -36,9 +36,9 @@ def factory_architecture(reference: str) -> str:
 def factory_model(reference: str, weights: Path | None, *, allow_code: bool) -> nn.Module:
     """Call the factory, load `weights` strictly if there are any, and return the model in eval mode.
 
-    The factory takes no argument and returns a module that maps images in [0,1] to logits, its input normalization
-    inside. Its file is executed, hence `allow_code`; it may import what lies beside it. The global random state is left
-    as it was. Raises InvalidInput, also for whatever goes wrong in the file.
+    The factory takes no argument and returns a module that maps float32 images in [0,1] to float32 logits, its input
+    normalization inside. Its file is executed, hence `allow_code`; it may import what lies beside it. The global random
+    state is left as it was. Raises InvalidInput, also for whatever goes wrong in the file.
     """
     file, name = split_reference(reference)
     if not allow_code:

@@ -117,12 +117,13 @@ def _held(energies: Tensor, steps: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def class_energies(model: nn.Module, images: ImageSet, batch_size: int) -> tuple[Tensor, Tensor]:
+def class_energies(
+    model: nn.Module, images: ImageSet, batch_size: int, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
     """(mean, standard deviation) [K] of E(x,y) in nats over training images of each class; NaN for an absent class.
 
-    The images may lie elsewhere than the model; a batch at a time goes there.
+    The images may lie elsewhere than the model, which is on `device`; a batch at a time goes there.
     """
-    device = next(model.parameters()).device
     labels, parts = images.labels.to(device), []
     for start in range(0, len(labels), batch_size):
         logits = model(images.floats(start, start + batch_size).to(device))

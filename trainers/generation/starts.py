@@ -7,7 +7,7 @@ Class-wise PCA is that of WEAT (arXiv 2407.06315, section 5); local class-wise P
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,7 +69,7 @@ def local_pca(images: Tensor, settings: Settings) -> Draw:
 
     Starts differ more from one another than those of one PCA and lie further from where images are dense.
     """
-    flat = images.flatten(1)
+    flat, shape = images.flatten(1), images.shape[1:]
     count = min(settings.neighbors, len(flat))
     spread = 0.354 if settings.spread is None else settings.spread
 
@@ -80,14 +80,14 @@ def local_pca(images: Tensor, settings: Settings) -> Draw:
         for own, chosen in zip(torch.split(amounts, _TOGETHER), torch.split(flat[anchors], _TOGETHER), strict=True):
             nearest = torch.cdist(chosen, flat).topk(count, largest=False).indices
             starts.append(_along_leading(flat[nearest].double(), own, settings.variance or 0.95, spread))
-        return torch.cat(starts).view(number, *images.shape[1:]).float().clamp(0, 1)
+        return torch.cat(starts).view(number, *shape).float().clamp(0, 1)
 
     return draw
 
 
 def gaussian(images: Tensor, settings: Settings) -> Draw:
     """N(μ, Σ + 1e-4 I) of one class's images [n, C, H, W], clipped."""
-    flat = images.flatten(1)
+    flat, shape = images.flatten(1), images.shape[1:]
     mean = flat.mean(0)
     # Sums of the centered images with normal amounts have their covariance: no factor of Σ is needed.
     centered = (flat - mean) / math.sqrt(len(flat) - 1)
@@ -95,7 +95,7 @@ def gaussian(images: Tensor, settings: Settings) -> Draw:
     def draw(number: int, generator: torch.Generator) -> Tensor:
         drawn = mean + torch.randn(number, len(centered), generator=generator) @ centered
         ridge = torch.randn(drawn.shape, generator=generator)
-        return (drawn + math.sqrt(_GAUSSIAN_RIDGE) * ridge).view(number, *images.shape[1:]).clamp(0, 1)
+        return (drawn + math.sqrt(_GAUSSIAN_RIDGE) * ridge).view(number, *shape).clamp(0, 1)
 
     return draw
 
@@ -114,18 +114,12 @@ STARTS: dict[str, Callable[[Tensor, Settings], Draw]] = {
 }
 
 
-def starts_of(name: str, images: ImageSet, classes: Iterable[int], settings: Settings) -> dict[int, Draw]:
-    """Class -> how its starts are drawn, from its training images.
-
-    Raises InvalidInput if a class has fewer than two.
-    """
-    draws = {}
-    for label in classes:
-        of_class = images.take(images.labels == label)
-        if len(of_class) < 2:
-            raise InvalidInput.single("--init", f"{name}: class {label} has {len(of_class)} training image(s); needs 2")
-        draws[label] = STARTS[name](to_floats(of_class), settings)
-    return draws
+def starts_of(name: str, images: ImageSet, label: int, settings: Settings) -> Draw:
+    """How starts of a class are drawn, from its training images. Raises InvalidInput if it has fewer than two."""
+    of_class = images.take(images.labels == label)
+    if len(of_class) < 2:
+        raise InvalidInput.single("--init", f"{name}: class {label} has {len(of_class)} training image(s); needs 2")
+    return STARTS[name](to_floats(of_class), settings)
 
 
 def _along_leading(images: Tensor, amounts: Tensor, variance: float, spread: float) -> Tensor:
