@@ -29,7 +29,7 @@ SMOKE = {
     "confirm.top": 1,
     "confirm.seeds": 1,
     "confirm.samples": 8,
-    "confirm.attack": "pgd20",
+    "confirm.attack": "apgd-ce",  # AutoAttack's code, of its attacks the one that is done in seconds
     "experiment.epochs": 1,
     "experiment.attack.warmup_epochs": 0,
     "experiment.data.train_samples": 256,
