@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator.journal import Run
-from orchestrator.report.reading import counting
-from orchestrator.seeds import trials
+from orchestrator.seeds import counting, trials
 from search_spaces.study import Study
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
 from orchestrator.journal import Run
+from trainers.diagnostics.overfitting import ROBUST_ACCURACY
+from trainers.records import EpochRecord
 
 
 @dataclass(frozen=True)
@@ -62,3 +64,17 @@ def spreads(trial: Run) -> list[Spread]:
         return []
     each = [run.objectives for run in trial.over_seeds or (trial,)]
     return [Spread.of(values) for values in zip(*each, strict=True)]
+
+
+def selected(records: Sequence[EpochRecord], rule: str) -> EpochRecord:
+    """The epoch that counts: the last one, or the first of the most robust ones on the held-out slice."""
+    return records[-1] if rule == "last" else max(records, key=lambda record: record.metrics[ROBUST_ACCURACY])
+
+
+def counting(trial: Run, rule: str) -> dict[str, float]:
+    """The metrics of the epoch that counts, means over the seeds of a trial; empty before each has one."""
+    each = [run.records for run in trial.over_seeds or (trial,)]
+    if not all(each):
+        return {}
+    known = [selected(records, rule).metrics for records in each]
+    return {name: fmean(metrics[name] for metrics in known) for name in known[0] if all(name in m for m in known)}

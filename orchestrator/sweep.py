@@ -25,13 +25,12 @@ from orchestrator.journal import Journal, Run, trial_key
 from orchestrator.progress import StudyView
 from orchestrator.reservations import ReleasePlacementGroups
 from orchestrator.search import DriverOnly, Outcome, StudySearcher
-from orchestrator.seeds import trials
+from orchestrator.seeds import selected, trials
 from orchestrator.slots import ProcessSlot, group_slot, record_of
 from orchestrator.stop_rules import Stop
 from search_spaces.stopping import Stopping
 from search_spaces.study import Resources, Study
 from trainers.config import Experiment, parse
-from trainers.diagnostics.overfitting import ROBUST_ACCURACY
 from trainers.origin import Origin
 from trainers.prefix import Sharing
 from trainers.records import EpochRecord, read_records
@@ -204,13 +203,6 @@ def configuration(
     }
 
 
-def selected_record(records: Sequence[EpochRecord], rule: str) -> EpochRecord:
-    """The epoch that counts: the last one, or the first of the most robust ones on the held-out slice."""
-    if rule == "last":
-        return records[-1]
-    return max(records, key=lambda record: (record.metrics[ROBUST_ACCURACY], -record.epoch))
-
-
 def judge_run(
     report: Mapping[str, Any], experiment: Experiment, folder: Path, study: Study, interrupt: Interrupt
 ) -> Outcome | None:
@@ -229,7 +221,7 @@ def judge_run(
     records = read_records(folder)
     if not records or records[-1].epoch + 1 < experiment.epochs:
         return None if interrupt.requested else Outcome("failed", "it ended before its last epoch")
-    chosen = selected_record(records, study.search.checkpoint)
+    chosen = selected(records, study.search.checkpoint)
     objectives = tuple(float(chosen.metrics[name]) for name in study.search.objectives)
     if not all(math.isfinite(value) for value in objectives):
         return Outcome("failed", f"objectives are not finite: {objectives}")
@@ -246,7 +238,7 @@ def stopped_outcome(stop: Stop, records: Sequence[EpochRecord], study: Study) ->
     """
     seen, names = records[: stop.epoch + 1], study.search.objectives
     counts = study.search.checkpoint == "best" and stop.rule != "prune"
-    objectives = tuple(selected_record(seen, "best").metrics[name] for name in names) if counts else ()
+    objectives = tuple(selected(seen, "best").metrics[name] for name in names) if counts else ()
     curve = tuple(record.metrics[names[0]] for record in seen) if len(names) == 1 else ()
     return Outcome("stopped", stop.reason, objectives, curve)
 

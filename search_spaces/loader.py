@@ -33,6 +33,7 @@ SMOKE = {
     "experiment.epochs": 1,
     "experiment.attack.warmup_epochs": 0,
     "experiment.data.train_samples": 256,
+    "experiment.data.holdout": 50,
     "experiment.evaluation.probe_samples": 16,
     "experiment.evaluation.check_every": None,
 }

@@ -88,7 +88,7 @@ def energy_curves(study: Study, runs: Sequence[Run]) -> Figure | None:
 
 @styled
 def pareto_front(study: Study, runs: Sequence[Run]) -> Figure | None:
-    """Held-out clean against robust accuracy of the complete trials; a step line joins those on the front."""
+    """Held-out clean against robust accuracy of the trials that count; a step line joins those on the front."""
     points = outcomes(study, runs)
     if not points:
         return None
@@ -97,13 +97,14 @@ def pareto_front(study: Study, runs: Sequence[Run]) -> Figure | None:
     front = sorted({(100 * point.clean, 100 * point.robust) for point in points if point.on_front})
     clean, robust = [100 * point.clean for point in points], [100 * point.robust for point in points]
     _scatter(axes, points, clean, robust)
-    # The line goes on to both edges: everything below and left of it is dominated.
     axes.margins(0.08)
-    left, bottom = axes.get_xlim()[0], axes.get_ylim()[0]
-    steps = [(left, front[0][1]), *front, (front[-1][0], bottom)]
-    axes.plot(*zip(*steps, strict=True), drawstyle="steps-pre", color=MUTED, linewidth=1, zorder=1)
-    axes.set_xlim(left=left)
-    axes.set_ylim(bottom=bottom)
+    if front:
+        # The line goes on to both edges: everything below and left of it is dominated.
+        left, bottom = axes.get_xlim()[0], axes.get_ylim()[0]
+        steps = [(left, front[0][1]), *front, (front[-1][0], bottom)]
+        axes.plot(*zip(*steps, strict=True), drawstyle="steps-pre", color=MUTED, linewidth=1, zorder=1)
+        axes.set_xlim(left=left)
+        axes.set_ylim(bottom=bottom)
     label_points(
         figure,
         axes,
@@ -111,7 +112,9 @@ def pareto_front(study: Study, runs: Sequence[Run]) -> Figure | None:
     )
     axes.set_xlabel("clean accuracy, held out [%]")
     axes.set_ylabel(f"robust accuracy [%]\nheld out, PGD-10, ε = {evaluation_epsilon(runs)}")
-    handles = [*_outcome_legend(points), Line2D([], [], color=MUTED, linewidth=1, label="Pareto front")]
+    handles = _outcome_legend(points)
+    if front:
+        handles.append(Line2D([], [], color=MUTED, linewidth=1, label="Pareto front"))
     figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 3))
     return figure
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 
+from orchestrator.constraints import feasible
 from orchestrator.journal import Run
-from orchestrator.seeds import Spread, spreads, trials
+from orchestrator.seeds import Spread, counting, spreads, trials
 from search_spaces.study import Study
 from trainers import catalog
 from trainers.config import Evaluation, Experiment
 from trainers.diagnostics.overfitting import CLEAN_ACCURACY, DELTA_ENERGY, ROBUST_ACCURACY, Onset, onsets, warnings
 from trainers.diagnostics.phases import Phases, phases
-from trainers.records import EpochRecord
 
 _EPOCHS_WITH_PHASES = 30
 _NAMES = {
@@ -38,7 +37,10 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where a complete trial ended, on held-out images at the checkpoint that counts; accuracies are fractions."""
+    """Where a complete trial ended, on held-out images at the checkpoint that counts; accuracies are fractions.
+
+    The front is that of the trials which meet the study's constraints.
+    """
 
     trial: int
     method: str
@@ -84,26 +86,9 @@ def curve(run: Run, metric: str) -> tuple[list[int], list[float]]:
     return [epoch for epoch, _ in points], [value for _, value in points]
 
 
-def selected(run: Run, rule: str) -> EpochRecord | None:
-    """The epoch that counts: the `last`, or the `best` (most robust on held-out images, the earlier of equals)."""
-    measured = [record for record in run.records if ROBUST_ACCURACY in record.metrics]
-    if not measured:
-        return None
-    return measured[-1] if rule == "last" else max(measured, key=lambda record: record.metrics[ROBUST_ACCURACY])
-
-
 def objectives(study: Study, trial: Run) -> dict[str, Spread]:
     """Objective -> value over the seeds of a trial that counts; empty for any other."""
     return dict(zip(study.search.objectives, spreads(trial), strict=False))
-
-
-def counting(trial: Run, rule: str) -> dict[str, float]:
-    """The metrics of the epoch that counts, means over the seeds of a trial; empty before each has one."""
-    each = [selected(run, rule) for run in trial.over_seeds or (trial,)]
-    known = [record.metrics for record in each if record is not None]
-    if len(known) < len(each):
-        return {}
-    return {name: fmean(metrics[name] for metrics in known) for name in known[0] if all(name in m for m in known)}
 
 
 def overfitting(run: Run) -> list[Onset]:
@@ -172,7 +157,9 @@ def outcomes(study: Study, runs: Sequence[Run]) -> list[Outcome]:
         values = counting(run, study.search.checkpoint) | means
         if run.objectives and CLEAN_ACCURACY in values and ROBUST_ACCURACY in values:
             ended.append((run, values[CLEAN_ACCURACY], values[ROBUST_ACCURACY]))
-    front = pareto_indices([(clean, robust) for _, clean, robust in ended])
+    allowed = {run.trial for run in feasible(study, runs)}
+    candidates = [(clean, robust) for run, clean, robust in ended if run.trial in allowed]
+    front = {candidates[index] for index in pareto_indices(candidates)}
     return [
         Outcome(
             trial=run.trial,
@@ -182,9 +169,9 @@ def outcomes(study: Study, runs: Sequence[Run]) -> list[Outcome]:
             clean=clean,
             robust=robust,
             collapsed=any(collapsed(one) for one in run.over_seeds or (run,)),
-            on_front=index in front,
+            on_front=run.trial in allowed and (clean, robust) in front,
         )
-        for index, (run, clean, robust) in enumerate(ended)
+        for run, clean, robust in ended
     ]
 
 

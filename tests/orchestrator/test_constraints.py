@@ -11,7 +11,9 @@ import pytest
 from orchestrator.confirm import choose
 from orchestrator.constraints import feasible, limits, violations
 from orchestrator.journal import Journal, Run
+from orchestrator.report import figures
 from orchestrator.report.plates import plates
+from orchestrator.report.reading import outcomes
 from orchestrator.report.sections import all_trials
 from orchestrator.report.summary import headlines
 from orchestrator.report.tables import trial_rows
@@ -131,6 +133,14 @@ def test_a_report_says_who_meets_the_constraints_and_calls_nobody_else_the_best(
     free = made_up_study()
     assert "Most robust on held-out images: trial 1 " in " ".join(headlines(free, known))
     assert "Constraints" not in all_trials(free, trial_rows(free, known))
+
+
+@pytest.mark.parametrize(("least", "front"), [(0.0, [0, 1, 2]), (0.89, [0, 2]), (0.895, [0, 2]), (0.99, [])])
+def test_the_front_is_that_of_the_trials_that_meet_the_constraints(least, front, tmp_path):
+    of = study(at_least=least)
+    known = runs(of, tmp_path)
+    assert [outcome.trial for outcome in outcomes(of, known) if outcome.on_front] == front
+    assert figures.pareto_front(of, known) is not None
 
 
 def test_captions_count_complete_trials_apart_from_stopped_ones_that_count(tmp_path):
