@@ -129,6 +129,26 @@ class Journal:
         """The study as it was started last."""
         return parse_study(read_yaml(self.folder / STUDY_FILE))
 
+    def check_defaults(self, study: Study) -> None:
+        """Raise InvalidInput if this version would train a trial otherwise than it was begun: a default has changed.
+
+        The study file says what its author wrote; the journal has every run with all that was filled in.
+        """
+        for run in self.runs():
+            now = study.experiment_for(run.values).model_copy(update={"seed": run.experiment.seed})
+            if run.kind == "confirmation" or now.digest() == run.experiment.digest():
+                continue
+            then, today = (dict(by_path(experiment.identity())) for experiment in (run.experiment, now))
+            raise InvalidInput(
+                Problem(
+                    f"experiment.{field}",
+                    f"{today.get(field)!r} is the default of this version, but {run.key} was begun with "
+                    f"{then.get(field)!r}; write that into {self.folder / STUDY_FILE} to go on",
+                )
+                for field in then | today
+                if then.get(field) != today.get(field)
+            )
+
     @property
     def identity(self) -> str:
         """A unique id: tracking finds its own runs by it."""

@@ -76,6 +76,8 @@ def run_study(
     with only_driver(folder), listening(console.print) as interrupt:
         # A confirmation may differ from the one that the study was started with.
         journal = Journal.create(folder, study) if search else Journal.open(folder)
+        if search:
+            journal.check_defaults(study)
         for notice in study.notices:
             console.print(f"note: {notice}", style="yellow", soft_wrap=True, markup=False)
         at_work = False

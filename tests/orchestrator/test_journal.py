@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator.journal import EVALUATION_FILE, JOURNAL_FILE, Journal, Run, trial_key
 from search_spaces.study import Study, parse_study
+from trainers.config import apply_values, parse
 from trainers.evaluation.result import Evaluation, Flags, Protocol
 from trainers.problems import InvalidInput
 from trainers.records import RECORDS_FILE, EpochRecord, append_record
@@ -159,6 +160,27 @@ def test_what_may_not_change_is_refused_with_its_field_and_both_values(tmp_path:
     assert said["confirm.top"].startswith(f"1, but the study in {tmp_path / 's'} has 3; use another name")
     assert "['fgsm', 'trades']" in said["space.method.name.choices"]
     assert Journal.open(tmp_path / "s").study() == held
+
+
+def test_a_run_that_was_begun_with_other_defaults_is_named_with_what_to_write(tmp_path: Path) -> None:
+    study = study_with(space={"method.name": ["fgsm", "sat"]})
+    journal = Journal.create(tmp_path / "s", study)
+    point = {"method.name": "sat"}
+    today = study.experiment_for(point)
+    journal.propose(0, point, today, seed=1)
+    journal.check_defaults(study)
+    raw = apply_values(today.to_dict(), {"evaluation.probe_samples": 1024, "seed": 3})
+    journal.propose(1, point, parse(raw), seed=3)
+    with pytest.raises(InvalidInput) as refused:
+        journal.check_defaults(study)
+    said = {problem.field: problem.message for problem in refused.value.problems}
+    assert list(said) == ["experiment.evaluation.probe_samples"]
+    assert "but trial-0001-seed3 was begun with 1024; write that into" in said["experiment.evaluation.probe_samples"]
+    told = {"evaluation": {"epsilon": 0.1, "probe_samples": 1024}, "epochs": 9}
+    fixed = study_with(space={"method.name": ["fgsm", "sat"]}, experiment=told)
+    (journal.folder / "study.yaml").write_text(fixed.to_yaml())
+    with pytest.raises(InvalidInput, match="trial-0000-seed1 was begun with 512"):
+        Journal.open(journal.folder).check_defaults(journal.study())
 
 
 def test_a_broken_line_is_named_every_time_and_nothing_is_read_past_it(tmp_path: Path) -> None:
