@@ -53,10 +53,11 @@ def _dominates(a: Sequence[float], b: Sequence[float]) -> bool:
     return all(x >= y for x, y in pairs) and any(x > y for x, y in pairs)
 
 
-def confirm(session: Session) -> None:
+def confirm(session: Session, *, anew: bool) -> None:
     """Train the chosen configurations with fresh seeds and evaluate each run; finished parts are not done again.
 
-    What was evaluated under other settings is evaluated again under these; its shards of before are kept.
+    With `anew`, what was evaluated under other settings is evaluated again under these; its shards of before are kept.
+    Without, it stays: a study that is resumed does not take back what was asked for since.
     """
     study, journal, view = session.study, session.journal, session.view
     candidates = distinct(feasible(study, journal.runs()))
@@ -89,7 +90,7 @@ def confirm(session: Session) -> None:
         for run in journal.runs()
         if run.kind == "confirmation" and run.state == "complete"
         for protocol in [protocol_for(run.experiment, study.confirm, study.search.checkpoint)]
-        if run.evaluation is None or (run.key in wanted and run.evaluation.protocol != protocol)
+        if run.evaluation is None or (anew and run.key in wanted and run.evaluation.protocol != protocol)
     ]
     if waiting:
         view.phase(f"{study.confirm.attack} on {study.confirm.samples} test images for {len(waiting)} runs")

@@ -6,16 +6,14 @@ the trial's records: no trial is decided twice or differently.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler
 
-from orchestrator.journal import Journal, trial_number
+from orchestrator.journal import Journal, trial_key, trial_number
 from orchestrator.search import DriverOnly
 from orchestrator.stop_rules import Stop, overfitting_stop, pruning_stop
 from search_spaces.stopping import Stopping
@@ -67,18 +65,16 @@ class EarlyStopping:
         if pruning is None or len(records) not in pruning.comparisons(trial, experiment.epochs):
             return None
         method, curve = experiment.method.name, [record.metrics[ROBUST_ACCURACY] for record in records]
-        group = f"{method}, bracket {pruning.bracket(trial, experiment.epochs)}"
+        # Of runs with another seed, that seed may be the better one.
+        of_seed = key.removeprefix(trial_key(trial))
+        group = f"{method}, bracket {pruning.bracket(trial, experiment.epochs)}{of_seed}"
         place = records[-1].epoch
         arrived = self._compared.setdefault((group, place), {})
         if key not in arrived:
             self._journal.append("compared", key=key, group=group, epoch=place, value=curve[-1])
             arrived[key] = curve[-1]
-        # Runs of other seeds are the same trial: neither rivals, nor several of another.
-        others: dict[int, list[float]] = {}
-        for other in itertools.takewhile(lambda other: other != key, arrived):
-            if trial_number(other) != trial:
-                others.setdefault(trial_number(other), []).append(arrived[other])
-        return pruning_stop(pruning, method, curve, [fmean(values) for values in others.values()])
+        before = list(arrived)[: list(arrived).index(key)]
+        return pruning_stop(pruning, method, curve, [arrived[other] for other in before])
 
 
 class StopEarly(DriverOnly, FIFOScheduler):

@@ -141,7 +141,7 @@ def _run_phases(session: Session, *, search: bool) -> bool:
                 sweep.search(session)
                 session.interrupt.check()
             if session.study.confirm.top:
-                confirm.confirm(session)
+                confirm.confirm(session, anew=not search)
                 session.interrupt.check()
         except Interrupted:
             return True
@@ -149,10 +149,9 @@ def _run_phases(session: Session, *, search: bool) -> bool:
 
 
 def _trial_slots(study: Study) -> int:
-    """How many worker groups a private Ray may hold at once."""
-    workers = max(study.resources.workers, study.confirm.workers or 1)
-    resources = study.resources.model_copy(update={"workers": workers})
-    return max(local_capacity().concurrent_trials(resources)[0], 1)
+    """How many worker groups a private Ray may hold at once, in the phase that has more."""
+    phases = [study.resources, *([study.confirm_resources] if study.confirm.top else [])]
+    return max(1, *(local_capacity().concurrent_trials(resources)[0] for resources in phases))
 
 
 def _conclude(journal: Journal, study: Study, console: Console, report: Path | None, seconds: float) -> None:

@@ -116,8 +116,12 @@ def make_sampler(search: Search, number: int) -> optuna.samplers.BaseSampler:
         if search.sampler == "cmaes":
             startup = search.startup_trials
             return optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False)
-        # A low-discrepancy sequence is one sequence: it keeps the study's seed.
-        return optuna.samplers.QMCSampler(seed=search.seed, scramble=True)
+        # A low-discrepancy sequence is one sequence: it keeps the study's seed. What the first trial did not have, such
+        # as dimensions under conditions, is not in it.
+        return optuna.samplers.QMCSampler(
+            seed=search.seed, scramble=True, independent_sampler=optuna.samplers.RandomSampler(seed=seed),
+            warn_independent_sampling=False,
+        )  # fmt: skip
 
 
 class _Grid(optuna.samplers.BruteForceSampler):
@@ -258,10 +262,11 @@ class StudySearcher(DriverOnly, Searcher):
         self._annotate(number, "reason", outcome.reason)
         for epoch, value in enumerate(outcome.curve):
             self._optuna._storage.set_trial_intermediate_value(self._storage_id(number), epoch, value)
-        if outcome.violations:
+        # GP wants all of them of every trial, so one whose limit is not known yet is met; CMA-ES complains about any.
+        if outcome.state == "complete" and self._study.search.sampler != "cmaes":
             trial = optuna.trial.Trial(self._optuna, self._storage_id(number))
-            for metric, amount in outcome.violations.items():
-                trial.set_constraint(metric, amount)
+            for metric in self._study.search.constraints:
+                trial.set_constraint(metric, outcome.violations.get(metric, 0.0))
         values = list(outcome.objectives) if outcome.state == "complete" else None
         self._optuna.tell(number, values, state=_STATES[outcome.state], skip_if_finished=True)
 

@@ -19,6 +19,7 @@ from trainers.config import Data, Experiment, Section, apply_values, explain, pa
 from trainers.problems import InvalidInput, Problem
 
 Metric = Literal["val/clean_accuracy", "val/pgd10_accuracy"]
+_POPULATION = 50  # of Optuna's NSGA-II
 OBJECTIVES: tuple[Metric, ...] = ("val/clean_accuracy", "val/pgd10_accuracy")
 
 
@@ -55,6 +56,13 @@ class Search(Section):
         default=False,
         description="take over runs that another study under the same storage has finished; not those on data.extra",
     )
+
+    @field_validator("objectives")
+    @classmethod
+    def _different(cls, objectives: tuple[Metric, ...]) -> tuple[Metric, ...]:
+        if len(set(objectives)) < len(objectives):
+            raise ValueError(f"{objectives[0]} twice: one is enough")
+        return objectives
 
     @field_validator("storage")
     @classmethod
@@ -178,6 +186,11 @@ class Study(Section):
         held_out = dict.fromkeys((data.name, data.size, data.holdout, data.split_seed) for data in self.data)
         if len(held_out) > 1:
             found["space: held-out images differ, yet trials are ranked together: by them, no two compare"] = None
+        population = 50  # Optuna's
+        if self.search.sampler == "nsga2" and self.trials <= population:
+            found[
+                f"search.sampler: nsga2 draws its first {population} trials at random, here all; tpe learns sooner"
+            ] = None
         return list(found)
 
     def to_raw(self) -> dict[str, Any]:

@@ -89,7 +89,8 @@ def test_a_constraint_whose_baseline_recorded_nothing_is_said_not_to_act(tmp_pat
 
 
 def test_optuna_holds_the_violation_and_leaves_the_trial_out_of_its_front(tmp_path):
-    driver = Driver(url(tmp_path, "constrained"), made_up_study(trials=2))
+    constraints = {"val/clean_accuracy": {"at_least": 0.5}}
+    driver = Driver(url(tmp_path, "constrained"), made_up_study(trials=2, constraints=constraints))
     driver.violations = lambda number: {"val/clean_accuracy": 0.1 if number else -0.1}
     driver.run_to_the_end()
     stored = optuna.load_study(study_name="s", storage=url(tmp_path, "constrained"))

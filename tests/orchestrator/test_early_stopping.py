@@ -59,15 +59,14 @@ def test_trials_are_compared_within_their_method_only(journal: Journal, study: S
     assert groups == {("sat, bracket 0", 1), ("fgsm, bracket 0", 1)}
 
 
-def test_runs_of_other_seeds_are_neither_rivals_nor_several_of_another_trial(journal: Journal, study: Study) -> None:
+def test_runs_are_compared_with_those_of_the_same_seed(journal: Journal, study: Study) -> None:
     trials = Trials(journal, study, Stopping(prune=Pruning(rule="median", grace_epochs=2)))
-    for number in (0, 1):
-        for seed, accuracy in enumerate((0.5, 0.7, 0.9)):
+    of_seeds = (0.9, 0.5, 0.1)  # the third is a hard one
+    for number in (0, 1, 2):
+        for seed, accuracy in enumerate(of_seeds):
             assert trials.stopped_at(number, [accuracy] * 3, seed=seed) is None
-    assert trials.stopped_at(2, [0.1] * 3) is None  # the third of its method
-    for seed, accuracy in enumerate((0.75, 0.72)):  # the others' means are 0.7, 0.7 and 0.1
-        assert trials.stopped_at(3, [accuracy] * 3, seed=seed) is None
-    assert trials.stopped_at(3, [0.65] * 3, seed=2) == 1
+    assert [trials.stopped_at(3, [accuracy] * 3, seed=seed) for seed, accuracy in enumerate(of_seeds)] == [None] * 3
+    assert [trials.stopped_at(4, [0.3] * 3, seed=seed) for seed in range(3)] == [1, 1, None]
 
 
 def test_a_new_driver_decides_as_the_one_that_died_would_have(journal: Journal, study: Study) -> None:

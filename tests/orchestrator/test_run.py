@@ -13,6 +13,7 @@ import pytest
 
 from orchestrator import run
 from orchestrator.cli import main
+from orchestrator.cluster import Capacity, NodeCapacity
 from orchestrator.journal import Journal
 from search_spaces.study import Study, parse_study
 from trainers.problems import InvalidInput
@@ -98,3 +99,14 @@ def test_a_folder_that_was_renamed_is_the_one_that_is_worked_in(
     os.chdir(tmp_path / where)
     assert drive(verb, folder)[0] == str(tmp_path / "kept")
     assert not (tmp_path / "tiny").exists()
+
+
+@pytest.mark.parametrize(
+    ("workers", "confirming", "top", "slots"), [(2, 4, 3, 4), (4, 2, 3, 4), (2, 8, 3, 4), (2, 4, 0, 4), (1, 1, 0, 8)]
+)
+def test_there_are_as_many_slots_as_either_phase_fills(
+    workers: int, confirming: int, top: int, slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "local_capacity", lambda: Capacity((NodeCapacity(8, 0),), private=True))
+    raw = {"name": "s", "resources": {"workers": workers}, "confirm": {"workers": confirming, "top": top}}
+    assert run._trial_slots(parse_study(raw)) == slots

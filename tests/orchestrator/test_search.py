@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import fmean
@@ -368,6 +369,50 @@ def test_two_studies_of_one_name_do_not_meet_in_one_database(tmp_path: Path) -> 
 
 
 @pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2", "qmc", "gp"])
+def test_dimensions_under_conditions_are_drawn_anew_in_every_trial(sampler: str, tmp_path: Path) -> None:
+    raw = {
+        "name": "s",
+        "experiment": {"epochs": 2, "evaluation": {"epsilon": 0.1}},
+        "space": {
+            "attack.epsilon": {"low": 0.1, "high": 0.3},
+            "method.name": ["fgsm", "fgsm_der"],
+            "method.regularizer.beta": {"low": 1, "high": 60, "log": True, "when": {"method.name": "fgsm_der"}},
+        },
+        "search": {"sampler": sampler, "trials": 16, "start": [{"method.name": "fgsm", "attack.epsilon": 0.2}]},
+    }
+    driver = Driver(url(tmp_path, "conditions"), parse_study(raw))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        driver.run_to_the_end()
+    drawn = [values["method.regularizer.beta"] for values in driver.proposed.values() if len(values) == 3]
+    assert len(set(drawn)) == len(drawn) > 3
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp", "cmaes"])
+def test_a_limit_that_becomes_known_in_mid_study_suits_every_sampler(sampler: str, tmp_path: Path) -> None:
+    objectives = ["val/pgd10_accuracy"]
+    constraints = {"val/clean_accuracy": {"baseline": 0}, "val/pgd10_accuracy": {"at_least": 0.1}}
+    raw = {
+        "name": "s",
+        "experiment": {"epochs": 2, "evaluation": {"epsilon": 0.1}},
+        "space": {"attack.epsilon": {"low": 0.1, "high": 0.3}, "optimizer.learning_rate": {"low": 0.01, "high": 0.1}},
+        "search": {
+            "sampler": sampler, "trials": 8, "startup_trials": 2, "objectives": objectives, "constraints": constraints,
+            "start": [{"attack.epsilon": 0.2}],
+        },
+    }  # fmt: skip
+    driver = Driver(url(tmp_path, "limits"), parse_study(raw))
+    driver.judge_values = lambda epsilon: (1 - epsilon,)
+    driver.violations = lambda number: (
+        {"val/pgd10_accuracy": -0.1} | ({"val/clean_accuracy": 0.1} if number > 3 else {})
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        driver.run_to_the_end()
+    assert (driver.problems, len(driver.proposed)) == ([], 8)
+
+
 @pytest.mark.parametrize("sampler", ["qmc", "grid"])
 def test_a_sampler_that_optuna_calls_experimental_is_made_without_a_word(sampler: str) -> None:
     make_sampler(made_up_study().search.model_copy(update={"sampler": sampler}), 0)

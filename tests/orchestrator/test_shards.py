@@ -77,7 +77,7 @@ def test_a_run_that_fails_is_left_out_with_its_reason_until_it_can_be_evaluated(
     with cluster.connect(None, trial_slots=1) as capacity:
         session = Session(STUDY, journal, capacity, StudyView(Console(width=500)), Interrupt(print))
         with broken(journal.confirmation_folder(1, 1)):
-            confirm(session)
+            confirm(session, anew=False)
         first, second = (run(journal, confirmation_key(number, 1)) for number in (0, 1))
         assert first.evaluation is not None
         assert (second.evaluation, first.not_evaluated) == (None, "")
@@ -98,10 +98,18 @@ def test_a_run_that_fails_is_left_out_with_its_reason_until_it_can_be_evaluated(
         assert "model.safetensors" in run(journal, trial_key(0)).not_evaluated
 
         session = replace(session, study=STUDY)
-        confirm(session)
+        confirm(session, anew=False)
         climb(replace(session, study=laddered), trials(journal.runs()))
         assert not any(run.not_evaluated for run in journal.runs())
         assert all(run.evaluation is not None for run in journal.runs() if run.kind == "confirmation")
+
+        raw = STUDY.to_raw()
+        raw["confirm"] |= {"samples": 20}
+        asked, resumed = replace(session, study=parse_study(raw)), replace(session, study=STUDY)
+        for settings, anew, samples in ((asked, False, 40), (asked, True, 20), (resumed, False, 20)):
+            confirm(settings, anew=anew)
+            found = [run.evaluation for run in journal.runs() if run.kind == "confirmation"]
+            assert [evaluation.protocol.samples for evaluation in found if evaluation is not None] == [samples] * 2
 
 
 def with_ladder(study: Study) -> Study:

@@ -184,6 +184,7 @@ def test_a_study_may_search_nothing():
             "resources.gpus_per_worker",
             "confirm.workers is 2",
         ),
+        ({"search": {"objectives": ["val/pgd10_accuracy"] * 2}}, "search.objectives", "one is enough"),
         ({"space": {"evaluation.epsilon": [0.1]}}, "space.evaluation.epsilon", "do not compare"),
         ({"space": {"method.gamma": [0.1]}}, "space.method.gamma", "unknown field"),
         ({"space": {"epochs": {"low": 3}}}, "space.epochs", "low and high"),
@@ -245,6 +246,15 @@ def test_pruning_is_refused_whatever_makes_trials_differ_in_length(space):
     search = {"trials": 2, "stop": {"prune": {"rule": "asha", "grace_epochs": 3}}}
     found = complaint(experiment={"data": {"name": "cifar10"}}, space=space, search=search)
     assert "different lengths" in found["search.stop.prune"]
+
+
+@pytest.mark.parametrize(("trials", "noticed"), [(50, True), (51, False)])
+def test_a_genetic_search_within_its_first_population_is_said_to_be_random(trials, noticed):
+    search = {"sampler": "nsga2", "trials": trials}
+    notices = parse_study(
+        {"name": "s", "space": {"seed": {"low": 0, "high": 99, "integer": True}}, "search": search}
+    ).notices
+    assert any("nsga2" in notice for notice in notices) == noticed
 
 
 def test_the_length_of_trials_is_that_of_their_recipe():
