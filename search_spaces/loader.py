@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ import yaml
 
 from search_spaces.study import Study, parse_study
 from trainers import yaml_text
-from trainers.config import apply_overrides, apply_values
-from trainers.problems import InvalidInput, unknown_name
+from trainers.config import apply_values, read_overrides
+from trainers.problems import InvalidInput, Problem, unknown_name
 
 _FOLDER = Path(__file__).parent
 
@@ -55,7 +56,38 @@ def load_study(source: str | Path, overrides: list[str] | None = None, *, smoke:
     raw = read_yaml(path)
     if smoke:
         raw = apply_values(raw, SMOKE | {"name": f"{raw.get('name', path.stem)}-smoke"})
-    return parse_study(apply_overrides(raw, overrides or []))
+    values = read_overrides(overrides or [])
+    study = parse_study(_with_dimensions(apply_values(raw, _outside_space(values)), values))
+    always = {f"experiment.{dimension.path}": dimension.path for dimension in study.space if not dimension.when}
+    idle = {path: always[path] for path in values if path in always}
+    if idle:
+        raise InvalidInput(
+            Problem(path, f"has no effect, for it varies: set space.{varied}") for path, varied in idle.items()
+        )
+    return study
+
+
+def _outside_space(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {path: value for path, value in values.items() if not path.startswith("space.")}
+
+
+def _with_dimensions(raw: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """With `space.attack.epsilon` or `space.attack.epsilon.low` set: the names of dimensions have dots themselves."""
+    space = raw.get("space") or {}
+    if not isinstance(space, Mapping):
+        return dict(raw)
+    space = dict(space)
+    for path in (path.removeprefix("space.") for path in values if path.startswith("space.")):
+        value, known = values[f"space.{path}"], [name for name in space if f"{path}.".startswith(f"{name}.")]
+        name = max(known, key=len, default=path)
+        field, _, condition = path.removeprefix(name).removeprefix(".").partition(".")
+        if not field:
+            space[name] = value
+            continue
+        fields = dict(space[name]) if isinstance(space[name], Mapping) else {}
+        fields[field] = {**(fields.get(field) or {}), condition: value} if condition else value
+        space[name] = fields
+    return {**raw, "space": space}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

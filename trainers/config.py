@@ -379,14 +379,18 @@ def by_path(content: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def apply_overrides(raw: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:
     """Apply `key.path=value` words of a command line to a nested dict; values are read as YAML."""
-    result = copy.deepcopy(dict(raw))
-    for word in overrides:
+    return apply_values(raw, read_overrides(overrides))
+
+
+def read_overrides(words: list[str]) -> dict[str, Any]:
+    """Dotted path -> value, of `key.path=value` words; values are read as YAML. Raises InvalidInput."""
+    values = {}
+    for word in words:
         path, equals, text = word.partition("=")
         if not equals or not path:
             raise InvalidInput.single(word, "expected key=value, for example attack.epsilon=8/255")
         try:
-            value = read_yaml(text)
+            values[path] = read_yaml(text)
         except yaml.YAMLError:
             raise InvalidInput.single(path, f"{text!r} can't be read as YAML") from None
-        set_path(result, path, value)
-    return result
+    return values

@@ -339,6 +339,26 @@ def test_a_file_that_is_no_table_is_refused_by_its_name(content, tmp_path):
         load_study(path)
 
 
+def test_words_of_the_command_line_reach_into_the_space(tmp_path):
+    file = tmp_path / "s.yaml"
+    file.write_text(yaml.safe_dump(STUDY, sort_keys=False))
+    words = [
+        "space.method.regularizer.beta.low=3", "space.optimizer.batch_size={low: 8, high: 16, integer: true}",
+        "space.method.regularizer.beta.when.method.regularizer.samples=abnormal", "space.attack.epsilon=[4/255, 2/255]",
+        "space.seed=[0, 1]",
+    ]  # fmt: skip
+    found = {dimension.path: dimension for dimension in load_study(file, words).space}
+    beta = found["method.regularizer.beta"]
+    assert (beta.low, beta.high, beta.log, beta.when) == (3, 300, True, {"method.regularizer.samples": ("abnormal",)})
+    assert found["attack.epsilon"].choices == ("4/255", "2/255")
+    assert (found["optimizer.batch_size"].high, found["seed"].choices) == (16, (0, 1))
+    with pytest.raises(InvalidInput, match=r"experiment.attack.epsilon: has no effect, .* set space.attack.ep"):
+        load_study(file, ["experiment.attack.epsilon=2/255"])
+    load_study(file, ["experiment.method.regularizer.beta=4"])  # where its condition does not hold
+    with pytest.raises(InvalidInput, match=r"space.attack.epsilon.low"):
+        load_study(file, ["space.attack.epsilon.low=x"])
+
+
 def test_a_key_that_is_given_twice_is_named_with_its_lines(tmp_path):
     path = tmp_path / "twice.yaml"
     path.write_text("name: twice\nsearch:\n  trials: 2\n  seed: 1\n  trials: 200\n")
