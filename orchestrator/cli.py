@@ -80,15 +80,18 @@ app.add_typer(job, name="job")
 
 @app.command()
 def resume(
-    folder: Annotated[Path, typer.Argument(help="a study folder, e.g. runs/quickstart")], address: Address = None
+    folder: Annotated[Path, typer.Argument(help="a study folder, e.g. runs/quickstart")],
+    address: Address = None,
+    data_dir: DataDir = None,
 ) -> None:
     """Continue an interrupted study: finished trials stay, unfinished ones go on from their checkpoints."""
     from orchestrator.journal import Journal
     from orchestrator.run import relative, run_study
 
     journal = Journal.open(folder)
+    study = journal.study() if data_dir is None else journal.study().with_data_in(data_dir)
     again = ["resume", relative(journal.folder), *_options(address=address)]
-    raise typer.Exit(run_study(journal.study(), journal.folder, address, plain_console(), again=again))
+    raise typer.Exit(run_study(study, journal.folder, address, plain_console(), again=again))
 
 
 @app.command()
@@ -99,6 +102,7 @@ def confirm(
     attack: Annotated[str | None, typer.Option(help=f"{ATTACK_HELP}; default: the study's")] = None,
     samples: Annotated[int | None, typer.Option(help="test images; default: the study's")] = None,
     address: Address = None,
+    data_dir: DataDir = None,
 ) -> None:
     """Train the best configurations of a study again with fresh seeds and attack them on the test set."""
     from orchestrator.journal import Journal
@@ -107,9 +111,11 @@ def confirm(
 
     journal = Journal.open(folder)
     given = {"top": top, "seeds": seeds, "attack": attack, "samples": samples}
-    raw = journal.study().to_raw()
+    study = journal.study() if data_dir is None else journal.study().with_data_in(data_dir)
+    raw = study.to_raw()
     raw["confirm"] |= {name: value for name, value in given.items() if value is not None}
     again = ["confirm", relative(journal.folder), *_options(**given, address=address)]
+    again += [] if data_dir is None else ["--data-dir", str(data_dir.absolute())]
     raise typer.Exit(run_study(parse_study(raw), journal.folder, address, plain_console(), again=again, search=False))
 
 

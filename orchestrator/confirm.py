@@ -100,7 +100,8 @@ def confirm(session: Session, *, anew: bool) -> None:
 
 def _job(session: Session, beginnings: Beginnings, run: Run, seed: int) -> dict[str, Any]:
     """A trial again with another seed, prepared and recorded when it is about to be issued."""
-    key, experiment, journal = confirmation_key(run.trial, seed), with_seed(run.experiment, seed), session.journal
+    key, journal = confirmation_key(run.trial, seed), session.journal
+    experiment = with_seed(session.study.located(run.experiment), seed)
     folder = journal.confirmation_folder(run.trial, seed)
     origin = beginnings.begin(experiment, folder)
     journal.confirm(run.trial, seed, run.values, experiment, origin)

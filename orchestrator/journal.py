@@ -35,8 +35,8 @@ from trainers.records import EpochRecord, Follower, RecordsFollower, append_line
 STUDY_FILE, IDENTITY_FILE, JOURNAL_FILE = "study.yaml", "study.json", "journal.jsonl"
 EVALUATION_FILE = "evaluation.json"
 _KINDS = ("trial", "repeat", "confirmation")
-# More trials, or fewer, is no contradiction: the total is counted anew.
-_CHANGEABLE = ("search.trials", "resources.", "tracking.")
+# More trials, or fewer, is no contradiction: the total is counted anew. Data may have moved.
+_CHANGEABLE = ("search.trials", "resources.", "tracking.", "experiment.data.directory", "experiment.data.download")
 _Version = tuple[int, int, int]
 
 

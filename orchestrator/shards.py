@@ -14,7 +14,7 @@ from orchestrator.devices import reserved_device
 from orchestrator.journal import Run
 from search_spaces.study import Confirm
 from trainers import catalog
-from trainers.config import Experiment
+from trainers.config import Data, Experiment
 from trainers.evaluation.consistency import with_warnings
 from trainers.evaluation.result import Evaluation, Flags, Protocol
 
@@ -86,9 +86,10 @@ def evaluate_on_ray(session: Session, wanted: Sequence[tuple[Run, Protocol]]) ->
     for run, protocol in wanted:
         left[run.key] = len(protocol.ranges())
         folder = str(checkpoint_folder(run.folder, protocol.checkpoint))
+        data = session.study.located(run.experiment).data.model_dump_json()
         for start, stop in protocol.ranges():
             reference = task.remote(
-                folder, asdict(protocol), start, stop, str(run.folder), resources.cpus_per_worker,
+                folder, data, asdict(protocol), start, stop, str(run.folder), resources.cpus_per_worker,
                 resources.gpus_per_worker,
             )  # fmt: skip
             pending[reference] = run, protocol
@@ -136,13 +137,13 @@ def _problem_of(reference: Any) -> str | None:
 
 
 def attempt_shard(
-    checkpoint: str, protocol: dict[str, Any], start: int, stop: int, run_dir: str, threads: int, gpus: float
+    checkpoint: str, data: str, protocol: dict[str, Any], start: int, stop: int, run_dir: str, threads: int, gpus: float
 ) -> str | None:
     """`evaluate_shard`; of an error it keeps the traceback in the run's folder, and returns one line about it."""
     from orchestrator.slots import keep_traceback
 
     try:
-        evaluate_shard(checkpoint, protocol, start, stop, run_dir, threads, gpus)
+        evaluate_shard(checkpoint, data, protocol, start, stop, run_dir, threads, gpus)
     except Exception as error:
         if disk.is_full(error):
             raise
@@ -151,9 +152,9 @@ def attempt_shard(
 
 
 def evaluate_shard(
-    checkpoint: str, protocol: dict[str, Any], start: int, stop: int, run_dir: str, threads: int, gpus: float
+    checkpoint: str, data: str, protocol: dict[str, Any], start: int, stop: int, run_dir: str, threads: int, gpus: float
 ) -> None:
-    """Attack one range of a split and keep its flags; attacks whose flags were kept are not run again."""
+    """Attack one range of a split of `data` (JSON), and keep its flags: attacks that have them are not run again."""
     from trainers.checkpoint import load
     from trainers.evaluation.ranges import evaluate_range, evaluation_images
 
@@ -166,7 +167,7 @@ def evaluate_shard(
     torch.set_num_threads(threads)
     device = reserved_device(gpus)
     opened = load(Path(checkpoint))
-    images = evaluation_images(opened.experiment.data, wanted.samples, wanted.split).to(device)
+    images = evaluation_images(Data.model_validate_json(data), wanted.samples, wanted.split).to(device)
     unfinished = file.with_suffix(".partial")
     known = _read_flags(unfinished) if unfinished.exists() else None
     file.parent.mkdir(parents=True, exist_ok=True)

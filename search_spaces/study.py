@@ -148,6 +148,18 @@ class Study(Section):
         late = {f"method.{slot}.start": 0.0 for slot, first in experiment.first_epochs.items() if first}
         return parse(apply_values(experiment.to_dict(), late)) if self.smoke and late else experiment
 
+    def with_data_in(self, directory: Path) -> Study:
+        """The same study with its data in another folder."""
+        experiment = apply_values(self.experiment, {"data.directory": str(directory.absolute())})
+        return self.model_copy(update={"experiment": experiment})
+
+    def located(self, experiment: Experiment) -> Experiment:
+        """An experiment of this study with its data where the study has them now: they may have moved."""
+        data = self.experiment.get("data")
+        given = data if isinstance(data, Mapping) else {}
+        place = {"directory": given.get("directory"), "download": given.get("download", False)}
+        return experiment.model_copy(update={"data": experiment.data.model_copy(update=place)})
+
     @property
     def experiments(self) -> list[Experiment]:
         """Those at the corners of the space: every condition holds in one, every extreme is in one."""

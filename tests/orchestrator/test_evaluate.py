@@ -113,7 +113,8 @@ def test_a_run_whose_file_of_subsets_is_gone_is_evaluated(run_folder, natural_ne
     assert evaluate(run_folder, *PGD, "--output", "whole.json")[0] == OK
     assert Evaluation.load(tmp_path / "gone.json").flags == Evaluation.load(tmp_path / "whole.json").flags
     protocol = protocol_for(settings, Confirm(attack="clean", samples=20), "best", "held-out")
-    evaluate_shard(str(saved), asdict(protocol), 0, 20, str(tmp_path / "run"), 1, 0)
+    data = settings.data.model_dump_json()
+    evaluate_shard(str(saved), data, asdict(protocol), 0, 20, str(tmp_path / "run"), 1, 0)
     assert len(list((tmp_path / "run" / "shards").glob("*.json"))) == 1
 
 

@@ -149,6 +149,19 @@ def test_what_may_change_when_a_study_is_started_again_is_kept(tmp_path: Path) -
     assert Journal.open(tmp_path / "s").study() == changed
 
 
+def test_data_that_have_moved_are_looked_for_where_they_are_now(tmp_path: Path) -> None:
+    there = study_with(experiment={"data": {"name": "digits", "directory": "/old"}, "epochs": 9})
+    journal = Journal.create(tmp_path / "s", there)
+    journal.propose(0, {}, there.experiment_for({}))
+    here = there.with_data_in(tmp_path / "new")
+    Journal.create(tmp_path / "s", here).check_defaults(here)
+    study, (run,) = journal.study(), journal.runs()
+    assert (study, run.experiment.data.directory) == (here, "/old")
+    moved = study.located(run.experiment)
+    assert moved.data.directory == str(tmp_path / "new")
+    assert moved.digest() == run.experiment.digest()
+
+
 def test_what_may_not_change_is_refused_with_its_field_and_both_values(tmp_path: Path) -> None:
     held = study_with(search={"trials": 2}, space={"method.name": ["fgsm", "sat"]})
     Journal.create(tmp_path / "s", held)
