@@ -33,6 +33,7 @@ from orchestrator.tracking import (
     uploading,
 )
 from trainers.diagnostics.overfitting import onsets
+from trainers.evaluation.result import Evaluation
 from trainers.pixels import PixelValue
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class Mirror:
         self._run_ids: dict[str, str] = {}
         self._sent: dict[str, int] = {}
         self._closed: dict[str, int] = {}
-        self._evaluated: set[str] = set()
+        self._evaluated: dict[str, Evaluation] = {}
         self._concluded: set[int] = set()
         self._rungs = 0
         self._failed: set[str] = set()
@@ -216,9 +217,10 @@ class Mirror:
     def _send_run(self, run: Run) -> None:
         run_id = self._run_id(run)
         self._send_records(run, run_id)
-        if run.evaluation is not None and run.key not in self._evaluated:
-            self._send_evaluation(run, run_id)
-            self._evaluated.add(run.key)
+        # The journal gives the same object until the file changes: a run may be evaluated again, under other settings.
+        if run.evaluation is not None and run.evaluation is not self._evaluated.get(run.key):
+            self._send_evaluation(run, run.evaluation, run_id)
+            self._evaluated[run.key] = run.evaluation
         # Workers may end an epoch that they had begun when their trial was stopped.
         if run.state != "running" and self._closed.get(run.key) != len(run.records):
             self._close(run, run_id)
@@ -299,11 +301,9 @@ class Mirror:
             figure.savefig(path, dpi=120)
             self._client.log_artifact(run_id, str(path), "figures")
 
-    def _send_evaluation(self, run: Run, run_id: str) -> None:
+    def _send_evaluation(self, run: Run, evaluation: Evaluation, run_id: str) -> None:
         from mlflow.entities import Metric, RunTag
 
-        evaluation = run.evaluation
-        assert evaluation is not None
         file = run.folder / EVALUATION_FILE
         time = int(file.stat().st_mtime * 1000)
         attack = evaluation.protocol.attack.replace(",", "_")  # MLflow takes no comma in a name

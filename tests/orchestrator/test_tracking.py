@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from orchestrator.journal import Journal, trial_key
+from orchestrator.journal import EVALUATION_FILE, Journal, trial_key
 from orchestrator.mirror import Mirror, NotSent
 from orchestrator.tracking import RUN_TAG, log_folder
 from search_spaces.study import Tracking, parse_study
 from tests.conftest import TINY
+from trainers.evaluation.result import Evaluation, Flags, Protocol
 from trainers.loop import fit
 from trainers.ranks import Ranks
 
@@ -224,3 +225,31 @@ def test_what_a_later_start_of_a_study_changed_is_a_tag_beside_what_it_was(uri: 
         client, run = tracked(uri, journal)
         parent = client.get_run(run.data.tags["mlflow.parentRunId"]).data
         assert (parent.params["search.trials"], parent.tags["search.trials"]) == ("20", str(trials))
+
+
+def evaluated(journal: Journal, samples: int) -> None:
+    """The trial as an evaluation of so many images leaves it."""
+    (run,) = journal.runs()
+    protocol = Protocol("digits", "test", samples, "8/255", "pgd20", 0, samples, samples, "best")
+    standing = {"clean": (True,) * samples, "pgd20": (True,) * (samples // 2) + (False,) * (samples - samples // 2)}
+    flags = Flags(0, samples, standing)
+    Evaluation(protocol, run.experiment.digest(), EPOCHS - 1, flags).save(run.folder / EVALUATION_FILE)
+
+
+def test_an_evaluation_that_was_made_again_under_other_settings_takes_the_place_of_the_first(
+    uri: str, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated(journal, 16)
+    mirror = Mirror(journal, uri)
+    mirror.update(ended=False)
+    assert "n=16" in tracked(uri, journal)[1].data.tags["protocol"]
+    evaluated(journal, 33)
+    mirror.update(ended=False)
+    client, run = tracked(uri, journal)
+    assert "n=33" in run.data.tags["protocol"]
+    assert run.data.metrics["test/pgd20_accuracy"] == pytest.approx(16 / 33)
+    sent = Path(client.download_artifacts(run.info.run_id, EVALUATION_FILE))
+    assert sent.read_text() == (journal.runs()[0].folder / EVALUATION_FILE).read_text()
+    # One that has not changed is not sent at every look.
+    monkeypatch.setattr(mirror._client, "log_batch", lambda *_, **__: pytest.fail("sent again"))
+    mirror.update(ended=False)
