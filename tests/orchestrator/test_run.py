@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 from collections.abc import Callable, Iterator
@@ -10,11 +11,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from orchestrator import run
 from orchestrator.cli import main
-from orchestrator.journal import Journal
+from orchestrator.journal import EVALUATION_FILE, Journal
 from search_spaces.study import Study, parse_study
+from tests.orchestrator.made_up import evaluation
 from trainers.problems import InvalidInput
 
 Drive = Callable[..., list[str]]
@@ -98,3 +101,15 @@ def test_a_folder_that_was_renamed_is_the_one_that_is_worked_in(
     os.chdir(tmp_path / where)
     assert drive(verb, folder)[0] == str(tmp_path / "kept")
     assert not (tmp_path / "tiny").exists()
+
+
+@pytest.mark.parametrize("width", [100, 160])
+def test_without_an_attack_the_clean_accuracy_is_printed_once(tmp_path: Path, width: int) -> None:
+    journal, experiment = Journal(tmp_path), parse_study({"name": "tiny"}).experiment_for({})
+    folder = journal.confirm(0, 1, {}, experiment)
+    evaluation(experiment.digest(), {"clean": 85}, "clean").save(folder / EVALUATION_FILE)
+    printed = io.StringIO()
+    run._print_results(journal, Console(file=printed, width=width))
+    (heading,) = [line for line in printed.getvalue().splitlines() if line.startswith("trial")]
+    assert heading.split().count("clean") == 1
+    assert printed.getvalue().count("85.00") == 1
