@@ -109,8 +109,12 @@ def confirm(
     given = {"top": top, "seeds": seeds, "attack": attack, "samples": samples}
     raw = journal.study().to_raw()
     raw["confirm"] |= {name: value for name, value in given.items() if value is not None}
+    study = parse_study(raw)
+    if not study.confirm.top:
+        message = "0: nothing would be confirmed; say how many configurations, at least 1, with --top N"
+        raise InvalidInput.single("confirm.top", message)
     again = ["confirm", relative(journal.folder), *_options(**given, address=address)]
-    raise typer.Exit(run_study(parse_study(raw), journal.folder, address, plain_console(), again=again, search=False))
+    raise typer.Exit(run_study(study, journal.folder, address, plain_console(), again=again, search=False))
 
 
 def _options(**given: object) -> list[str]:

@@ -113,3 +113,15 @@ def test_without_an_attack_the_clean_accuracy_is_printed_once(tmp_path: Path, wi
     (heading,) = [line for line in printed.getvalue().splitlines() if line.startswith("trial")]
     assert heading.split().count("clean") == 1
     assert printed.getvalue().count("85.00") == 1
+
+
+@pytest.mark.parametrize(("top", "words"), [(0, []), (3, ["--top", "0"])])
+def test_a_confirmation_of_nothing_is_refused_before_ray_starts(
+    tmp_path: Path, drive: Drive, capsys: pytest.CaptureFixture[str], top: int, words: list[str]
+) -> None:
+    study = parse_study({"name": "tiny", "confirm": {"top": top}})
+    Journal.create(tmp_path / "tiny", study)
+    assert main(["confirm", "tiny", *words]) == 2
+    said = "confirm.top: 0: nothing would be confirmed; say how many configurations, at least 1, with --top N"
+    assert said in capsys.readouterr().err
+    assert drive("confirm", "tiny", "--top", "2")[-1] == "resume with: orchestrator confirm tiny --top 2"
