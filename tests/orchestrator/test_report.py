@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import re
-import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from orchestrator.journal import STUDY_FILE, Journal, Run
+from orchestrator.journal import Journal, Run
 from orchestrator.report import figures
 from orchestrator.report.figure_data import energy_curve_lines
 from orchestrator.report.importance import parameter_importances
@@ -330,28 +329,6 @@ def test_a_study_that_has_not_begun_has_a_report(tmp_path: Path) -> None:
     for line in ("No trial of 8 has been started yet.", "No epoch has been recorded yet.", "No trial is complete yet."):
         assert line in page
     assert Reader(page).complaints == []
-
-
-@pytest.mark.parametrize(
-    ("storage", "why"),
-    [
-        ("postgresql+psycopg2://me@127.0.0.1:1/db", "port 1 failed: Connection refused."),
-        ("mysql+nosuchdriver://me@127.0.0.1:1/db", "mysql.nosuchdriver."),
-    ],
-)
-def test_a_database_that_is_away_or_has_no_driver_here_costs_one_plate(
-    storage: str, why: str, folder: Path, page: str, tmp_path: Path
-) -> None:
-    copied = Path(shutil.copytree(folder, tmp_path / "collapse"))
-    raw = made_up_study().to_raw()
-    (copied / STUDY_FILE).write_text(parse_study(raw | {"search": raw["search"] | {"storage": storage}}).to_yaml())
-    without = write_report(copied).read_text()
-    assert "Optuna's storage (search.storage) can't be read: " in without
-    assert why in without
-    assert (page.count("<figure"), without.count("<figure")) == (4, 3)
-    assert {file.name for file in (folder / "figures").iterdir()} - {
-        file.name for file in (copied / "figures").iterdir()
-    } == {"parameter_importance.svg", "parameter_importance.csv"}
 
 
 def test_a_torn_curve_has_no_onset(runs: list[Run]) -> None:
