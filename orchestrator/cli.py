@@ -111,12 +111,16 @@ def confirm(
 
     journal = Journal.open(folder)
     given = {"top": top, "seeds": seeds, "attack": attack, "samples": samples}
-    study = journal.study() if data_dir is None else journal.study().with_data_in(data_dir)
-    raw = study.to_raw()
+    held = journal.study() if data_dir is None else journal.study().with_data_in(data_dir)
+    raw = held.to_raw()
     raw["confirm"] |= {name: value for name, value in given.items() if value is not None}
+    study = parse_study(raw)
+    if not study.confirm.top:
+        message = "0: nothing would be confirmed; say how many configurations, at least 1, with --top N"
+        raise InvalidInput.single("confirm.top", message)
     again = ["confirm", relative(journal.folder), *_options(**given, address=address)]
     again += [] if data_dir is None else ["--data-dir", str(data_dir.absolute())]
-    raise typer.Exit(run_study(parse_study(raw), journal.folder, address, plain_console(), again=again, search=False))
+    raise typer.Exit(run_study(study, journal.folder, address, plain_console(), again=again, search=False))
 
 
 def _options(**given: object) -> list[str]:

@@ -33,14 +33,16 @@ from orchestrator.tracking import (
     uploading,
 )
 from trainers.diagnostics.overfitting import onsets
+from trainers.evaluation.result import Evaluation
 from trainers.pixels import PixelValue
 
 if TYPE_CHECKING:
-    from mlflow.entities import RunInfo
+    from mlflow.entities import Run as TrackedRun
 
 logger = logging.getLogger(__name__)
 
 _STUDY_TAG, _PARENT_TAG = "orchestrator.study", "mlflow.parentRunId"
+_CLOSED_TAG = "orchestrator.closed"  # with how many records
 _INTERVAL_SECONDS = 2.0
 _RETRY_SECONDS = 15.0
 _PATIENCE_SECONDS = 2 * UPLOAD_SECONDS  # what one update may lose to things that fail
@@ -101,15 +103,15 @@ class Mirror:
         self._study = journal.study()
         self._client = connected(uri)
         self._experiment = find_experiment(self._client, uri, self._study.tracking.experiment)
-        self._parent = self._find_or_create(journal.identity, self._study.name, "study", {}).run_id
+        self._parent = self._find_or_create(journal.identity, self._study.name, "study", {}).info.run_id
         self._client.update_run(self._parent, status="RUNNING")
         known = self._client.get_run(self._parent).data
         self._settings = known.params | known.tags  # as earlier starts of the study left them
         self._described = False
         self._run_ids: dict[str, str] = {}
         self._sent: dict[str, int] = {}
-        self._closed: dict[str, int] = {}
-        self._evaluated: set[str] = set()
+        self._closed: dict[str, tuple[int, str, str]] = {}
+        self._evaluated: dict[str, Evaluation] = {}
         self._concluded: set[int] = set()
         self._rungs = 0
         self._failed: set[str] = set()
@@ -161,7 +163,7 @@ class Mirror:
 
     # Runs
 
-    def _find_or_create(self, identity: str, name: str, kind: str, tags: Mapping[str, str]) -> RunInfo:
+    def _find_or_create(self, identity: str, name: str, kind: str, tags: Mapping[str, str]) -> TrackedRun:
         everything = {RUN_TAG: identity, KIND_TAG: kind, _STUDY_TAG: self._study.name, **tags}
         return find_or_create(self._client, self._experiment, identity, name, everything)
 
@@ -172,14 +174,13 @@ class Mirror:
             name = f"{run.key} {method}"
             identity = f"{self._journal.identity}/{run.key}"
             tracked = self._find_or_create(identity, name, run.kind, {_PARENT_TAG: self._parent})
-            if run.state == "complete" and tracked.status == "FINISHED":
-                # Another process sent everything: a run is closed last.
+            if _is_closed(run, tracked):
                 self._sent[run.key] = len(run.records)
-                self._closed[run.key] = len(run.records)
+                self._closed[run.key] = _ending(run)
             else:
-                self._log_start(run, tracked.run_id)
+                self._log_start(run, tracked.info.run_id)
             # Known from here on only: what an outage cut short is done again.
-            known[run.key] = tracked.run_id
+            known[run.key] = tracked.info.run_id
         return known[run.key]
 
     def _log_start(self, run: Run, run_id: str) -> None:
@@ -216,13 +217,14 @@ class Mirror:
     def _send_run(self, run: Run) -> None:
         run_id = self._run_id(run)
         self._send_records(run, run_id)
-        if run.evaluation is not None and run.key not in self._evaluated:
-            self._send_evaluation(run, run_id)
-            self._evaluated.add(run.key)
+        # The journal gives the same object until the file changes: a run may be evaluated again, under other settings.
+        if run.evaluation is not None and run.evaluation is not self._evaluated.get(run.key):
+            self._send_evaluation(run, run.evaluation, run_id)
+            self._evaluated[run.key] = run.evaluation
         # Workers may end an epoch that they had begun when their trial was stopped.
-        if run.state != "running" and self._closed.get(run.key) != len(run.records):
+        if run.state != "running" and self._closed.get(run.key) != _ending(run):
             self._close(run, run_id)
-            self._closed[run.key] = len(run.records)
+            self._closed[run.key] = _ending(run)
 
     def _send_records(self, run: Run, run_id: str) -> None:
         from mlflow.entities import Metric
@@ -242,7 +244,7 @@ class Mirror:
 
         found = onsets(run.records, run.experiment)
         time = int(run.records[-1].time * 1000) if run.records else 0
-        tags = [RunTag("reason", run.reason or run.state)]
+        tags = [RunTag("reason", _ending(run)[2])]
         tags += [RunTag(name, value) for name, value in origin_tags(run).items()]
         tags += [RunTag(f"overfitting.{o.kind}", "confirmed" if o.confirmed else "unconfirmed") for o in found]
         metrics = [Metric(f"overfitting/{onset.kind}_epoch", onset.epoch, time, onset.epoch) for onset in found]
@@ -259,6 +261,8 @@ class Mirror:
                     self._client.log_artifacts(run_id, str(folder), f"checkpoints/{name}")
             if run.records:
                 self._log_energy_figure(run, run_id)
+        # After all that it stands for: uploads of many runs are not to be done again at each start.
+        self._client.set_tag(run_id, _CLOSED_TAG, str(len(run.records)))
         self._client.set_terminated(run_id, _STATUS[run.state])
 
     def _send_spreads(self, trial: Run) -> None:
@@ -299,11 +303,9 @@ class Mirror:
             figure.savefig(path, dpi=120)
             self._client.log_artifact(run_id, str(path), "figures")
 
-    def _send_evaluation(self, run: Run, run_id: str) -> None:
+    def _send_evaluation(self, run: Run, evaluation: Evaluation, run_id: str) -> None:
         from mlflow.entities import Metric, RunTag
 
-        evaluation = run.evaluation
-        assert evaluation is not None
         file = run.folder / EVALUATION_FILE
         time = int(file.stat().st_mtime * 1000)
         attack = evaluation.protocol.attack.replace(",", "_")  # MLflow takes no comma in a name
@@ -339,6 +341,19 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
         elif key in ("weighting", "regularizer"):
             # An empty slot is a value to compare by; any other field that is not set is not a parameter.
             yield f"{path}.name", "none"
+
+
+def _ending(run: Run) -> tuple[int, str, str]:
+    """With how many records a run has ended, how, and why. One that was not complete may go on and end again."""
+    return len(run.records), run.state, run.reason or run.state
+
+
+def _is_closed(run: Run, tracked: TrackedRun) -> bool:
+    """Whether another process sent everything, the uploads too: a run is closed last."""
+    records, state, reason = _ending(run)
+    tags = tracked.data.tags
+    as_now = tags.get(_CLOSED_TAG) == str(records) and tags.get("reason") == reason
+    return tracked.info.status == _STATUS.get(state) and (as_now or state == "complete")
 
 
 def origin_tags(run: Run) -> dict[str, str]:

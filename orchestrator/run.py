@@ -180,7 +180,7 @@ def _print_results(journal: Journal, console: Console) -> None:
         stages = list(rows[0].accuracies)
         wide = console.width >= 120
         if not wide:
-            stages = [stages[0], stages[-1]]
+            stages = list(dict.fromkeys([stages[0], stages[-1]]))  # without an attack these are one
         console.print(f"\naccuracy in %, mean ± sample std over seeds, best in bold; {protocol.key}", soft_wrap=True)
         table = Table(box=None, pad_edge=False)
         names = {stages[-1]: protocol.attack}

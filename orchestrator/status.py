@@ -41,12 +41,13 @@ def _show(journal: Journal, runs: Sequence[Run], console: Console, *, running: b
     view = StudyView(console)
     for run in runs:
         view.restore(run.key, run.experiment, run.records, run.state)
-    ended = sum(run.state != "running" for run in trials(runs))
+    ended, wanted = sum(run.state != "running" for run in trials(runs)), journal.study().trials
+    # A total may be lowered below what has ended.
+    counted = f"{ended} of {wanted} trials ended" if ended <= wanted else f"{ended} trials ended, of {wanted} wanted"
     confirmations = sum(run.kind == "confirmation" for run in runs)
     console.print(view.table())
     console.print(
-        f"{journal.folder.name}: {ended} of {journal.study().trials} trials ended, "
-        f"{confirmations} confirmations; {_DRIVEN[running]}",
+        f"{journal.folder.name}: {counted}, {confirmations} confirmations; {_DRIVEN[running]}",
         soft_wrap=True,
         markup=False,
     )

@@ -22,6 +22,10 @@ def check_opens(study: Study) -> None:
     url = storage_url(study, Path())
     try:
         optuna.storages.RDBStorage(url)
-    except Exception as error:  # Optuna's or SQLAlchemy's; its cause names the driver or the host that is missing
-        why = str(error.__cause__ or error).strip().split("\n")[0]
-        raise InvalidInput.single("search.storage", f"{url!r} can't be opened: {why}") from error
+    except Exception as error:
+        raise InvalidInput.single("search.storage", f"{url!r} can't be opened: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """What Optuna or SQLAlchemy complains about, in a line: its cause names the driver or the host that is missing."""
+    return str(error.__cause__ or error).strip().split("\n")[0]

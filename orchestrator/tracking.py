@@ -21,7 +21,7 @@ from trainers.problems import InvalidInput
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import RunInfo
+    from mlflow.entities import Run
     from rich.console import Console
 
 RUN_TAG, KIND_TAG = "orchestrator.run", "orchestrator.kind"
@@ -100,7 +100,7 @@ def log_folder(
     client = connected(uri)
     experiment = find_experiment(client, uri, Tracking().experiment)
     tags = {KIND_TAG: kind, RUN_TAG: identity}
-    run_id = find_or_create(client, experiment, identity, name, tags).run_id
+    run_id = find_or_create(client, experiment, identity, name, tags).info.run_id
     client.log_batch(
         run_id,
         params=[Param(key, value) for key, value in params.items()],
@@ -161,7 +161,7 @@ def find_experiment(client: MlflowClient, uri: str, name: str) -> str:
     return str(client.create_experiment(name, artifact_location=location))
 
 
-def find_or_create(client: MlflowClient, experiment: str, identity: str, name: str, tags: Mapping[str, str]) -> RunInfo:
+def find_or_create(client: MlflowClient, experiment: str, identity: str, name: str, tags: Mapping[str, str]) -> Run:
     """The run that is tagged with this identity, made with these tags if there is none."""
     found = client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{identity}'", max_results=1)
-    return found[0].info if found else client.create_run(experiment, run_name=name, tags=dict(tags)).info
+    return found[0] if found else client.create_run(experiment, run_name=name, tags=dict(tags))

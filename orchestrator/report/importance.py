@@ -16,7 +16,7 @@ def parameter_importances(study: Study, storage_url: str) -> Importances:
     """Objective -> parameter -> share in [0,1] (they sum to 1), most important first over all objectives.
 
     Empty with fewer than four complete trials, or if no parameter varied. PED-ANOVA (arXiv 2304.10255) asks what sets
-    the best trials apart from the rest; with few trials it says little.
+    the best trials apart from the rest; with few trials it says little. Raises whatever a database raises that is away.
     """
     if storage_url.startswith("sqlite:///") and not Path(storage_url.removeprefix("sqlite:///")).exists():
         # Optuna would make the file: a report changes nothing.

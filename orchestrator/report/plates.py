@@ -11,9 +11,10 @@ from orchestrator.constraints import feasible
 from orchestrator.journal import Run
 from orchestrator.report import figures
 from orchestrator.report.figure_data import Line, energy_curve_lines, importance_lines, outcome_lines
-from orchestrator.report.importance import MIN_TRIALS, parameter_importances
+from orchestrator.report.importance import MIN_TRIALS, Importances, parameter_importances
 from orchestrator.report.reading import evaluation_epsilon, outcomes
 from orchestrator.seeds import trials
+from orchestrator.storage import reason
 from search_spaces.study import Study
 
 
@@ -33,7 +34,7 @@ def plates(study: Study, runs: Sequence[Run], storage_url: str) -> list[Plate]:
     """All of them, in the order of the page. `storage_url` is Optuna's storage."""
     epsilon, counted = evaluation_epsilon(runs), study.search.checkpoint
     ended = outcomes(study, runs)
-    importances = parameter_importances(study, storage_url)
+    importances, unread = _importances(study, storage_url)
     tried = trials(runs)
     left_out = len(tried) - len(ended)
     # A stopped trial may count with its best epoch; Optuna knows what it told of complete ones only.
@@ -82,8 +83,23 @@ def plates(study: Study, runs: Sequence[Run], storage_url: str) -> list[Plate]:
             "of all. Shares of one objective sum to 100 %. With few trials they say little.",
             figures.parameter_importance(importances),
             importance_lines(importances),
-            f"Needs at least {MIN_TRIALS} complete trials; there are {complete}."
-            if complete < MIN_TRIALS
-            else "No parameter varied, or none set the best trials apart.",
+            _no_importances(complete, unread),
         ),
     ]
+
+
+def _importances(study: Study, storage_url: str) -> tuple[Importances, str]:
+    """What can be said from Optuna's storage, and why it can't be read, if so."""
+    try:
+        return parameter_importances(study, storage_url), ""
+    except Exception as error:
+        # The user's own database may be away, or its driver not installed here: the other plates need neither.
+        return {}, reason(error)
+
+
+def _no_importances(complete: int, unread: str) -> str:
+    if complete < MIN_TRIALS:
+        return f"Needs at least {MIN_TRIALS} complete trials; there are {complete}."
+    if unread:
+        return f"Optuna's storage (search.storage) can't be read: {unread}. Write the report again when it can."
+    return "No parameter varied, or none set the best trials apart."

@@ -34,9 +34,14 @@ def what_was_run(study: Study, runs: Sequence[Run], events: Sequence[Mapping[str
     data = _list(run.experiment.data.name for run in tried)
     models = _list(run.experiment.model.name for run in tried)
     states = Counter(run.state for run in tried)
+    known = len(tried)
+    # A total may be lowered below what has been started.
+    total = (
+        f"{known} of {study.trials} trials" if known <= study.trials else f"{known} trials, of {study.trials} wanted"
+    )
     counted = [f"{states[state]} {state}" for state in (*_STATES, *sorted(set(states) - set(_STATES))) if states[state]]
     sentences = [
-        f"{models} on {data}: {len(tried)} of {study.trials} trials ({', '.join(counted)}), proposed by "
+        f"{models} on {data}: {total} ({', '.join(counted)}), proposed by "
         f"{study.search.sampler}, trained with seed "
         f"{_list(sorted({run.experiment.seed for run in runs if run.kind != 'confirmation'}))}."
     ]

@@ -29,7 +29,7 @@ from orchestrator.report.reading import (
     training_phases,
 )
 from orchestrator.report.style import to_svg
-from orchestrator.report.summary import headlines
+from orchestrator.report.summary import headlines, what_was_run
 from orchestrator.report.tables import Spread, by_protocol, results, to_csv, trial_rows
 from search_spaces.study import parse_study
 from tests.orchestrator.made_up import EPOCHS, made_up_study, record, write_study
@@ -256,6 +256,16 @@ def test_headlines_count_collapses_and_name_the_best(runs: list[Run]) -> None:
         "Most robust on held-out images: trial 1 (FGSM + DER, training ε = 16/255) with 45.00\u00a0%"
     )
     assert "trial 1 (FGSM + DER, training ε = 16/255) with 45.00 ± 2.83\u00a0% under AutoAttack" in said[2]
+
+
+def test_a_total_that_was_lowered_below_what_was_started_is_told_apart(runs: list[Run]) -> None:
+    def told(trials: int) -> str:
+        study = made_up_study()
+        fewer = study.model_copy(update={"search": study.search.model_copy(update={"trials": trials})})
+        return what_was_run(fewer, runs, [])
+
+    assert "6 of 6 trials (4 complete, 1 failed, 1 running), proposed by" in told(6)
+    assert "6 trials, of 5 wanted (4 complete, 1 failed, 1 running), proposed by" in told(5)
 
 
 def test_a_jump_of_energy_without_a_collapse_is_a_warning_beside_the_headlines(runs: list[Run]) -> None:

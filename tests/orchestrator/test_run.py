@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 from collections.abc import Callable, Iterator
@@ -10,12 +11,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from orchestrator import run
 from orchestrator.cli import main
 from orchestrator.cluster import Capacity, NodeCapacity
-from orchestrator.journal import Journal
+from orchestrator.journal import EVALUATION_FILE, Journal
 from search_spaces.study import Study, parse_study
+from tests.orchestrator.made_up import evaluation
 from trainers.problems import InvalidInput
 
 Drive = Callable[..., list[str]]
@@ -110,3 +113,27 @@ def test_there_are_as_many_slots_as_either_phase_fills(
     monkeypatch.setattr(run, "local_capacity", lambda: Capacity((NodeCapacity(8, 0),), private=True))
     raw = {"name": "s", "resources": {"workers": workers}, "confirm": {"workers": confirming, "top": top}}
     assert run._trial_slots(parse_study(raw)) == slots
+
+
+@pytest.mark.parametrize("width", [100, 160])
+def test_without_an_attack_the_clean_accuracy_is_printed_once(tmp_path: Path, width: int) -> None:
+    journal, experiment = Journal(tmp_path), parse_study({"name": "tiny"}).experiment_for({})
+    folder = journal.confirm(0, 1, {}, experiment)
+    evaluation(experiment.digest(), {"clean": 85}, "clean").save(folder / EVALUATION_FILE)
+    printed = io.StringIO()
+    run._print_results(journal, Console(file=printed, width=width))
+    (heading,) = [line for line in printed.getvalue().splitlines() if line.startswith("trial")]
+    assert heading.split().count("clean") == 1
+    assert printed.getvalue().count("85.00") == 1
+
+
+@pytest.mark.parametrize(("top", "words"), [(0, []), (3, ["--top", "0"])])
+def test_a_confirmation_of_nothing_is_refused_before_ray_starts(
+    tmp_path: Path, drive: Drive, capsys: pytest.CaptureFixture[str], top: int, words: list[str]
+) -> None:
+    study = parse_study({"name": "tiny", "confirm": {"top": top}})
+    Journal.create(tmp_path / "tiny", study)
+    assert main(["confirm", "tiny", *words]) == 2
+    said = "confirm.top: 0: nothing would be confirmed; say how many configurations, at least 1, with --top N"
+    assert said in capsys.readouterr().err
+    assert drive("confirm", "tiny", "--top", "2")[-1] == "resume with: orchestrator confirm tiny --top 2"

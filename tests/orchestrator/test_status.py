@@ -40,6 +40,11 @@ def test_it_shows_every_run_and_whether_a_driver_works(tmp_path, capsys):
     assert "2/2" in printed
     assert "1/2" in printed
     assert "seen: 1 of 3 trials ended, 0 confirmations; no driver is running" in printed
+    fewer = study.model_copy(update={"search": study.search.model_copy(update={"trials": 1})})
+    Journal.create(journal.folder, fewer)
+    journal.ended("trial-0001", "stopped", "")
+    assert main(["status", str(journal.folder)]) == 0
+    assert "seen: 2 trials ended, of 1 wanted, 0 confirmations; no driver is running" in capsys.readouterr().out
 
     with open(journal.folder / "lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

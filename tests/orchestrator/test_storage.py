@@ -7,10 +7,12 @@ from pathlib import Path
 import optuna
 import pytest
 
-from orchestrator.journal import Journal
+from orchestrator.journal import STUDY_FILE, Journal
+from orchestrator.report.page import write_report
 from orchestrator.storage import check_opens
 from search_spaces.study import Study, parse_study
 from tests.integration.conftest import STUDY, Command, answer, write_study
+from tests.orchestrator import made_up
 
 __all__ = ["answer"]
 
@@ -60,3 +62,26 @@ def test_a_password_in_it_is_neither_taken_nor_repeated(
     assert result.returncode == 2
     assert "search.storage: has a password in it" in result.stderr
     assert "planted" not in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    ("storage", "why"),
+    [
+        ("postgresql+psycopg2://me@127.0.0.1:1/db", "port 1 failed: Connection refused."),
+        ("mysql+nosuchdriver://me@127.0.0.1:1/db", "mysql.nosuchdriver."),
+    ],
+)
+def test_one_that_is_away_or_has_no_driver_here_costs_a_report_one_plate(
+    storage: str, why: str, tmp_path: Path
+) -> None:
+    folder = made_up.write_study(tmp_path)
+    assert write_report(folder).read_text().count("<figure") == 4
+    before = {file.name for file in (folder / "figures").iterdir()}
+    raw = made_up.made_up_study().to_raw()
+    (folder / STUDY_FILE).write_text(parse_study(raw | {"search": raw["search"] | {"storage": storage}}).to_yaml())
+    page = write_report(folder).read_text()
+    assert page.count("<figure") == 3
+    assert "Optuna's storage (search.storage) can't be read: " in page
+    assert why in page
+    after = {file.name for file in (folder / "figures").iterdir()}
+    assert before - after == {"parameter_importance.svg", "parameter_importance.csv"}

@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from orchestrator.journal import Journal, trial_key
+from orchestrator.journal import EVALUATION_FILE, Journal, trial_key
 from orchestrator.mirror import Mirror, NotSent
 from orchestrator.tracking import RUN_TAG, log_folder
 from search_spaces.study import Tracking, parse_study
 from tests.conftest import TINY
+from trainers.evaluation.result import Evaluation, Flags, Protocol
 from trainers.loop import fit
 from trainers.ranks import Ranks
+from trainers.records import append_record
 
 EPOCHS = 2
 NAMES = ["checkpoints", "environment.json", "experiment.yaml", "figures"]
@@ -98,24 +101,67 @@ def test_an_outage_at_any_call_is_made_up_for_by_the_next_update(
             assert [entry.value for entry in history if entry.step == record.epoch] == [value]
 
 
-def test_a_new_process_sends_nothing_again_of_a_trial_that_is_complete_and_closed(
-    uri: str, journal: Journal, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    journal.ended(trial_key(0), "complete", "", [0.9, 0.5])
-    Mirror(journal, uri).update(ended=False)
-    again = Mirror(Journal(journal.folder), uri)
-    client, run = tracked(uri, journal)
+CALLS = ["log_batch", "log_text", "log_artifacts", "set_tag", "set_terminated"]
+
+
+def watched(mirror: Mirror, run_id: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The calls for this run, as they come, which go through all the same."""
     sent: list[str] = []
-    for call in ("log_batch", "log_text", "log_artifacts", "set_terminated"):
-        monkeypatch.setattr(
-            again._client,
-            call,
-            lambda run_id, *_a, _call=call, **_o: sent.extend([_call] * (run_id == run.info.run_id)),
-        )
+
+    def watch(call: str, made: Callable[..., Any]) -> Callable[..., Any]:
+        def answer(run: str, *arguments: Any, **options: Any) -> Any:
+            sent.extend([call] * (run == run_id))
+            return made(run, *arguments, **options)
+
+        return answer
+
+    for call in CALLS:
+        monkeypatch.setattr(mirror._client, call, watch(call, getattr(mirror._client, call)))
+    return sent
+
+
+@pytest.mark.parametrize(("state", "status"), [("complete", "FINISHED"), ("stopped", "KILLED"), ("failed", "FAILED")])
+def test_a_new_process_sends_nothing_again_of_a_trial_that_has_ended_and_is_closed(
+    state: str, status: str, uri: str, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal.ended(trial_key(0), state, "", [0.9, 0.5])
+    Mirror(journal, uri).update(ended=False)
+    client, run = tracked(uri, journal)
+    again = Mirror(Journal(journal.folder), uri)
+    sent = watched(again, run.info.run_id, monkeypatch)
     again.update(ended=False)
     assert sent == []
-    assert run.info.status == "FINISHED"
+    assert run.info.status == status
     assert len(client.get_metric_history(run.info.run_id, "train/loss")) == EPOCHS
+
+
+def test_a_closed_trial_that_has_gone_on_is_sent_by_the_next_process(
+    uri: str, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal.ended(trial_key(0), "stopped", "")
+    Mirror(journal, uri).update(ended=False)
+    client, run = tracked(uri, journal)
+    (stopped,) = journal.runs()
+    append_record(stopped.folder, replace(stopped.records[-1], epoch=EPOCHS))
+    cut_short = Mirror(Journal(journal.folder), uri)
+
+    def refuse(*_: Any) -> None:
+        raise OSError("too large")
+
+    monkeypatch.setattr(cut_short._client, "log_artifacts", refuse)
+    with pytest.raises(NotSent):
+        cut_short.update(ended=False)
+    again = Mirror(Journal(journal.folder), uri)
+    sent = watched(again, run.info.run_id, monkeypatch)
+    again.update(ended=False)
+    assert sent.count("log_artifacts") == 2  # the best epoch and the last
+    assert len(client.get_metric_history(run.info.run_id, "train/loss")) == EPOCHS + 1
+    # It may also end otherwise, with no record more.
+    for state, reason, status in (("failed", "a", "FAILED"), ("failed", "b", "FAILED"), ("complete", "c", "FINISHED")):
+        journal.ended(trial_key(0), state, reason, [])
+        again.update(ended=False)
+        _, run = tracked(uri, journal)
+        assert (run.info.status, run.data.tags["reason"]) == (status, reason)
 
 
 def test_what_one_run_can_not_send_keeps_no_other_from_being_sent(
@@ -224,3 +270,31 @@ def test_what_a_later_start_of_a_study_changed_is_a_tag_beside_what_it_was(uri: 
         client, run = tracked(uri, journal)
         parent = client.get_run(run.data.tags["mlflow.parentRunId"]).data
         assert (parent.params["search.trials"], parent.tags["search.trials"]) == ("20", str(trials))
+
+
+def evaluated(journal: Journal, samples: int) -> None:
+    """The trial as an evaluation of so many images leaves it."""
+    (run,) = journal.runs()
+    protocol = Protocol("digits", "test", samples, "8/255", "pgd20", 0, samples, samples, "best")
+    standing = {"clean": (True,) * samples, "pgd20": (True,) * (samples // 2) + (False,) * (samples - samples // 2)}
+    flags = Flags(0, samples, standing)
+    Evaluation(protocol, run.experiment.digest(), EPOCHS - 1, flags).save(run.folder / EVALUATION_FILE)
+
+
+def test_an_evaluation_that_was_made_again_under_other_settings_takes_the_place_of_the_first(
+    uri: str, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated(journal, 16)
+    mirror = Mirror(journal, uri)
+    mirror.update(ended=False)
+    assert "n=16" in tracked(uri, journal)[1].data.tags["protocol"]
+    evaluated(journal, 33)
+    mirror.update(ended=False)
+    client, run = tracked(uri, journal)
+    assert "n=33" in run.data.tags["protocol"]
+    assert run.data.metrics["test/pgd20_accuracy"] == pytest.approx(16 / 33)
+    sent = Path(client.download_artifacts(run.info.run_id, EVALUATION_FILE))
+    assert sent.read_text() == (journal.runs()[0].folder / EVALUATION_FILE).read_text()
+    # One that has not changed is not sent at every look.
+    monkeypatch.setattr(mirror._client, "log_batch", lambda *_, **__: pytest.fail("sent again"))
+    mirror.update(ended=False)
