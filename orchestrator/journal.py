@@ -35,8 +35,8 @@ from trainers.records import EpochRecord, Follower, RecordsFollower, append_line
 STUDY_FILE, IDENTITY_FILE, JOURNAL_FILE = "study.yaml", "study.json", "journal.jsonl"
 EVALUATION_FILE = "evaluation.json"
 _KINDS = ("trial", "repeat", "confirmation")
-# More trials, or fewer, is no contradiction: the total is counted anew. Data may have moved.
-_CHANGEABLE = ("search.trials", "resources.", "tracking.", "experiment.data.directory", "experiment.data.download")
+# More trials, or fewer, is no contradiction: the total is counted anew.
+_CHANGEABLE = ("search.trials", "resources.", "tracking.", "experiment.data.download")
 _Version = tuple[int, int, int]
 
 
@@ -337,7 +337,9 @@ def confirmation_key(trial: int, seed: int) -> str:
 
 def _differences(held: Study, given: Study) -> list[tuple[str, str, str]]:
     """What may not change between a start and a resume and did: (dotted field, its value then, its value now)."""
-    old, new = ({field: repr(value) for field, value in by_path(study.to_raw())} for study in (held, given))
+    # Data may have moved.
+    alike = (study.with_data_in(Path("/")).to_raw() for study in (held, given))
+    old, new = ({field: repr(value) for field, value in by_path(raw)} for raw in alike)
     fields = [field for field in old | new if not field.startswith(_CHANGEABLE)]
     return [
         (field, old.get(field, "nothing"), new.get(field, "not given"))

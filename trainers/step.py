@@ -24,15 +24,14 @@ from trainers.randomness import Noise
 class TrainingMethod:
     """What a configured method does in a step. `epsilon` is the training attack's, in pixels of [0,1].
 
-    `in_update_mode`: the attack runs in the update's batch-norm mode. `starts_at_image`: its first gradient is that at
-    the image. `weight_perturbation` is None where the method has none; it acts from the fraction `perturbation_start`
-    of the run.
+    `batch_norm` is the attack's mode. `starts_at_image`: its first gradient is that at the image. `weight_perturbation`
+    is None where the method has none; it acts from the fraction `perturbation_start` of the run.
     """
 
     attacker: Attacker
     objective: Objective
     epsilon: float
-    in_update_mode: bool
+    batch_norm: str
     starts_at_image: bool
     weight_perturbation: Callable[..., dict[str, Tensor]] | None = None
     perturbation_start: float = 0.0
@@ -43,7 +42,7 @@ class TrainingMethod:
 
     def reuses_start(self, progress: float) -> bool:
         """Whether the logits and gradients at the attack's start are those that the update would compute there."""
-        return self.in_update_mode and not self.perturbs(progress)
+        return catalog.sees_attack_as_update(self.batch_norm, perturbed=self.perturbs(progress))
 
 
 def build_method(experiment: Experiment) -> TrainingMethod:
@@ -59,7 +58,7 @@ def build_method(experiment: Experiment) -> TrainingMethod:
         attacker=training_attack(experiment),
         objective=build_objective(method),
         epsilon=float(attack.epsilon),
-        in_update_mode=catalog.sees_attack_as_update(attack.batch_norm, perturbed=False),
+        batch_norm=attack.batch_norm,
         starts_at_image=catalog.INNER[method.inner.name].starts_at_image,
         weight_perturbation=perturb,
         perturbation_start=start,

@@ -150,6 +150,10 @@ def test_what_may_change_when_a_study_is_started_again_is_kept(tmp_path: Path) -
 
 
 def test_data_that_have_moved_are_looked_for_where_they_are_now(tmp_path: Path) -> None:
+    for number, data in enumerate(({}, {"data": "digits"}, {"data": {"name": "digits", "download": True}})):
+        short = study_with(experiment={"epochs": 9} | data)
+        Journal.create(tmp_path / f"{number}", short)
+        Journal.create(tmp_path / f"{number}", short.with_data_in(tmp_path / "new"))
     there = study_with(experiment={"data": {"name": "digits", "directory": "/old"}, "epochs": 9})
     journal = Journal.create(tmp_path / "s", there)
     journal.propose(0, {}, there.experiment_for({}))
