@@ -26,6 +26,7 @@ from trainers.pixels import PixelValue
 from trainers.problems import InvalidInput, Problem, unknown_name
 from trainers.yaml_text import read_yaml
 
+Precision = Literal["float32", "tf32", "bfloat16"]
 Pixels = Annotated[PixelValue, BeforeValidator(PixelValue), PlainSerializer(lambda value: value.plain())]
 
 
@@ -193,8 +194,8 @@ class Experiment(Section):
         None, ge=1, description="keep the checkpoint of every so manyth epoch and of the first, beside the newest"
     )
     evaluation: Evaluation
-    precision: Literal["float32", "tf32", "bfloat16"] = Field(
-        "float32", description="of training (tf32: on GPUs that have it); measuring is float32 always"
+    precision: Precision = Field(
+        "float32", description="of training and of attacks that measure it (tf32: where GPUs have it); float32 judges"
     )
     compile: bool = Field(
         False, description="attack and update by torch.compile: a minute and more first, which long runs win back"

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from trainers.attacks.attacker import Attacker
+from trainers.attacks.linf import Adversarial
 from trainers.data.batches import TrainingBatches
 from trainers.data.images import load_splits
 from trainers.diagnostics.iteration_checks import IterationChecks
-from trainers.diagnostics.measure import EpochMeasurement
+from trainers.diagnostics.measure import EpochMeasurement, respond
 from trainers.loop import fit
+from trainers.models.autocast import Autocast
 from trainers.models.build import build_model
 from trainers.randomness import Noise, generator
 from trainers.step import build_method, train_step
@@ -55,6 +58,38 @@ def test_measurements_on_the_probe_agree_among_themselves(method, experiment, sp
         assert metrics[f"{split}/abnormal_fraction"] == metrics[f"{split}/abnormal_count"] / 64
     assert metrics["probe/clean_accuracy"] == metrics["probe_reference/clean_accuracy"]
     assert metrics["probe/delta_energy/mean"] != metrics["probe_reference/delta_energy/mean"]
+
+
+def test_attacks_search_in_bfloat16_and_float32_judges(splits, alone, natural_net):
+    """An attack that is given away: it only says what it was answered, and moves every pixel by a known amount."""
+    answers = []
+
+    def shift(model, images, labels, *, epsilon, noise, **_):
+        answers.append(model(images).detach())
+        start = (images + 0.5 * epsilon).clamp(0, 1)
+        return Adversarial((images + epsilon).clamp(0, 1), start, model(start), torch.zeros_like(images))
+
+    attacker = Attacker(shift, 0.1, 0.1, 1, "eval")
+    (seen,) = respond(natural_net, splits.validation, [attacker], 256, alone, "bfloat16")
+    pixels = splits.validation.floats()
+    with torch.no_grad():
+        judged = [natural_net((pixels + moved).clamp(0, 1)) for moved in (0, 0.05, 0.1)]
+    for ours, expected in zip((seen.natural, seen.start, seen.adversarial), judged, strict=True):
+        torch.testing.assert_close(ours, expected)  # to some 1e-5; bfloat16 would differ by 1e-2
+    torch.testing.assert_close(torch.cat(answers), Autocast(natural_net)(pixels).detach())
+    assert (torch.cat(answers) - seen.natural).abs().max() > 1e-3
+
+
+def test_what_bfloat16_finds_is_nearly_what_float32_finds(experiment, splits, alone, natural_net):
+    exact, searched = (
+        EpochMeasurement(experiment({"precision": precision}), splits, alone)(natural_net)
+        for precision in ("float32", "bfloat16")
+    )
+    natural = [name for name in exact if "clean" in name or "natural" in name]
+    assert {name: searched[name] for name in natural} == {name: exact[name] for name in natural}
+    assert searched["val/pgd10_accuracy"] == pytest.approx(exact["val/pgd10_accuracy"], abs=0.03)
+    assert searched["probe/delta_energy/mean"] != exact["probe/delta_energy/mean"]
+    assert searched["probe/delta_energy/mean"] == pytest.approx(exact["probe/delta_energy/mean"], rel=0.05)
 
 
 def test_chance_is_the_share_of_the_most_frequent_class(experiment, splits, alone):

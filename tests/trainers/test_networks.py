@@ -113,14 +113,14 @@ def test_what_a_network_counts_is_copied_into_the_average(experiment, alone, mon
 
 
 @pytest.mark.parametrize(("precision", "allowed"), [("float32", False), ("tf32", True), ("bfloat16", False)])
-def test_float32_is_float32_while_training_and_always_while_measuring(
+def test_float32_is_float32_where_attacks_search_and_always_where_logits_are_recorded(
     precision, allowed, experiment, splits, alone, tmp_path, monkeypatch
 ):
     """TF32 is no more than a flag of PyTorch here; on GPUs that have it the flag decides."""
-    seen = {"training": set(), "measuring": set()}
+    seen = {"training": set(), "searching": set(), "judging": set()}
 
     def observed(model, images):
-        kind = "training" if model.training else "measuring"
+        kind = "training" if model.training else "searching" if images.requires_grad else "judging"
         seen[kind].add((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
         return forward(model, images)
 
@@ -128,7 +128,7 @@ def test_float32_is_float32_while_training_and_always_while_measuring(
     monkeypatch.setattr(Normalized, "forward", observed)
     before = torch.backends.cudnn.allow_tf32
     list(fit(experiment({"precision": precision, "epochs": 1}), tmp_path, ranks=alone, splits=splits))
-    assert seen == {"training": {(allowed, allowed)}, "measuring": {(False, False)}}
+    assert seen == {"training": {(allowed,) * 2}, "searching": {(allowed,) * 2}, "judging": {(False, False)}}
     assert torch.backends.cudnn.allow_tf32 == before
 
 

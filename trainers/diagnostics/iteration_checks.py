@@ -34,6 +34,7 @@ class IterationChecks:
         self._attacker = monitor_attack(float(experiment.attack.epsilon), STEPS)
         self._batch_size = experiment.evaluation.batch_size
         self._ranks = ranks
+        self._precision = experiment.precision
         self._measured: dict[str, Tensor] = {}
 
     def after_step(self, model: nn.Module, step: int) -> None:
@@ -41,7 +42,7 @@ class IterationChecks:
         iteration = step + 1
         if self._every is None or iteration % self._every:
             return
-        (seen,) = respond(model, self._images, [self._attacker], self._batch_size, self._ranks)
+        (seen,) = respond(model, self._images, [self._attacker], self._batch_size, self._ranks, self._precision)
         delta_energy, _ = delta_energies(seen.natural, seen.adversarial, seen.labels)
         self._measured[CHECKED_ACCURACY.format(iteration=iteration)] = seen.adversarial_accuracy
         self._measured[CHECKED_DELTA_ENERGY.format(iteration=iteration)] = delta_energy.mean()

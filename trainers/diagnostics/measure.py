@@ -1,8 +1,9 @@
 """What is measured after every epoch: accuracies and energies on fixed samples under fixed attacks.
 
-The model is in eval mode throughout and computes in float32, in the copy that final attacks search in. The random
-numbers of these attacks are the same in every epoch of every run, so curves of one run are smooth and curves of
-different runs compare.
+The model is in eval mode throughout. Attacks search in the precision that the run trains in: in float32 they would take
+as long as an epoch of bfloat16 does. What is recorded comes from logits in float32, of the copy that final attacks
+search in. The random numbers of these attacks are the same in every epoch of every run, so curves of one run are
+smooth and curves of different runs compare.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from torch.nn import functional as F
 
 from trainers.attacks.attacker import Attacker, monitor_attack, training_attack
 from trainers.attacks.linf import batch_norm_mode
-from trainers.config import Experiment
+from trainers.config import Experiment, Precision
 from trainers.data.images import ImageSet, Splits
 from trainers.diagnostics.abnormality import abnormality_statistics
 from trainers.energy import energy_statistics, kl_energy_parts
 from trainers.evaluation.searching import for_search
+from trainers.models.autocast import Autocast
 from trainers.precision import tf32
 from trainers.randomness import Noise, generator
 from trainers.ranks import Ranks
@@ -55,7 +57,9 @@ class EpochMeasurement:
     def __init__(self, experiment: Experiment, splits: Splits, ranks: Ranks) -> None:
         self._probe = fixed_sample(splits.train, experiment.evaluation.probe_samples)
         self._validation = splits.validation
-        self._respond = partial(respond, batch_size=experiment.evaluation.batch_size, ranks=ranks)
+        self._respond = partial(
+            respond, batch_size=experiment.evaluation.batch_size, ranks=ranks, precision=experiment.precision
+        )
         own = training_attack(experiment, batch_norm="eval")
         self._on_probe = (own, monitor_attack(float(experiment.attack.epsilon)))
         self._on_validation = (monitor_attack(float(experiment.evaluation.epsilon)),)
@@ -84,13 +88,20 @@ def fixed_sample(images: ImageSet, count: int) -> ImageSet:
 
 
 def respond(
-    model: nn.Module, images: ImageSet, attackers: Sequence[Attacker], batch_size: int, ranks: Ranks
+    model: nn.Module,
+    images: ImageSet,
+    attackers: Sequence[Attacker],
+    batch_size: int,
+    ranks: Ranks,
+    precision: Precision,
 ) -> list[Responses]:
     """Attack every image of a set with every attacker, each rank its share of a batch, and gather the logits of all.
 
-    The model is in eval mode meanwhile; the flag of every submodule comes back. Attackers meet the same noise, so that
-    of several equal ones one attacks: SAT's own is the PGD-10 that all methods are measured with.
+    Attacks search in `precision`; the logits are those of `model` in float32. It is in eval mode meanwhile; the flag of
+    every submodule comes back. Attackers meet the same noise, so that of several equal ones one attacks: SAT's own is
+    the PGD-10 that all methods are measured with.
     """
+    searched = Autocast(model) if precision == "bfloat16" else model
     different = [attacker for place, attacker in enumerate(attackers) if attacker not in attackers[:place]]
     natural: list[Tensor] = []
     attacked: list[list[tuple[Tensor, Tensor]]] = [[] for _ in different]
@@ -104,10 +115,13 @@ def respond(
                 natural.append(ranks.concatenate(model(pixels)))
             for attacker, parts in zip(different, attacked, strict=True):
                 noise = Noise(generator(pixels.device, _MONITOR_SEED, "monitor", batch), rows, own.start)
-                adversarial = attacker(model, pixels, labels, noise)
+                with tf32(allowed=precision == "tf32"):
+                    adversarial = attacker(searched, pixels, labels, noise)
                 with torch.no_grad():
                     logits = model(adversarial.images)
-                parts.append((ranks.concatenate(adversarial.start_logits), ranks.concatenate(logits)))
+                    exact = precision == "float32"
+                    start_logits = adversarial.start_logits if exact else model(adversarial.start_images)
+                parts.append((ranks.concatenate(start_logits), ranks.concatenate(logits)))
     joined = torch.cat(natural)
     responses = [
         Responses(joined, torch.cat([start for start, _ in parts]), torch.cat([end for _, end in parts]), images.labels)
