@@ -36,8 +36,8 @@ def measure(rounds: int) -> Table:
         "Measurements at an epoch's end",
         f"{the_net()}, {ON_WHAT}; what is measured after every epoch: clean and PGD-10 accuracy of "
         f"{data.holdout} held-out images, energies of {evaluation.probe_samples} training images under the method's "
-        f"own attack and PGD-10, with searches in the precision of training. An epoch is {experiment.steps_per_epoch} steps, "
-        f"from the median of {rounds}.",
+        f"own attack and PGD-10, with searches in the precision of training. An epoch is "
+        f"{experiment.steps_per_epoch} steps, from the median of {rounds}.",
         ("method", "precision", "training of an epoch, s", "measuring, s", "of the whole"),
         tuple(rows),
     )

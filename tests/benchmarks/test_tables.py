@@ -45,9 +45,11 @@ def test_measuring_is_a_share_of_an_epoch(monkeypatch):
     few["data"]["holdout"] = few["evaluation"]["probe_samples"] = 16
     monkeypatch.setattr(diagnostics, "settings_of", lambda _: parse(few))
     monkeypatch.setattr(diagnostics, "METHODS", ("fgsm_rs",))
-    (row,) = diagnostics.measure(1).rows
-    training, measuring = map(float, row[1:3])
-    assert float(row[3].removesuffix("%")) == pytest.approx(100 * measuring / (training + measuring), abs=1)
+    rows = diagnostics.measure(1).rows
+    assert [precision for _, precision, *_ in rows] == ["float32", "bfloat16"]
+    for _, _, *seconds, share in rows:
+        training, measuring = map(float, seconds)
+        assert float(share.removesuffix("%")) == pytest.approx(100 * measuring / (training + measuring), abs=1)
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(90 * 60, "90 min"), (9.6 * 3600, "9.6 h"), (12.2 * 86400, "12 days")])
