@@ -6,6 +6,7 @@ import copy
 import csv
 import json
 from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
@@ -210,6 +211,15 @@ def test_shards_on_ray_give_the_points_of_one_process(measured, foreign, tmp_pat
             assert np.array_equal(points.correct, there[stage].correct)
     names = [sorted(file.name for file in (tmp_path / name / "points").iterdir()) for name in ("here", "there")]
     assert names[0] == names[1]
+
+
+def test_a_network_named_by_a_relative_path_is_loaded_from_any_working_directory(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(runs)
+    (network,) = choose_networks(["a"], rule=None, foreign=Foreign(), data_dir=Path("data"))
+    monkeypatch.chdir(tmp_path)
+    assert network.subject.source.startswith("a/checkpoints/best")
+    assert network.subject.experiment.data.directory == str(runs / "data")
+    network.subject.load()
 
 
 def test_foreign_weights_are_seen_as_the_same_net_of_ours(measured, foreign):
