@@ -22,8 +22,9 @@ from orchestrator.evaluate import settings_of
 from orchestrator.exit_codes import BAD_INPUT, INTERRUPTED, OK
 from orchestrator.lens import measuring
 from orchestrator.lens.networks import Foreign, choose_networks
-from orchestrator.lens.training import abnormal_lines, training_lines
+from orchestrator.lens.training import abnormal_lines, energy_and_error, training_lines
 from orchestrator.lens.verb import lens_protocol
+from orchestrator.report.style import method_colors
 from tests.orchestrator.curves import records
 from trainers import checkpoint
 from trainers.data.images import load_splits, training_indices
@@ -262,6 +263,13 @@ def test_records_of_runs_are_read_with_onsets_and_gaps(runs):
     assert [line["epoch"] for line in found if line["onset"] == "catastrophic"] == [6]
     abnormal = abnormal_lines(networks)
     assert [line["probe/abnormal_energy/mean"] for line in abnormal] == [-3.0, -3.0, "", -3.0, -3.0, -3.0, -3.0]
+
+
+def test_a_network_keeps_its_color_beside_others_that_have_no_records(runs):
+    (foreign,) = choose_networks([str(runs / "b")], rule=None, foreign=Foreign(), data_dir=None)
+    (trained,) = choose_networks([f"net={runs / 'a'}"], rule=None, foreign=Foreign(), data_dir=None)
+    figure = energy_and_error([replace(foreign, name="first", run=None), trained])
+    assert figure.legends[0].legend_handles[0].get_color() == method_colors(["first", "net"])["net"]
 
 
 @pytest.mark.parametrize(
