@@ -75,10 +75,10 @@ def own_subjects(path: Path, rule: str | None, data_dir: Path | None) -> list[Su
 def _own(folder: Path, rule: str | None, data_dir: Path | None) -> Subject:
     from trainers.checkpoint import load
 
-    opened = load(folder)
+    opened = load(folder.absolute())  # it may be loaded again by a Ray worker, which has another working directory
     experiment = opened.experiment
     if data_dir is not None:
-        data = experiment.data.model_copy(update={"directory": str(data_dir)})
+        data = experiment.data.model_copy(update={"directory": str(data_dir.absolute())})
         experiment = experiment.model_copy(update={"data": data})
     epoch = opened.record.epoch
     return Subject(

@@ -6,6 +6,7 @@ The run lands in `--run-dir` (default: runs/<digest>); starting it again continu
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from trainers.yaml_text import read_yaml
 def main(arguments: list[str] | None = None) -> int:
     """Run one experiment and print one line an epoch.
 
-    Exit code 1: the run diverged; 2: bad input, nothing was started; 3: a bad place.
+    Exit code 1: the run diverged; 2: bad input, nothing was started; 3: a bad place, or another process's by now.
     """
     parser = argparse.ArgumentParser(prog="python -m trainers", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("words", nargs="*", metavar="experiment.yaml | key=value")
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     import torch
     import torch.distributed as dist
 
-    from trainers.loop import fit
+    from trainers.loop import TakenOver, fit
     from trainers.ranks import Ranks
     from trainers.reporting import describe, on_device
     from trainers.totals import Diverged
@@ -69,10 +70,15 @@ def main(arguments: list[str] | None = None) -> int:
     except Diverged as error:
         print(f"error: diverged: {error}; lower optimizer.learning_rate or the method's weights", file=sys.stderr)
         return 1
+    except TakenOver as error:
+        print(f"error: {error}; this one has stopped", file=sys.stderr)
+        return 3
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        print(f"error: {error.filename}: {error.strerror}; name another --run-dir, or free this one", file=sys.stderr)
+        # What writes into an open file does not say which it is.
+        where = error.filename or run_dir
+        print(f"error: {where}: {error.strerror}; name another --run-dir, or free this one", file=sys.stderr)
         return 3
     finally:
         if distributed:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -34,8 +35,9 @@ def energy_and_error(networks: Sequence[Network]) -> Figure | None:
         return None
     figure = new_figure(4.9)
     top, bottom = figure.subplots(2, 1, sharex=True)
+    looks = _looks(networks)
     for name, run in runs.items():
-        look = _look(name, runs)
+        look = looks[name]
         for axes, metric, convert in ((top, REFERENCE_DELTA_ENERGY, float), (bottom, ROBUST_ACCURACY, _error)):
             epochs, values = curve(run, metric)
             shown = [convert(value) for value in values]
@@ -60,7 +62,7 @@ def energy_and_error(networks: Sequence[Network]) -> Figure | None:
     bottom.set_ylabel("robust error [%]\nheld-out images")
     _epoch_axis(bottom)
     figure.align_ylabels([top, bottom])
-    figure.legend(handles=_legend(runs, marks=True), loc="outside upper center", ncols=4)
+    figure.legend(handles=_legend(runs, looks, marks=True), loc="outside upper center", ncols=4)
     return figure
 
 
@@ -72,18 +74,19 @@ def abnormal_examples(networks: Sequence[Network]) -> Figure | None:
         return None
     figure = new_figure(5.2)
     grid = figure.subplots(len(ABNORMAL), 1, sharex=True)
+    looks = _looks(networks)
     for axes, (metric, (heading, scale)) in zip(grid, ABNORMAL.items(), strict=True):
         for name, run in runs.items():
             # An epoch without abnormal examples has no mean energy: a gap, not a line across it.
             values = dict(zip(*curve(run, metric), strict=True))
             shown = [scale * values.get(record.epoch + 1, math.nan) for record in run.records]
-            axes.plot([record.epoch + 1 for record in run.records], shown, marker=".", **_look(name, runs))
+            axes.plot([record.epoch + 1 for record in run.records], shown, marker=".", **looks[name])
         axes.set_ylabel(heading)
     for axes in grid[:2]:
         axes.set_ylim(bottom=0)
     _epoch_axis(grid[-1])
     figure.align_ylabels(grid)
-    figure.legend(handles=_legend(runs, marks=False), loc="outside upper center", ncols=4)
+    figure.legend(handles=_legend(runs, looks, marks=False), loc="outside upper center", ncols=4)
     return figure
 
 
@@ -126,9 +129,16 @@ def _runs(networks: Sequence[Network], metric: str) -> dict[str, Run]:
     return {one.name: one.run for one in networks if one.run is not None and curve(one.run, metric)[0]}
 
 
-def _look(name: str, runs: dict[str, Run]) -> dict[str, object]:
-    """A color and, beyond the first seven runs and for those who see few colors, a dash pattern."""
-    return {"color": method_colors(runs)[name], "linestyle": _DASHES[sorted(runs).index(name) % len(_DASHES)]}
+def _looks(networks: Sequence[Network]) -> dict[str, dict[str, Any]]:
+    """Name -> its color in all figures and, beyond the first seven networks and for those who see few colors, a dash.
+
+    Networks without records have a look too: in figures of all networks each keeps its own.
+    """
+    colors = method_colors(network.name for network in networks)
+    return {
+        name: {"color": color, "linestyle": _DASHES[place % len(_DASHES)]}
+        for place, (name, color) in enumerate(colors.items())
+    }
 
 
 def _error(accuracy: float) -> float:
@@ -140,8 +150,8 @@ def _epoch_axis(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
 
 
-def _legend(runs: dict[str, Run], *, marks: bool) -> list[Line2D]:
-    handles = [Line2D([], [], label=name, **_look(name, runs)) for name in sorted(runs)]  # type: ignore[arg-type]
+def _legend(runs: dict[str, Run], looks: Mapping[str, Mapping[str, Any]], *, marks: bool) -> list[Line2D]:
+    handles = [Line2D([], [], label=name, **looks[name]) for name in sorted(runs)]
     if not marks:
         return handles
     kinds = {onset.kind for run in runs.values() for onset in overfitting(run)}

@@ -6,7 +6,7 @@ Accuracies are drawn in percent, energies in nats; epochs count from 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -62,7 +62,7 @@ def energy_curves(study: Study, runs: Sequence[Run]) -> Figure | None:
     shown = [run for run in trials(runs) if curve(run, REFERENCE_DELTA_ENERGY)[0]]
     if not shown:
         return None
-    labels = sorted({method_label(run.experiment) for run in shown})
+    labels, colors = sorted({method_label(run.experiment) for run in shown}), method_colors(_methods(runs))
     many = len(shown) > MANY_TRIALS
     columns = labels if many and len(labels) <= _MAX_COLUMNS else [None]
     figure = new_figure(4.9, _WIDE if len(columns) > 2 else WIDTH)
@@ -70,18 +70,18 @@ def energy_curves(study: Study, runs: Sequence[Run]) -> Figure | None:
     for column, label in enumerate(columns):
         top, bottom = grid[0, column], grid[1, column]
         group = [run for run in shown if label in (None, method_label(run.experiment))]
-        _energy_column(top, bottom, group, shown, thin=many)
+        _energy_column(top, bottom, group, shown, colors, thin=many)
         top.axhline(0, color=MUTED, linewidth=0.8, zorder=1)
         bottom.set_xlabel("epoch")
         bottom.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         if label is not None:
-            top.set_title(label, color=method_colors(labels)[label], fontweight="bold")
+            top.set_title(label, color=colors[label], fontweight="bold")
     delta_energy_axis(grid[0, 0], [value for run in shown for value in curve(run, REFERENCE_DELTA_ENERGY)[1]])
     grid[0, 0].set_ylabel(_DELTA_ENERGY_LABEL + "\ntraining images, PGD-10")
     grid[1, 0].set_ylim(bottom=0)
     grid[1, 0].set_ylabel(f"robust accuracy [%]\nheld out, PGD-10, ε = {evaluation_epsilon(shown)}")
     figure.align_ylabels(grid[:, 0])
-    handles = _curve_legend(shown, with_methods=columns == [None])
+    handles = _curve_legend(shown, {label: colors[label] for label in labels} if columns == [None] else {})
     figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 3 if len(columns) <= 2 else 4))
     return figure
 
@@ -96,7 +96,7 @@ def pareto_front(study: Study, runs: Sequence[Run]) -> Figure | None:
     axes = figure.subplots()
     front = sorted({(100 * point.clean, 100 * point.robust) for point in points if point.on_front})
     clean, robust = [100 * point.clean for point in points], [100 * point.robust for point in points]
-    _scatter(axes, points, clean, robust)
+    _scatter(axes, points, clean, robust, methods=_methods(runs))
     axes.margins(0.08)
     if front:
         # The line goes on to both edges: everything below and left of it is dominated.
@@ -112,7 +112,7 @@ def pareto_front(study: Study, runs: Sequence[Run]) -> Figure | None:
     )
     axes.set_xlabel("clean accuracy, held out [%]")
     axes.set_ylabel(f"robust accuracy [%]\nheld out, PGD-10, ε = {evaluation_epsilon(runs)}")
-    handles = _outcome_legend(points)
+    handles = _outcome_legend(points, methods=_methods(runs))
     if front:
         handles.append(Line2D([], [], color=MUTED, linewidth=1, label="Pareto front"))
     figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 3))
@@ -128,11 +128,12 @@ def accuracy_over_epsilon(study: Study, runs: Sequence[Run]) -> Figure | None:
         return None
     figure = new_figure(3.4)
     axes = figure.subplots()
-    _scatter(axes, points, [point.epsilon_value for point in points], [100 * point.robust for point in points])
-    colors = method_colors(point.method for point in points)
-    for label, color in colors.items():
+    across, up = [point.epsilon_value for point in points], [100 * point.robust for point in points]
+    _scatter(axes, points, across, up, methods=_methods(runs))
+    colors = method_colors(_methods(runs))
+    for label in sorted({point.method for point in points}):
         means = mean_over_epsilon(point for point in points if point.method == label)
-        axes.plot(list(means), [100 * mean for mean in means.values()], color=color, linewidth=1.2, zorder=1)
+        axes.plot(list(means), [100 * mean for mean in means.values()], color=colors[label], linewidth=1.2, zorder=1)
     texts = {point.epsilon_value: point.epsilon for point in points}
     if len(values) <= 8:
         axes.set_xticks(values, [texts[value] for value in values])
@@ -141,7 +142,7 @@ def accuracy_over_epsilon(study: Study, runs: Sequence[Run]) -> Figure | None:
     axes.set_ylabel(
         f"robust accuracy [%], {study.search.checkpoint} epoch\nheld out, PGD-10, ε = {evaluation_epsilon(runs)}"
     )
-    handles = _outcome_legend(points)
+    handles = _outcome_legend(points, methods=_methods(runs))
     figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 3))
     return figure
 
@@ -237,8 +238,14 @@ def mean_over_epsilon(points: Iterable[Outcome]) -> dict[float, float]:
     return {epsilon: math.fsum(groups[epsilon]) / len(groups[epsilon]) for epsilon in sorted(groups)}
 
 
-def _energy_column(top: Axes, bottom: Axes, group: Sequence[Run], shown: Sequence[Run], *, thin: bool) -> None:
-    colors = method_colors(method_label(run.experiment) for run in shown)
+def _methods(runs: Iterable[Run]) -> list[str]:
+    """Of all trials: colors and markers are given out over these, so that no figure gives a method another's."""
+    return [method_label(run.experiment) for run in trials(runs)]
+
+
+def _energy_column(
+    top: Axes, bottom: Axes, group: Sequence[Run], shown: Sequence[Run], colors: Mapping[str, str], *, thin: bool
+) -> None:
     strokes = epsilon_strokes([float(run.experiment.attack.epsilon) for run in shown])
     for run in group:
         color = colors[method_label(run.experiment)]
@@ -278,11 +285,8 @@ def delta_energy_axis(axes: Axes, values: Iterable[float]) -> None:
     axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
 
 
-def _curve_legend(shown: Sequence[Run], *, with_methods: bool) -> list[Line2D]:
-    handles = []
-    if with_methods:
-        colors = method_colors(method_label(run.experiment) for run in shown)
-        handles += [Line2D([], [], color=color, label=label) for label, color in colors.items()]
+def _curve_legend(shown: Sequence[Run], colors: Mapping[str, str]) -> list[Line2D]:
+    handles = [Line2D([], [], color=color, label=label) for label, color in colors.items()]
     texts = {float(run.experiment.attack.epsilon): epsilon_text(run.experiment) for run in shown}
     strokes = epsilon_strokes(list(texts))
     named = sorted(texts) if len(texts) <= 4 else [min(texts), max(texts)]
@@ -304,9 +308,10 @@ def _curve_legend(shown: Sequence[Run], *, with_methods: bool) -> list[Line2D]:
     return handles
 
 
-def _scatter(axes: Axes, points: Sequence[Outcome], across: Sequence[float], up: Sequence[float]) -> None:
-    labels = [point.method for point in points]
-    colors, markers = method_colors(labels), method_markers(labels)
+def _scatter(
+    axes: Axes, points: Sequence[Outcome], across: Sequence[float], up: Sequence[float], *, methods: Sequence[str]
+) -> None:
+    colors, markers = method_colors(methods), method_markers(methods)
     for point, x, y in zip(points, across, up, strict=True):
         axes.plot(
             x, y, linestyle="", marker=markers[point.method], markeredgecolor=colors[point.method], markersize=5.5,
@@ -314,10 +319,11 @@ def _scatter(axes: Axes, points: Sequence[Outcome], across: Sequence[float], up:
         )  # fmt: skip
 
 
-def _outcome_legend(points: Sequence[Outcome]) -> list[Line2D]:
-    colors, markers = method_colors(p.method for p in points), method_markers(p.method for p in points)
+def _outcome_legend(points: Sequence[Outcome], *, methods: Sequence[str]) -> list[Line2D]:
+    colors, markers = method_colors(methods), method_markers(methods)
     handles = [
-        Line2D([], [], linestyle="", marker=markers[label], color=color, label=label) for label, color in colors.items()
+        Line2D([], [], linestyle="", marker=markers[label], color=colors[label], label=label)
+        for label in sorted({point.method for point in points})
     ]
     if any(point.collapsed for point in points):
         handles.append(

@@ -6,6 +6,7 @@ import copy
 import csv
 import json
 from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
@@ -21,8 +22,9 @@ from orchestrator.evaluate import settings_of
 from orchestrator.exit_codes import BAD_INPUT, INTERRUPTED, OK
 from orchestrator.lens import measuring
 from orchestrator.lens.networks import Foreign, choose_networks
-from orchestrator.lens.training import abnormal_lines, training_lines
+from orchestrator.lens.training import abnormal_lines, energy_and_error, training_lines
 from orchestrator.lens.verb import lens_protocol
+from orchestrator.report.style import method_colors
 from tests.orchestrator.curves import records
 from trainers import checkpoint
 from trainers.data.images import load_splits, training_indices
@@ -212,6 +214,15 @@ def test_shards_on_ray_give_the_points_of_one_process(measured, foreign, tmp_pat
     assert names[0] == names[1]
 
 
+def test_a_network_named_by_a_relative_path_is_loaded_from_any_working_directory(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(runs)
+    (network,) = choose_networks(["a"], rule=None, foreign=Foreign(), data_dir=Path("data"))
+    monkeypatch.chdir(tmp_path)
+    assert network.subject.source.startswith("a/checkpoints/best")
+    assert network.subject.experiment.data.directory == str(runs / "data")
+    network.subject.load()
+
+
 def test_foreign_weights_are_seen_as_the_same_net_of_ours(measured, foreign):
     ours, theirs = measured("b"), measured(str(foreign[0]), foreign[1])
     assert all(equal(ours[stage], theirs[stage]) for stage in ours)
@@ -252,6 +263,13 @@ def test_records_of_runs_are_read_with_onsets_and_gaps(runs):
     assert [line["epoch"] for line in found if line["onset"] == "catastrophic"] == [6]
     abnormal = abnormal_lines(networks)
     assert [line["probe/abnormal_energy/mean"] for line in abnormal] == [-3.0, -3.0, "", -3.0, -3.0, -3.0, -3.0]
+
+
+def test_a_network_keeps_its_color_beside_others_that_have_no_records(runs):
+    (foreign,) = choose_networks([str(runs / "b")], rule=None, foreign=Foreign(), data_dir=None)
+    (trained,) = choose_networks([f"net={runs / 'a'}"], rule=None, foreign=Foreign(), data_dir=None)
+    figure = energy_and_error([replace(foreign, name="first", run=None), trained])
+    assert figure.legends[0].legend_handles[0].get_color() == method_colors(["first", "net"])["net"]
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,24 @@ def test_many_trials_get_a_column_a_method(runs: list[Run]) -> None:
     assert [axes.get_title() for axes in figure.axes[:3]] == ["FGSM", "FGSM + DER", "WEAT-ADV"]
 
 
+def test_a_method_looks_the_same_in_figures_that_show_others_or_not(runs: list[Run]) -> None:
+    # Its only trial has curves and no result: it is in the first figure alone.
+    unfinished = parse({"method": "sat", "evaluation": {"epsilon": "8/255"}, "epochs": EPOCHS})
+    tried = [replace(run, experiment=unfinished, objectives=()) if run.trial == 1 else run for run in runs]
+    curves, points, means = (
+        draw(made_up_study(), tried)
+        for draw in (figures.energy_curves, figures.pareto_front, figures.accuracy_over_epsilon)
+    )
+    looks = [
+        {handle.get_label(): (handle.get_color(), handle.get_marker()) for handle in figure.legends[0].legend_handles}
+        for figure in (curves, points, means)
+    ]
+    assert "SAT" in looks[0]
+    assert "SAT" not in looks[1]
+    assert looks[0]["WEAT-ADV"][0] == looks[1]["WEAT-ADV"][0]
+    assert looks[1]["WEAT-ADV"] == looks[2]["WEAT-ADV"]
+
+
 def test_accuracy_over_epsilon_joins_means(runs: list[Run]) -> None:
     assert figures.mean_over_epsilon(outcomes(made_up_study(), runs)) == {
         8 / 255: pytest.approx((0.42 + 0.41) / 2),

@@ -111,6 +111,8 @@ def test_another_schedule_or_model_brings_none_of_the_recipes_parameters():
     experiment = parse({"recipe": "fgsm_rs", "schedule": "piecewise", "model": "small"})
     assert "peak" not in experiment.schedule.parameters
     assert "shortcut" not in experiment.model.parameters
+    on_tiny_imagenet = parse({"recipe": "aaer", "data": "tiny_imagenet", "model": "resnet18"})
+    assert "shortcut" not in on_tiny_imagenet.model.parameters
 
 
 def test_what_belongs_to_the_recipes_own_method_and_schedule_stays_with_them():

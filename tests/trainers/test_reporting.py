@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
+from trainers import loop
 from trainers.__main__ import main
+from trainers.loop import TakenOver
 from trainers.reporting import on_device
 
 
@@ -43,3 +47,29 @@ def test_a_place_that_can_not_be_written_is_named(tmp_path: Path, capsys: pytest
     (tmp_path / "file").touch()
     assert main(["data.size=8", "epochs=1", "--run-dir", str(tmp_path / "file" / "run")]) == 3
     assert f"{tmp_path}/file/run: Not a directory; name another --run-dir" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("refused", "said"),
+    [
+        (
+            TakenOver("run is trained by another process now"),
+            "error: run is trained by another process now; this one has stopped\n",
+        ),
+        (
+            OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+            "error: run: No space left on device; name another --run-dir, or free this one\n",
+        ),
+    ],
+)
+def test_what_ends_a_run_from_outside_is_one_message(
+    refused: OSError, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def keep(*_arguments: object, **_settings: object) -> None:
+        raise refused
+
+    monkeypatch.setattr(loop, "_keep", keep)
+    monkeypatch.chdir(tmp_path)
+    words = ["data.size=8", "data.train_samples=64", "optimizer.batch_size=32", "evaluation.probe_samples=8"]
+    assert main([*words, "epochs=1", "--run-dir", "run"]) == 3
+    assert capsys.readouterr().err == said

@@ -54,15 +54,15 @@ def _fill_recipe(raw: dict[str, Any], problems: list[Problem]) -> None:
     name = table(raw, "data").get("name", "digits")
     usual = {key: recipe.settings[key]["name"] for key in ("method", "schedule")}
     given = {key: table(raw, key).get("name", usual[key]) for key in usual}
-    for settings in (recipe.on_data.get(str(name), {}), recipe.settings):
-        kept = copy.deepcopy(dict(settings))
-        if given["schedule"] != usual["schedule"]:
-            kept.get("optimizer", {}).pop("momentum_at_peak", None)
-        if given["method"] != usual["method"]:
-            # What belongs to the recipe's own method: its step size, when its weight perturbation starts.
-            kept.get("attack", {}).pop("step_size", None)
-            kept.pop("method", None)
-        _merge(raw, kept)
+    settings: dict[str, Any] = copy.deepcopy(dict(recipe.on_data.get(str(name), {})))
+    _merge(settings, recipe.settings)
+    if given["schedule"] != usual["schedule"]:
+        settings.get("optimizer", {}).pop("momentum_at_peak", None)
+    if given["method"] != usual["method"]:
+        # What belongs to the recipe's own method: its step size, when its weight perturbation starts.
+        settings.get("attack", {}).pop("step_size", None)
+        del settings["method"]
+    _merge(raw, settings)
 
 
 def _merge(raw: dict[str, Any], defaults: Mapping[str, Any]) -> None:
