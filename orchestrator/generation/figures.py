@@ -10,10 +10,12 @@ from matplotlib.figure import Figure
 from orchestrator.generation.making import Array, Made
 from orchestrator.lens.seen import panels
 from orchestrator.report.figure_data import Line
+from orchestrator.report.lettering import legend_outside, lettered
 from orchestrator.report.style import ADVERSARIAL_COLOR, INK, NATURAL_COLOR, new_figure, styled
 
 SHOWN = 12
 _GAP = 1
+_TITLE_CHARACTERS = 26
 
 
 @styled
@@ -51,11 +53,10 @@ def energies(made: Sequence[Made]) -> Figure:
             axes.plot(energy[:, present].mean(1), color=color, label=name, linewidth=2)
         mean = float(one.class_energy[present].mean())
         axes.axhline(mean, color=INK, linestyle=(0, (4, 2)), linewidth=1, label="training images of the class")
-        axes.set(title=f"{one.network}, {one.init}", xlabel="step")
+        axes.set(title=f"{lettered(one.network, _TITLE_CHARACTERS)}\n{one.init}", xlabel="step")
         if place % 3 == 0:
             axes.set_ylabel("joint energy [nats]")
-    handles, labels = grid[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(made), 3))
+    legend_outside(figure, *grid[0].get_legend_handles_labels(), most=3, place="lower")
     return figure
 
 

@@ -10,11 +10,13 @@ from matplotlib.figure import Figure
 
 from orchestrator.lens.seen import Seen, main_stage
 from orchestrator.report.figure_data import Line
+from orchestrator.report.lettering import lettered
 from orchestrator.report.style import ADVERSARIAL_COLOR, INK, MUTED, NATURAL_COLOR, new_figure, styled
 from trainers.lens.statistics import class_correlations, class_rows, pearson, spearman
 
 _MAX_COLUMNS = 4
 _NAMED_CLASSES = 20
+_TITLE_CHARACTERS, _ROW_CHARACTERS, _BESIDE_CHARACTERS = 16, 32, 13
 _SHOWN = 1500
 _ENERGIES = (("energy", r"$E(x^*)$"), ("joint_energy", r"$E(x^*, y)$"))
 
@@ -45,7 +47,7 @@ def class_profile(seen: Sequence[Seen]) -> Figure | None:
         if len(rows) <= _NAMED_CLASSES:
             errors.set_xticks(places, [str(row.label) for row in rows])
         errors.set_xlabel("class, by robust error")
-        energies.set_title(one.name)
+        energies.set_title(lettered(one.name, _TITLE_CHARACTERS if len(shown) > 1 else _ROW_CHARACTERS))
     for axes, heading in zip(grid[:, 0], ("mean energy [nats]", "entropy [nats]", "error [%]"), strict=True):
         axes.set_ylabel(heading)
     figure.align_ylabels(grid[:, 0])
@@ -96,7 +98,7 @@ def margin_against_energy(seen: Sequence[Seen]) -> Figure | None:
             axes.set_title(text, fontsize=8, color=MUTED, loc="right")
             if row == len(seen) - 1:
                 axes.set_xlabel(f"{heading} [nats]")
-        grid[row, 0].set_title(one.name, fontsize=8, loc="left")
+        grid[row, 0].set_title(lettered(one.name, _BESIDE_CHARACTERS), fontsize=8, loc="left")
         grid[row, 0].set_ylabel(r"$p_y - \max_{k \neq y}\, p_k$")
     return figure
 

@@ -14,11 +14,13 @@ from PIL import Image
 
 from orchestrator.lens.seen import COLUMNS, Seen, main_stage, panels
 from orchestrator.report.figure_data import Line
+from orchestrator.report.lettering import lettered
 from orchestrator.report.style import MUTED, new_figure, styled
 from trainers.lens.points import Array
 
 ARROWS = 250
 _COLORS = "viridis"
+_TITLE_CHARACTERS = 24
 _FRAME_MILLISECONDS, _LAST_MILLISECONDS = 350, 1800
 
 
@@ -39,7 +41,7 @@ def drift(seen: Sequence[Seen]) -> Figure | None:
         return None
     figure, grid = panels(len(seen), 2.45)
     for place, (axes, one) in enumerate(zip(grid, seen, strict=True)):
-        title = f"{one.name}, robust {100 * one.robust_accuracy(stage):.1f} %"
+        title = f"{lettered(one.name, _TITLE_CHARACTERS)}\nrobust {100 * one.robust_accuracy(stage):.1f} %"
         arrows = _panel(axes, one, stage, _window([one], stage), title)
         bar = figure.colorbar(arrows, ax=axes, fraction=0.08, pad=0.02)
         bar.outline.set_visible(False)

@@ -12,11 +12,13 @@ from matplotlib.ticker import FixedLocator, FormatStrFormatter, NullLocator
 
 from orchestrator.lens.seen import Seen, main_stage
 from orchestrator.report.figure_data import Line
+from orchestrator.report.lettering import lettered
 from orchestrator.report.style import INK, MUTED, NATURAL_COLOR, new_figure, styled
 from trainers.lens.points import Array
 from trainers.lens.statistics import SMALL_CHANGE, smoothness, spearman
 
 _BINS = 90
+_NAME_CHARACTERS = 11
 _NAMES = ("delta_energy", "delta_joint_energy")
 _LABELS = (r"$\Delta E(x)$ [nats]", r"$\Delta E(x, y)$ [nats]")
 MEASURES = ("absolute_mean", "std", "small_share")
@@ -38,7 +40,7 @@ def delta_energy_distributions(seen: Sequence[Seen]) -> Figure | None:
         axes.axhline(0, color=MUTED, linewidth=0.8, zorder=1)
         axes.set_ylabel(heading)
         axes.grid(axis="x", visible=False)
-    labels = [f"{one.name}\n{100 * one.robust_accuracy(stage):.1f} %" for one in ordered]
+    labels = [f"{lettered(one.name, _NAME_CHARACTERS)}\n{100 * one.robust_accuracy(stage):.1f} %" for one in ordered]
     axes.set_xticks(range(len(ordered)), labels)
     axes.set_xlabel("network and its robust accuracy")
     return figure

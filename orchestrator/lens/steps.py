@@ -10,6 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from orchestrator.lens.seen import Seen
 from orchestrator.report.figure_data import Line
+from orchestrator.report.lettering import legend_outside
 from orchestrator.report.style import method_colors, method_markers, new_figure, styled
 from trainers.lens.measure import TRACED
 
@@ -27,10 +28,11 @@ def energy_over_steps(seen: Sequence[Seen]) -> Figure | None:
     grid = figure.subplots(1, 2)
     colors, markers = method_colors(one.name for one in traced), method_markers(one.name for one in traced)
     for axes, (quantity, steps, heading) in zip(grid, _QUANTITIES, strict=True):
+        lines = []
         for one in traced:
             values = getattr(one.attacked[TRACED], steps).astype(np.float64).mean(axis=0)
             look = {"color": colors[one.name], "marker": markers[one.name], "markersize": 3.5}
-            axes.plot(range(len(values)), values, **look, markevery=4, label=one.name)
+            lines += axes.plot(range(len(values)), values, **look, markevery=4)
             natural = float(getattr(one.natural, quantity).astype(np.float64).mean())
             axes.plot([_IMAGE, 0], [natural, values[0]], **look, linewidth=0.8, linestyle=(0, (1, 1.5)))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
@@ -38,7 +40,7 @@ def energy_over_steps(seen: Sequence[Seen]) -> Figure | None:
         axes.set_xticks([_IMAGE, *range(0, last + 1, 5)], ["x", *map(str, range(0, last + 1, 5))])
         axes.set_xlabel("step t of PGD")
         axes.set_ylabel(f"{heading} [nats]")
-    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper center", ncols=min(len(traced), 4))
+    legend_outside(figure, lines, [one.name for one in traced], most=4)
     return figure
 
 

@@ -15,6 +15,7 @@ from orchestrator.journal import Run
 from orchestrator.lens.networks import Network
 from orchestrator.report.figure_data import Line
 from orchestrator.report.figures import ONSETS, delta_energy_axis
+from orchestrator.report.lettering import legend_outside
 from orchestrator.report.reading import curve, epsilon_text, overfitting, training_phases
 from orchestrator.report.style import INK, MUTED, method_colors, new_figure, styled
 from trainers.diagnostics.overfitting import REFERENCE_DELTA_ENERGY, ROBUST_ACCURACY
@@ -62,7 +63,7 @@ def energy_and_error(networks: Sequence[Network]) -> Figure | None:
     bottom.set_ylabel("robust error [%]\nheld-out images")
     _epoch_axis(bottom)
     figure.align_ylabels([top, bottom])
-    figure.legend(handles=_legend(runs, looks, marks=True), loc="outside upper center", ncols=4)
+    _legend(figure, runs, looks, marks=True)
     return figure
 
 
@@ -86,7 +87,7 @@ def abnormal_examples(networks: Sequence[Network]) -> Figure | None:
         axes.set_ylim(bottom=0)
     _epoch_axis(grid[-1])
     figure.align_ylabels(grid)
-    figure.legend(handles=_legend(runs, looks, marks=False), loc="outside upper center", ncols=4)
+    _legend(figure, runs, looks, marks=False)
     return figure
 
 
@@ -150,12 +151,16 @@ def _epoch_axis(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
 
 
-def _legend(runs: dict[str, Run], looks: Mapping[str, Mapping[str, Any]], *, marks: bool) -> list[Line2D]:
-    handles = [Line2D([], [], label=name, **looks[name]) for name in sorted(runs)]
-    if not marks:
-        return handles
+def _legend(figure: Figure, runs: dict[str, Run], looks: Mapping[str, Mapping[str, Any]], *, marks: bool) -> None:
+    names = sorted(runs)
+    handles = [Line2D([], [], **looks[name]) for name in names]
+    explained = _marks(runs) if marks else []
+    legend_outside(figure, [*handles, *explained], [*names, *(str(mark.get_label()) for mark in explained)], most=4)
+
+
+def _marks(runs: dict[str, Run]) -> list[Line2D]:
     kinds = {onset.kind for run in runs.values() for onset in overfitting(run)}
-    handles += [
+    handles = [
         Line2D(
             [], [], linestyle="", marker=marker, markersize=7, markerfacecolor=MUTED, markeredgecolor=INK, label=text
         )

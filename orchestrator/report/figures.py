@@ -16,6 +16,7 @@ from matplotlib.ticker import FixedLocator, FormatStrFormatter, MaxNLocator, Nul
 
 from orchestrator.journal import Run
 from orchestrator.report.importance import Importances
+from orchestrator.report.lettering import legend_outside
 from orchestrator.report.reading import (
     Outcome,
     curve,
@@ -82,7 +83,7 @@ def energy_curves(study: Study, runs: Sequence[Run]) -> Figure | None:
     grid[1, 0].set_ylabel(f"robust accuracy [%]\nheld out, PGD-10, ε = {evaluation_epsilon(shown)}")
     figure.align_ylabels(grid[:, 0])
     handles = _curve_legend(shown, {label: colors[label] for label in labels} if columns == [None] else {})
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 3 if len(columns) <= 2 else 4))
+    _legend(figure, handles, most=3 if len(columns) <= 2 else 4)
     return figure
 
 
@@ -115,7 +116,7 @@ def pareto_front(study: Study, runs: Sequence[Run]) -> Figure | None:
     handles = _outcome_legend(points, methods=_methods(runs))
     if front:
         handles.append(Line2D([], [], color=MUTED, linewidth=1, label="Pareto front"))
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 3))
+    _legend(figure, handles, most=3)
     return figure
 
 
@@ -143,7 +144,7 @@ def accuracy_over_epsilon(study: Study, runs: Sequence[Run]) -> Figure | None:
         f"robust accuracy [%], {study.search.checkpoint} epoch\nheld out, PGD-10, ε = {evaluation_epsilon(runs)}"
     )
     handles = _outcome_legend(points, methods=_methods(runs))
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 3))
+    _legend(figure, handles, most=3)
     return figure
 
 
@@ -317,6 +318,10 @@ def _scatter(
             x, y, linestyle="", marker=markers[point.method], markeredgecolor=colors[point.method], markersize=5.5,
             markerfacecolor="white" if point.collapsed else colors[point.method], zorder=3, clip_on=False,
         )  # fmt: skip
+
+
+def _legend(figure: Figure, handles: Sequence[Line2D], *, most: int) -> None:
+    legend_outside(figure, handles, [str(handle.get_label()) for handle in handles], most=most)
 
 
 def _outcome_legend(points: Sequence[Outcome], *, methods: Sequence[str]) -> list[Line2D]:
