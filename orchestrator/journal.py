@@ -31,6 +31,7 @@ from trainers.evaluation.result import Evaluation
 from trainers.origin import Origin
 from trainers.problems import InvalidInput, Problem
 from trainers.records import EpochRecord, Follower, RecordsFollower, append_line
+from trainers.whole_files import write_whole
 
 STUDY_FILE, IDENTITY_FILE, JOURNAL_FILE = "study.yaml", "study.json", "journal.jsonl"
 EVALUATION_FILE = "evaluation.json"
@@ -106,16 +107,13 @@ class Journal:
             if held != study:
                 journal._keep(study)
             return journal
-        journal.folder.mkdir(parents=True, exist_ok=True)
         identity = {"id": uuid.uuid4().hex, "created": time.time()}
-        (journal.folder / IDENTITY_FILE).write_text(json.dumps(identity) + "\n")
+        write_whole(journal.folder / IDENTITY_FILE, json.dumps(identity) + "\n")
         journal._keep(study)
         return journal
 
     def _keep(self, study: Study) -> None:
-        staging = self.folder / f".{STUDY_FILE}"
-        staging.write_text(study.to_yaml())
-        staging.replace(self.folder / STUDY_FILE)
+        write_whole(self.folder / STUDY_FILE, study.to_yaml())
 
     @classmethod
     def open(cls, folder: Path) -> Journal:
