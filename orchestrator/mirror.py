@@ -338,7 +338,7 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield path, float(PixelValue(value))
         elif value is not None:
             yield path, value
-        elif key in ("weighting", "regularizer"):
+        elif key in ("weighting", "regularizer", "weight_perturbation"):
             # An empty slot is a value to compare by; any other field that is not set is not a parameter.
             yield f"{path}.name", "none"
 
