@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.storage import storage_url
-from search_spaces.loader import read_yaml
 from search_spaces.study import Study, parse_study
 from trainers.config import Experiment, by_path, parse
 from trainers.evaluation.result import Evaluation
@@ -32,6 +31,7 @@ from trainers.origin import Origin
 from trainers.problems import InvalidInput, Problem
 from trainers.records import EpochRecord, Follower, RecordsFollower, append_line
 from trainers.whole_files import write_whole
+from trainers.yaml_text import read_table
 
 STUDY_FILE, IDENTITY_FILE, JOURNAL_FILE = "study.yaml", "study.json", "journal.jsonl"
 EVALUATION_FILE = "evaluation.json"
@@ -125,7 +125,7 @@ class Journal:
 
     def study(self) -> Study:
         """The study as it was started last."""
-        return parse_study(read_yaml(self.folder / STUDY_FILE))
+        return parse_study(read_table(self.folder / STUDY_FILE))
 
     def check_defaults(self, study: Study) -> None:
         """Raise InvalidInput if this version would train a trial otherwise than it was begun: a default has changed.
