@@ -16,6 +16,7 @@ from trainers.branching import branching_epochs
 from trainers.config import Experiment
 from trainers.origin import Origin, drop_origin, read_origin
 from trainers.prefix import Sharing, begin, take_over
+from trainers.whole_files import write_whole
 
 _HARDWARE_FILE = "hardware.json"
 
@@ -84,10 +85,7 @@ def _note_hardware(run_dir: Path, kind: str, *, begun: bool) -> None:
     """A run is about to go on, on this kind of hardware."""
     known = hardware_of(run_dir) or (["unknown"] if begun else [])
     if kind not in known:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        staging = run_dir / f".{_HARDWARE_FILE}"
-        staging.write_text(json.dumps([*known, kind]) + "\n")
-        staging.replace(run_dir / _HARDWARE_FILE)
+        write_whole(run_dir / _HARDWARE_FILE, json.dumps([*known, kind]) + "\n")
 
 
 def hardware(resources: Resources) -> str:

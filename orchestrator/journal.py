@@ -24,13 +24,14 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.storage import storage_url
-from search_spaces.loader import read_yaml
 from search_spaces.study import Study, parse_study
 from trainers.config import Experiment, by_path, parse
 from trainers.evaluation.result import Evaluation
 from trainers.origin import Origin
 from trainers.problems import InvalidInput, Problem
 from trainers.records import EpochRecord, Follower, RecordsFollower, append_line
+from trainers.whole_files import write_whole
+from trainers.yaml_text import read_table
 
 STUDY_FILE, IDENTITY_FILE, JOURNAL_FILE = "study.yaml", "study.json", "journal.jsonl"
 EVALUATION_FILE = "evaluation.json"
@@ -106,16 +107,13 @@ class Journal:
             if held != study:
                 journal._keep(study)
             return journal
-        journal.folder.mkdir(parents=True, exist_ok=True)
         identity = {"id": uuid.uuid4().hex, "created": time.time()}
-        (journal.folder / IDENTITY_FILE).write_text(json.dumps(identity) + "\n")
+        write_whole(journal.folder / IDENTITY_FILE, json.dumps(identity) + "\n")
         journal._keep(study)
         return journal
 
     def _keep(self, study: Study) -> None:
-        staging = self.folder / f".{STUDY_FILE}"
-        staging.write_text(study.to_yaml())
-        staging.replace(self.folder / STUDY_FILE)
+        write_whole(self.folder / STUDY_FILE, study.to_yaml())
 
     @classmethod
     def open(cls, folder: Path) -> Journal:
@@ -127,7 +125,7 @@ class Journal:
 
     def study(self) -> Study:
         """The study as it was started last."""
-        return parse_study(read_yaml(self.folder / STUDY_FILE))
+        return parse_study(read_table(self.folder / STUDY_FILE))
 
     def check_defaults(self, study: Study) -> None:
         """Raise InvalidInput if this version would train a trial otherwise than it was begun: a default has changed.
@@ -135,8 +133,10 @@ class Journal:
         The study file says what its author wrote; the journal has every run with all that was filled in.
         """
         for run in self.runs():
+            if run.kind == "confirmation":
+                continue
             now = study.experiment_for(run.values).model_copy(update={"seed": run.experiment.seed})
-            if run.kind == "confirmation" or now.digest() == run.experiment.digest():
+            if now.digest() == run.experiment.digest():
                 continue
             then, today = (dict(by_path(experiment.identity())) for experiment in (run.experiment, now))
             raise InvalidInput(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from search_spaces.loader import header, load_study, shipped
@@ -43,21 +43,12 @@ def _print_table(rows: Sequence[Row]) -> None:
         print("  ".join(str(row[key]).ljust(width) for key, width in widths.items()).rstrip())
 
 
-SLOTS: dict[str, Mapping[str, catalog.Entry]] = {
-    "inner": catalog.INNER,
-    "outer": catalog.OUTER,
-    "weighting": catalog.WEIGHTING,
-    "regularizer": catalog.REGULARIZER,
-    "weight_perturbation": catalog.WEIGHT_PERTURBATION,
-}
-
-
 def print_methods(form: str) -> None:
     """All presets, a line each."""
     rows = []
     for name, preset in catalog.PRESETS.items():
         experiment = parse({"method": name})
-        chosen = {slot: getattr(experiment.method, slot) for slot in SLOTS}
+        chosen = {slot: getattr(experiment.method, slot) for slot in catalog.SLOTS}
         named = {slot: choice.name if choice is not None else "" for slot, choice in chosen.items()}
         rows.append(
             {
@@ -87,7 +78,7 @@ def print_method(name: str, form: str) -> None:
     rows = []
     if "beta" in outer.parameters:
         rows.append(_parameter("method.beta", method.beta, outer.parameters["beta"], f"{preset.outer}: {outer.about}"))
-    for slot, entries in SLOTS.items():
+    for slot, entries in catalog.SLOTS.items():
         choice = getattr(method, slot)
         if choice is not None:
             entry = entries[choice.name]
@@ -97,7 +88,7 @@ def print_method(name: str, form: str) -> None:
                 if key in choice.parameters
             ]
     if form == "table":
-        named = {slot: getattr(method, slot) for slot in SLOTS}
+        named = {slot: getattr(method, slot) for slot in catalog.SLOTS}
         slots = "  ".join(f"{slot}={choice.name if choice else 'none'}" for slot, choice in named.items())
         print(f"{name}: {preset.about}\nsource: {preset.source}\n")
         print(f"{slots}  steps={attack.steps}  batch_norm={attack.batch_norm}\n")

@@ -18,27 +18,20 @@ mean over the batch. Passes are those of one training image, evaluation aside: a
 input 1, to the weights 1 more. Parameters are given where they are not their slot entry's default (on CIFAR-10 at
 ε = 8/255); `orchestrator methods NAME` shows all with their ranges."""
 
-_SLOTS: Sequence[tuple[str, str, Mapping[str, catalog.Entry]]] = (
-    ("Inner attacks", "method.inner", catalog.INNER),
-    ("Outer losses", "method.outer", catalog.OUTER),
-    ("Weightings", "method.weighting", catalog.WEIGHTING),
-    ("Regularizers", "method.regularizer", catalog.REGULARIZER),
-    ("Weight perturbation", "method.weight_perturbation", catalog.WEIGHT_PERTURBATION),
-)
-
-_OPTIONAL: Mapping[str, Mapping[str, catalog.Entry]] = {
-    "inner": catalog.INNER,
-    "weighting": catalog.WEIGHTING,
-    "regularizer": catalog.REGULARIZER,
-    "weight_perturbation": catalog.WEIGHT_PERTURBATION,
+_TITLES = {
+    "inner": "Inner attacks",
+    "outer": "Outer losses",
+    "weighting": "Weightings",
+    "regularizer": "Regularizers",
+    "weight_perturbation": "Weight perturbation",
 }
 
 
 def methods_page() -> str:
     """The whole page, ending in a newline."""
     parts = [_INTRODUCTION, "## Presets", _presets()]
-    for title, field, entries in _SLOTS:
-        parts += [f"## {title} (`{field}`)", _entries(entries)]
+    for slot, entries in catalog.SLOTS.items():
+        parts += [f"## {_TITLES[slot]} (`method.{slot}`)", _entries(entries)]
     parts += [
         "## Recipes (`recipe`)",
         "How the papers train. What is given beside a recipe replaces its values; ε and steps are this project's, so "
@@ -61,7 +54,7 @@ def _presets() -> str:
         method, attack = experiment.method, experiment.attack
         inner = f"`{method.inner.name}`" + (f", {attack.steps} steps" if attack.steps > 1 else "")
         settings = [] if method.beta is None else [f"β {method.beta:g}"]
-        for slot, entries in _OPTIONAL.items():
+        for slot, entries in catalog.SLOTS.items():
             settings += _settings(getattr(method, slot), entries)
         passes = str(experiment.training_passes)
         rows.append(

@@ -32,6 +32,7 @@ from orchestrator.tracking import (
     find_or_create,
     uploading,
 )
+from trainers import catalog
 from trainers.diagnostics.overfitting import onsets
 from trainers.evaluation.result import Evaluation
 from trainers.pixels import PixelValue
@@ -338,7 +339,7 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield path, float(PixelValue(value))
         elif value is not None:
             yield path, value
-        elif key in ("weighting", "regularizer"):
+        elif key in catalog.OPTIONAL_SLOTS:
             # An empty slot is a value to compare by; any other field that is not set is not a parameter.
             yield f"{path}.name", "none"
 

@@ -67,7 +67,8 @@ def unseen(folder: str, names: Sequence[str]) -> list[str]:
     deadline = time.monotonic() + _PATIENCE_SECONDS
     left = list(names)
     while True:
-        os.path.isdir(folder) and os.listdir(folder)  # a network file system looks again
+        if os.path.isdir(folder):
+            os.listdir(folder)  # a network file system looks again
         left = [name for name in left if not _holds(Path(folder, name))]
         if not left or time.monotonic() > deadline:
             return left

@@ -32,14 +32,14 @@ class Cost:
 
 def cost_of(experiment: Experiment) -> Cost:
     """The cost of training once, monitoring included."""
-    dataset = catalog.DATASETS[experiment.data.name]
     gigaflop, parameters = model_size(experiment)
-    train = min(experiment.data.train_samples or dataset.num_train, dataset.num_train - experiment.data.holdout)
+    train = experiment.data.num_train
     watched = experiment.data.holdout + 2 * min(experiment.evaluation.probe_samples, train)
     passes = experiment.training_passes
     work = experiment.epochs * (train * passes + watched * MONITOR_PASSES) * gigaflop / 1000
-    # Weights and momentum, 4 bytes each.
-    return Cost(passes, work, disk=_checkpoints(experiment) * 2 * 4 * parameters)
+    # Weights, momentum and any moving average, 4 bytes each.
+    kept = 2 if experiment.optimizer.ema_decay is None else 3
+    return Cost(passes, work, disk=_checkpoints(experiment) * kept * 4 * parameters)
 
 
 def _checkpoints(experiment: Experiment) -> int:

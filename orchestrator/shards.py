@@ -17,6 +17,7 @@ from trainers import catalog
 from trainers.config import Data, Experiment
 from trainers.evaluation.consistency import with_warnings
 from trainers.evaluation.result import Evaluation, Flags, Protocol
+from trainers.whole_files import write_whole
 
 if TYPE_CHECKING:
     from orchestrator.sweep import Session
@@ -170,7 +171,6 @@ def evaluate_shard(
     images = evaluation_images(Data.model_validate_json(data), wanted.samples, wanted.split).to(device)
     unfinished = file.with_suffix(".partial")
     known = _read_flags(unfinished) if unfinished.exists() else None
-    file.parent.mkdir(parents=True, exist_ok=True)
     flags = evaluate_range(
         opened.load_model(device), images, wanted, start, stop, known=known, keep=partial(_write_flags, file=unfinished)
     )
@@ -208,6 +208,4 @@ def _read_flags(file: Path) -> Flags:
 
 
 def _write_flags(flags: Flags, file: Path) -> None:
-    temporary = file.with_name(f"{file.name}.tmp")
-    temporary.write_text(json.dumps(asdict(flags)) + "\n")
-    temporary.replace(file)
+    write_whole(file, json.dumps(asdict(flags)) + "\n")

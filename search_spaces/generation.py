@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from search_spaces.loader import read_yaml
 from trainers.config import Section, explain
 from trainers.problems import InvalidInput, Problem, unknown_name
+from trainers.yaml_text import read_table
 
 Init = Literal["pca", "local_pca", "gaussian", "noise"]
 # What each start can be told, by the names of `starts.Settings` and of the fields.
@@ -83,7 +83,7 @@ def load_generation(source: str | None, options: Mapping[str, Any]) -> Generatio
             if source not in shipped_generations():
                 raise InvalidInput.single("--study", unknown_name(source, shipped_generations(), "table"))
             path = shipped_generations()[source]
-        raw = read_yaml(path)
+        raw = read_table(path)
     try:
         settings = Generation(**{**raw, **options})
         problems = _said_to_nobody(settings)

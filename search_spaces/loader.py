@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from search_spaces.study import Study, parse_study
-from trainers import yaml_text
 from trainers.config import apply_values, read_overrides
 from trainers.problems import InvalidInput, Problem, unknown_name
+from trainers.yaml_text import read_table
 
 _FOLDER = Path(__file__).parent
 
@@ -53,7 +51,7 @@ def load_study(source: str | Path, overrides: list[str] | None = None, *, smoke:
         if str(source) not in by_name:
             raise InvalidInput.single(str(source), unknown_name(source, by_name, "study"))
         path = by_name[str(source)]
-    raw = read_yaml(path)
+    raw = read_table(path)
     if smoke:
         raw = apply_values(raw, SMOKE | {"name": f"{raw.get('name', path.stem)}-smoke"})
     values = read_overrides(overrides or [])
@@ -88,17 +86,6 @@ def _with_dimensions(raw: Mapping[str, Any], values: Mapping[str, Any]) -> dict[
         fields[field] = {**(fields.get(field) or {}), condition: value} if condition else value
         space[name] = fields
     return {**raw, "space": space}
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML table, or InvalidInput with the line at fault."""
-    try:
-        content = yaml_text.read_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InvalidInput.single(str(path), f"can't be read: {error}") from error
-    if not isinstance(content, dict):
-        raise InvalidInput.single(str(path), "is not a table of settings")
-    return content
 
 
 def header(path: Path) -> str:

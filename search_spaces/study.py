@@ -198,10 +198,9 @@ class Study(Section):
         held_out = dict.fromkeys((data.name, data.size, data.holdout, data.split_seed) for data in self.data)
         if len(held_out) > 1:
             found["space: held-out images differ, yet trials are ranked together: by them, no two compare"] = None
-        population = 50  # Optuna's
-        if self.search.sampler == "nsga2" and self.trials <= population:
+        if self.search.sampler == "nsga2" and self.trials <= _POPULATION:
             found[
-                f"search.sampler: nsga2 draws its first {population} trials at random, here all; tpe learns sooner"
+                f"search.sampler: nsga2 draws its first {_POPULATION} trials at random, here all; tpe learns sooner"
             ] = None
         return list(found)
 

@@ -12,11 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from trainers.config import apply_overrides, parse
 from trainers.problems import InvalidInput
-from trainers.yaml_text import read_yaml
+from trainers.yaml_text import read_table
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -90,16 +88,7 @@ def read_words(words: list[str]) -> dict[str, Any]:
     """Merge YAML files and key=value words, later ones winning, into one raw configuration."""
     raw: dict[str, Any] = {}
     for word in words:
-        if "=" in word:
-            raw = apply_overrides(raw, [word])
-            continue
-        try:
-            content = read_yaml(Path(word).read_text())
-        except (OSError, yaml.YAMLError) as error:
-            raise InvalidInput.single(word, f"can't be read: {error}") from error
-        if not isinstance(content, dict):
-            raise InvalidInput.single(word, "is not a table of settings")
-        raw |= content
+        raw = apply_overrides(raw, [word]) if "=" in word else raw | read_table(Path(word))
     return raw
 
 

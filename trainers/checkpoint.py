@@ -6,6 +6,7 @@ whole or nothing. Reading verifies the checksums; a broken newest checkpoint fal
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -31,6 +32,8 @@ from trainers.records import EpochRecord
 logger = logging.getLogger(__name__)
 
 KEEP = 2
+# What file systems say that have no hard links, such as SMB shares and mounted buckets.
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 _MODEL, _TRAINING, _RECORD, _EXPERIMENT, _MANIFEST = (
     "model.safetensors",
     "training.pt",
@@ -117,11 +120,16 @@ def best_folder(run_dir: Path) -> Path:
 
 
 def mark_best(run_dir: Path, source: Path) -> None:
-    """Make `checkpoints/best` a copy of `source` (hard links: no second copy of the weights on disk)."""
+    """Make `checkpoints/best` a copy of `source` (hard links where there are any: no second copy on the disk)."""
     folder = run_dir / "checkpoints"
     staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
     for file in source.iterdir():
-        os.link(file, staging / file.name)
+        try:
+            os.link(file, staging / file.name)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            shutil.copyfile(file, staging / file.name)
     _publish(staging, best_folder(run_dir))
 
 

@@ -254,7 +254,7 @@ class Experiment(Section):
     def first_epochs(self) -> dict[str, int]:
         """The epoch (0-based) in which each filled slot begins to act; the number of epochs if it never does."""
         found = {}
-        for slot in ("weighting", "regularizer", "weight_perturbation"):
+        for slot in catalog.OPTIONAL_SLOTS:
             choice = getattr(self.method, slot)
             if choice is not None:
                 start = float(choice.parameters.get("start", 0.0))

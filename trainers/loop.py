@@ -35,6 +35,7 @@ from trainers.records import EpochRecord, append_record, read_records
 from trainers.schedules import learning_rates, momenta
 from trainers.step import build_method, train_step
 from trainers.totals import Diverged, EpochTotals
+from trainers.whole_files import write_whole
 
 EXPERIMENT_FILE = "experiment.yaml"
 _IDENTITY_FILE, _WRITER_FILE = "digest.json", "writer.json"
@@ -165,15 +166,9 @@ def _claim(experiment: Experiment, run_dir: Path, ranks: Ranks, resume: bool, wr
 
 
 def _identify(experiment: Experiment, run_dir: Path, writer: str) -> None:
-    run_dir.mkdir(parents=True, exist_ok=True)
-    for name, content in (
-        (EXPERIMENT_FILE, experiment.to_yaml()),
-        (_IDENTITY_FILE, json.dumps({"digest": experiment.digest()}) + "\n"),
-        (_WRITER_FILE, json.dumps({"writer": writer}) + "\n"),
-    ):
-        staging = run_dir / f".{name}"
-        staging.write_text(content)
-        staging.replace(run_dir / name)
+    write_whole(run_dir / EXPERIMENT_FILE, experiment.to_yaml())
+    write_whole(run_dir / _IDENTITY_FILE, json.dumps({"digest": experiment.digest()}) + "\n")
+    write_whole(run_dir / _WRITER_FILE, json.dumps({"writer": writer}) + "\n")
 
 
 def _refusal(experiment: Experiment, run_dir: Path, resume: bool) -> str | None:

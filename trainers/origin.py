@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from trainers.whole_files import write_whole
+
 _ORIGIN_FILE = "origin.json"
 
 
@@ -25,9 +27,7 @@ class Origin:
 
 def write_origin(run_dir: Path, origin: Origin) -> None:
     """Keep it in the run folder."""
-    staging = run_dir / f".{_ORIGIN_FILE}"
-    staging.write_text(json.dumps(asdict(origin)) + "\n")
-    staging.replace(run_dir / _ORIGIN_FILE)
+    write_whole(run_dir / _ORIGIN_FILE, json.dumps(asdict(origin)) + "\n")
 
 
 def drop_origin(run_dir: Path) -> None:

@@ -84,26 +84,25 @@ class RecordsFollower:
 
         Raises InvalidInput for a whole line that is no record.
         """
-        lines, anew = self._follower.read()
-        if anew:
-            self._records = {}
-        if lines or anew:
-            for line in lines:
-                record = self._record(line)
-                self._records.setdefault(record.epoch, record)
-            self._sorted = tuple(self._records[epoch] for epoch in sorted(self._records))
-        return self._sorted
-
-    def _record(self, line: str) -> EpochRecord:
+        line = ""
         try:
-            return EpochRecord.from_json(line)
+            lines, anew = self._follower.read()
+            if anew:
+                self._records = {}
+            for line in lines:
+                record = EpochRecord.from_json(line)
+                self._records.setdefault(record.epoch, record)
         except (ValueError, KeyError, TypeError) as error:
             self._follower, self._records, self._sorted = Follower(self._path), {}, ()  # to be met again by the next
+            shown = f": {line[:60]!r}" if line else ""
             raise InvalidInput.single(
                 str(self._path),
-                f"has a line that is no record ({type(error).__name__}: {error}): {line[:60]!r}; mend it, restore the "
-                "file, or remove the line: curves miss its epoch then",
+                f"has a line that is no record ({type(error).__name__}: {error}){shown}; mend it, restore the file, or "
+                "remove the line: curves miss its epoch then",
             ) from error
+        if lines or anew:
+            self._sorted = tuple(self._records[epoch] for epoch in sorted(self._records))
+        return self._sorted
 
 
 def read_records(run_dir: Path) -> list[EpochRecord]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
+
+from trainers.problems import InvalidInput
 
 
 class _Loader(yaml.SafeLoader):
@@ -32,3 +35,14 @@ _Loader.add_implicit_resolver(
 def read_yaml(text: str) -> Any:
     """Plain data from YAML text. Raises yaml.YAMLError."""
     return yaml.load(text, Loader=_Loader)
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """The table in a YAML file. Raises InvalidInput, with the line at fault."""
+    try:
+        content = read_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InvalidInput.single(str(path), f"can't be read: {error}") from error
+    if not isinstance(content, dict):
+        raise InvalidInput.single(str(path), "is not a table of settings")
+    return content

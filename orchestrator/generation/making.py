@@ -15,9 +15,9 @@ import numpy as np
 from rich.console import Console
 
 from orchestrator.lens.networks import Network, identity
-from orchestrator.report.files import write_with
 from orchestrator.tasks import Task, run_tasks
 from trainers.config import Data
+from trainers.whole_files import write_with
 
 if TYPE_CHECKING:
     import torch

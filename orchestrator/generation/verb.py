@@ -16,13 +16,14 @@ from orchestrator.generation.judging import Judges, Measures
 from orchestrator.generation.making import SHARDS_FOLDER, Made, Recipe, make
 from orchestrator.lens.networks import Network, file_name
 from orchestrator.report.figure_data import Line
-from orchestrator.report.files import write_plate, write_table, write_whole, write_with
+from orchestrator.report.files import write_plate, write_table
 from orchestrator.report.markup import Markup, element, table
 from orchestrator.report.page import document
 from orchestrator.report.plates import Plate
 from search_spaces.generation import INITS, TOLERANCE, Generation
 from trainers import catalog
 from trainers.problems import InvalidInput
+from trainers.whole_files import write_whole, write_with
 
 PAGE_FILE, FIGURES_FOLDER, IMAGES_FOLDER, TABLE = "generated.html", "figures", "images", "metrics"
 _PNG_LIMIT = 200

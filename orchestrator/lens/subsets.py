@@ -8,9 +8,9 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator import disk
-from orchestrator.report.files import write_whole
 from orchestrator.subjects import own_subjects
 from trainers.problems import InvalidInput
+from trainers.whole_files import write_whole
 
 
 def write_subsets(

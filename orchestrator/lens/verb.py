@@ -16,7 +16,7 @@ from orchestrator.lens.measuring import POINTS_FOLDER, measure
 from orchestrator.lens.networks import Network, file_name, stored_epochs
 from orchestrator.lens.plates import Lens, followed, plates, samples, tables
 from orchestrator.lens.seen import Seen, label
-from orchestrator.report.files import write_parquet, write_plate, write_table, write_whole, write_with
+from orchestrator.report.files import write_parquet, write_plate, write_table
 from orchestrator.report.markup import Markup, element, table
 from orchestrator.report.page import document
 from orchestrator.shards import protocol_for
@@ -25,6 +25,7 @@ from trainers.catalog.attacks import stages
 from trainers.evaluation.result import Protocol
 from trainers.pixels import pixels
 from trainers.problems import InvalidInput
+from trainers.whole_files import write_whole, write_with
 
 PAGE_FILE = "lens.html"
 FIGURES_FOLDER = "figures"

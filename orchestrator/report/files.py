@@ -1,12 +1,10 @@
-"""Pages, figures and tables as files, each whole or not at all: two writers at once do not meet."""
+"""Figures and tables as files."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO
 
 from orchestrator.report import sections
 from orchestrator.report.figure_data import Line
@@ -14,22 +12,9 @@ from orchestrator.report.markup import Markup
 from orchestrator.report.plates import Plate
 from orchestrator.report.style import to_svg
 from orchestrator.report.tables import to_csv
+from trainers.whole_files import write_whole, write_with
 
 _DPI = 150
-
-
-def write_with(file: Path, write: Callable[[IO[bytes]], object]) -> Path:
-    """Let `write` fill a file, which appears when it is complete."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.urandom(4).hex()}.tmp")
-    with open(temporary, "wb") as opened:
-        write(opened)
-    return temporary.replace(file)
-
-
-def write_whole(file: Path, text: str) -> Path:
-    """A text as UTF-8."""
-    return write_with(file, lambda opened: opened.write(text.encode()))
 
 
 def write_plate(plate: Plate, folder: Path) -> Markup:

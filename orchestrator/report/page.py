@@ -11,13 +11,13 @@ from pathlib import Path
 from orchestrator import ladder
 from orchestrator.journal import STUDY_FILE, Journal
 from orchestrator.report import sections
-from orchestrator.report.files import write_whole
 from orchestrator.report.markup import Markup, element, join
 from orchestrator.report.plates import Plate, plates
 from orchestrator.report.reading import confirmations
 from orchestrator.report.style import to_svg
 from orchestrator.report.stylesheet import CSS
 from orchestrator.report.tables import results, to_csv, trial_rows
+from trainers.whole_files import write_whole
 
 REPORT_FILE = "report.html"
 

@@ -81,6 +81,11 @@ def test_the_disk_holds_the_newest_the_best_and_what_is_kept(epochs, every, left
     assert cost_of(parse({"epochs": epochs, "keep_every": every})).disk == left * one
 
 
+def test_a_moving_average_is_stored_beside_the_weights_and_their_momentum():
+    averaged = parse({"optimizer": {"ema_decay": 0.99}})
+    assert cost_of(averaged).disk == 1.5 * cost_of(parse({})).disk
+
+
 def test_a_ladder_has_its_price(tmp_path, capsys):
     raw = {"name": "s", "search": {"trials": 20}, "confirm": {"top": 1, "seeds": 1, "attack": "pgd20", "samples": 64}}
     print_plan(parse_study(raw), tmp_path, None)

@@ -15,10 +15,11 @@ import pytest
 from mlflow import MlflowClient
 
 from orchestrator.journal import EVALUATION_FILE, Journal, trial_key
-from orchestrator.mirror import Mirror, NotSent
+from orchestrator.mirror import Mirror, NotSent, flatten
 from orchestrator.tracking import RUN_TAG, log_folder
 from search_spaces.study import Tracking, parse_study
 from tests.conftest import TINY
+from trainers.config import parse
 from trainers.evaluation.result import Evaluation, Flags, Protocol
 from trainers.loop import fit
 from trainers.ranks import Ranks
@@ -118,6 +119,12 @@ def watched(mirror: Mirror, run_id: str, monkeypatch: pytest.MonkeyPatch) -> lis
     for call in CALLS:
         monkeypatch.setattr(mirror._client, call, watch(call, getattr(mirror._client, call)))
     return sent
+
+
+def test_every_empty_slot_is_a_value_to_compare_by() -> None:
+    sent = dict(flatten(parse({"method": "fgsm"}).model_dump()))
+    slots = ("weighting", "regularizer", "weight_perturbation")
+    assert [sent.get(f"method.{slot}.name") for slot in slots] == ["none"] * 3
 
 
 @pytest.mark.parametrize(("state", "status"), [("complete", "FINISHED"), ("stopped", "KILLED"), ("failed", "FAILED")])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 
 import pytest
 import torch
@@ -131,3 +133,12 @@ def test_an_altered_experiment_is_refused(field, value, save):
     file.write_text(json.dumps(json.loads(file.read_text()) | {field: value}))
     with pytest.raises(InvalidInput, match=r"experiment\.json does not match its checksum"):
         checkpoint.load(file.parent)
+
+
+def test_the_best_is_a_copy_where_the_file_system_has_no_hard_links(save, tmp_path, monkeypatch):
+    def refuse(*_arguments):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    checkpoint.mark_best(tmp_path, save(3))
+    assert checkpoint.load(checkpoint.best_folder(tmp_path)).record.epoch == 3

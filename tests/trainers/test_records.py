@@ -74,6 +74,14 @@ def test_a_whole_line_that_is_no_record_is_named_every_time(broken, tmp_path):
         assert repr(broken) in str(refused.value)
 
 
+def test_a_line_that_is_no_text_is_no_record(tmp_path):
+    (tmp_path / RECORDS_FILE).write_bytes(b"\xff\n")
+    follower = RecordsFollower(tmp_path)
+    for _ in range(2):
+        with pytest.raises(InvalidInput, match=r"has a line that is no record \(UnicodeDecodeError: .*\); mend it"):
+            follower.read()
+
+
 def test_lines_are_appended_to_a_file_in_a_folder_that_is_made(tmp_path):
     for line in ("ΔE", "γ"):
         append_line(tmp_path / "a" / "b.jsonl", line)

@@ -73,3 +73,9 @@ def test_what_ends_a_run_from_outside_is_one_message(
     words = ["data.size=8", "data.train_samples=64", "optimizer.batch_size=32", "evaluation.probe_samples=8"]
     assert main([*words, "epochs=1", "--run-dir", "run"]) == 3
     assert capsys.readouterr().err == said
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "weights.pt").write_bytes(b"\xff\xfe")
+    assert main([str(tmp_path / "weights.pt")]) == 2
+    assert f"error: {tmp_path}/weights.pt: can't be read: 'utf-8' codec" in capsys.readouterr().err

@@ -226,6 +226,14 @@ WEIGHT_PERTURBATION: dict[str, Entry] = {
     ),
 }
 
+# By their field in `method`. The optional ones may be empty.
+OPTIONAL_SLOTS: dict[str, Mapping[str, Entry]] = {
+    "weighting": WEIGHTING,
+    "regularizer": REGULARIZER,
+    "weight_perturbation": WEIGHT_PERTURBATION,
+}
+SLOTS: dict[str, Mapping[str, Entry]] = {"inner": INNER, "outer": OUTER, **OPTIONAL_SLOTS}
+
 
 def training_passes(
     inner: str, outer: str, optional: Sequence[tuple[str, Mapping[str, Any]] | None], *, steps: int, batch_norm: str

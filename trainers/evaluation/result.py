@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trainers.problems import InvalidInput
+from trainers.whole_files import write_whole
 
 # What `Protocol.precision` may be. Fast: attacks search in bfloat16, the network judges in float32.
 EXACT, FAST = "float32", "bfloat16-search"
@@ -127,11 +128,8 @@ class Evaluation:
 
     def save(self, file: Path) -> None:
         """Write as JSON."""
-        file.parent.mkdir(parents=True, exist_ok=True)
         content = asdict(self) | {"accuracies": self.accuracies}
-        temporary = file.with_name(file.name + ".tmp")
-        temporary.write_text(json.dumps(content) + "\n")
-        temporary.replace(file)
+        write_whole(file, json.dumps(content) + "\n")
 
     @classmethod
     def load(cls, file: Path) -> Evaluation:

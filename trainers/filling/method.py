@@ -29,12 +29,7 @@ def fill_method(
     _fill_slot(method, "outer", preset, catalog.OUTER, setting, problems, apart=("beta",))
     outer = catalog.OUTER.get(str(method["outer"]["name"]))
     _fill_beta(method, preset, outer, model, problems)
-    optional: dict[str, dict[str, catalog.Entry]] = {
-        "weighting": catalog.WEIGHTING,
-        "regularizer": catalog.REGULARIZER,
-        "weight_perturbation": catalog.WEIGHT_PERTURBATION,
-    }
-    for slot, entries in optional.items():
+    for slot, entries in catalog.OPTIONAL_SLOTS.items():
         _fill_slot(method, slot, preset, entries, setting, problems)
     weighting = method["weighting"]
     on_divergence = isinstance(weighting, dict) and weighting.get("applies_to") == "divergence"
@@ -62,7 +57,7 @@ def _fill_slot(
     chosen = preset.slot(slot)
     if slot not in method:
         method[slot] = chosen
-    if method[slot] is None and slot not in ("inner", "outer"):
+    if method[slot] is None and slot in catalog.OPTIONAL_SLOTS:
         return
     if not isinstance(method[slot], (str, dict)):
         problems.append(Problem(f"method.{slot}", f"{method[slot]!r}: name one of: {', '.join(sorted(entries))}"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trainers.energy import joint_energy, marginal_energy
+from trainers.whole_files import write_with
 
 Array = np.ndarray[Any, Any]
 
@@ -42,12 +42,9 @@ class Points:
         return len(self.labels)
 
     def save(self, file: Path) -> None:
-        """Write as `.npz`, whole or not at all; two writers at once do not meet."""
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f".{file.name}.{os.urandom(4).hex()}.tmp")
-        with open(temporary, "wb") as opened:
-            np.savez(opened, **{field.name: getattr(self, field.name) for field in fields(self)})
-        temporary.replace(file)
+        """Write as `.npz`."""
+        content = {field.name: getattr(self, field.name) for field in fields(self)}
+        write_with(file, lambda opened: np.savez(opened, **content))
 
     @classmethod
     def load(cls, file: Path) -> Points:
