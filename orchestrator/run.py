@@ -23,7 +23,7 @@ from orchestrator.journal import STUDY_FILE, Journal
 from orchestrator.mirror import Tracker
 from orchestrator.progress import StudyView
 from orchestrator.savings import savings
-from orchestrator.storage import check_opens
+from orchestrator.storage import check_opens, explained
 from search_spaces.study import Study
 from trainers.data.availability import check_available
 from trainers.problems import InvalidInput, Problem
@@ -138,8 +138,9 @@ def _run_phases(session: Session, *, search: bool) -> bool:
     with session.view:
         try:
             if search:
-                sweep.search(session)
-                session.interrupt.check()
+                with explained(session.study):
+                    sweep.search(session)
+                    session.interrupt.check()
             if session.study.confirm.top:
                 confirm.confirm(session, anew=not search)
                 session.interrupt.check()

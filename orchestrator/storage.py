@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from orchestrator import disk
 from search_spaces.study import Study
 from trainers.problems import InvalidInput
+
+if TYPE_CHECKING:
+    from optuna.storages import RDBStorage
+
+PATIENCE_SECONDS = 600.0  # a database server that is started again, or its host
+_RETRY_SECONDS = 2.0
+_CONNECT_SECONDS, _SILENT_MILLISECONDS = 10, 30_000
+_ALLOWED = "postgresql+psycopg2://USER@HOST/DATABASE, mysql+pymysql://USER@HOST/DATABASE or sqlite:///FILE"
 
 
 def storage_url(study: Study, folder: Path) -> str:
@@ -17,13 +30,96 @@ def check_opens(study: Study) -> None:
     """Raise InvalidInput if the user's own database can't be opened."""
     if study.search.storage is None:
         return
-    import optuna
-
     url = storage_url(study, Path())
     try:
-        optuna.storages.RDBStorage(url)
+        open_database(url).engine.dispose()
     except Exception as error:
-        raise InvalidInput.single("search.storage", f"{url!r} can't be opened: {reason(error)}") from error
+        raise InvalidInput.single("search.storage", f"{url!r} can't be opened: {_advice(error)}") from error
+
+
+def open_database(url: str, say: Callable[[str], None] | None = None) -> RDBStorage:
+    """Optuna's storage at this address; raises at once whatever a database raises that is away.
+
+    With `say`, one that goes away later is waited for, which `say` hears: ConnectionError after `PATIENCE_SECONDS`.
+    """
+    import optuna
+    from sqlalchemy import event
+    from sqlalchemy.engine import make_url
+
+    # A server that was started again, or a firewall, has closed what the pool still takes for open.
+    storage = optuna.storages.RDBStorage(
+        url, engine_kwargs={"pool_pre_ping": True, "connect_args": _time_limits(make_url(url).get_driver_name())}
+    )
+    if say is not None:
+        # Only here, where nothing has begun yet, is trying again no second time.
+        event.listen(storage.engine, "do_connect", _Patience(url, say).connect)
+    return storage
+
+
+class _Patience:
+    """Connects for SQLAlchemy, as often as it takes."""
+
+    def __init__(self, url: str, say: Callable[[str], None]) -> None:
+        self._url, self._say = url, say
+
+    def connect(self, dialect: Any, _record: Any, words: list[Any], options: dict[str, Any]) -> Any:
+        """A connection of the database's own driver."""
+        began, told = time.monotonic(), False
+        while True:
+            try:
+                connection = dialect.connect(*words, **options)
+            except dialect.loaded_dbapi.OperationalError as error:
+                minutes = PATIENCE_SECONDS / 60
+                if time.monotonic() - began > PATIENCE_SECONDS:
+                    message = f"search.storage: {self._url!r} did not answer for {minutes:g} minutes: {reason(error)}"
+                    raise ConnectionError(message) from error
+                if not told:
+                    self._say(
+                        f"Optuna's database (search.storage) is away: {reason(error)}; waiting for it, at most "
+                        f"{minutes:g} minutes"
+                    )
+                told = True
+                time.sleep(_RETRY_SECONDS)
+            else:
+                if told:
+                    self._say("Optuna's database answers again")
+                return connection
+
+
+def _time_limits(driver: str) -> dict[str, int]:
+    """What keeps a client from waiting for ever for a host that is silent; drivers that we do not know have none."""
+    if driver in ("psycopg", "psycopg2"):
+        return {"connect_timeout": _CONNECT_SECONDS, "tcp_user_timeout": _SILENT_MILLISECONDS}
+    return {"connect_timeout": _CONNECT_SECONDS} if driver in ("mysqldb", "pymysql") else {}
+
+
+@contextmanager
+def explained(study: Study) -> Iterator[None]:
+    """What a database of the user's own raises inside comes out as a ConnectionError that names it."""
+    try:
+        yield
+    except Exception as error:
+        if study.search.storage is None or disk.is_full(error) or not _is_of_a_database(error):
+            raise
+        message = f"search.storage: {study.search.storage!r} failed: {reason(error)}"
+        raise ConnectionError(message) from error
+
+
+def _is_of_a_database(error: Exception) -> bool:
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return isinstance(error, (StorageInternalError, SQLAlchemyError))
+
+
+def _advice(error: Exception) -> str:
+    """The reason, and what may be written instead where the address itself is at fault."""
+    from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+    said = reason(error)
+    if isinstance(error, ImportError):
+        return f"{said}; install it, or name a driver that is installed here: {_ALLOWED}"
+    return f"{said}; allowed: {_ALLOWED}" if isinstance(error, (ArgumentError, NoSuchModuleError)) else said
 
 
 def reason(error: Exception) -> str:
