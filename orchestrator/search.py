@@ -18,7 +18,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
-from orchestrator.storage import open_database
+from orchestrator.storage import of_another_folder, open_database
 from search_spaces.space import suggest
 from search_spaces.study import Search, Study
 from trainers.problems import InvalidInput
@@ -87,7 +87,7 @@ def open_storage(url: str, study: Study, identity: str, say: Callable[[str], Non
     )
     wanted, attributes = list(study.search.objectives), opened.user_attrs
     if attributes.get("identity", identity) != identity:
-        raise InvalidInput.single("search.storage", f"holds a study {study.name!r} of another folder; rename one")
+        raise InvalidInput.single("search.storage", of_another_folder(study))
     held = attributes.get("objectives")
     if held is None:
         opened.set_user_attr("identity", identity)

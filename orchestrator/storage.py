@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,11 +29,53 @@ def storage_url(study: Study, folder: Path) -> str:
 
 def check_opens(study: Study) -> None:
     """Raise InvalidInput if the user's own database can't be opened."""
+    if study.search.storage is not None:
+        _opened(study.search.storage).engine.dispose()
+
+
+def check_is_ours(study: Study, identity: str | None, trials: Collection[int]) -> None:
+    """As `check_opens`, and raise InvalidInput if the user's own database knows this study otherwise than its folder.
+
+    `identity` is the folder's, None if it is a new one; `trials` are the numbers of those that its journal has.
+    """
     if study.search.storage is None:
         return
-    url = storage_url(study, Path())
+    from optuna.trial import TrialState
+
+    storage = _opened(study.search.storage)
     try:
-        open_database(url).engine.dispose()
+        number = storage.get_study_id_from_name(study.name)
+        holder = storage.get_study_user_attrs(number).get("identity", identity)
+        ended = storage.get_all_trials(number, deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    except KeyError:
+        return  # of that name there is none
+    finally:
+        storage.engine.dispose()
+    if holder != identity:
+        raise InvalidInput.single("search.storage", of_another_folder(study))
+    missing = sorted({trial.number for trial in ended} - set(trials))
+    if missing:
+        raise InvalidInput.single(
+            "search.storage",
+            f"{study.search.storage!r} has results of {len(missing)} trials of {study.name!r} that this folder lacks "
+            f"(the first is trial {missing[0]}): it is a copy from before them; go on in the folder that has them, or "
+            "copy that one again",
+        )
+
+
+def of_another_folder(study: Study) -> str:
+    """What to say of a study that is in the database already."""
+    url = study.search.storage
+    return (
+        f"{url!r} holds a study {study.name!r} of another folder: go on in that one, or choose another name "
+        "(name=OTHER); if its folder is gone, delete it there: "
+        f"{shlex.join(['optuna', '--storage', str(url), 'delete-study', '--study-name', study.name])}"
+    )
+
+
+def _opened(url: str) -> RDBStorage:
+    try:
+        return open_database(url)
     except Exception as error:
         raise InvalidInput.single("search.storage", f"{url!r} can't be opened: {_advice(error)}") from error
 

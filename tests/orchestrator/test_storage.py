@@ -11,7 +11,9 @@ import pytest
 from orchestrator import storage as storage_module
 from orchestrator.journal import STUDY_FILE, Journal
 from orchestrator.report.page import write_report
-from orchestrator.storage import check_opens, explained, open_database
+from orchestrator.run import preflight
+from orchestrator.search import open_storage
+from orchestrator.storage import check_is_ours, check_opens, explained, open_database
 from search_spaces.study import Study, parse_study
 from tests.integration.conftest import STUDY, Command, answer, write_study
 from tests.orchestrator import made_up
@@ -153,3 +155,39 @@ def test_what_breaks_in_the_middle_of_a_call_is_no_internal_error(tmp_path: Path
         failing()
     with pytest.raises(optuna.exceptions.StorageInternalError), explained(study(None)):
         failing()
+
+
+def ended_elsewhere(url: str, trials: int) -> None:
+    """What the database holds of the study when `one` has run so many trials."""
+    opened = open_storage(url, study(url), "one")
+    for number in range(trials):
+        opened.ask()
+        opened.tell(number, [0.5, 0.5])
+
+
+def test_a_study_of_another_folder_is_refused_before_anything_is_written(answer: Command, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/mine.db"
+    ended_elsewhere(url, 0)
+    write_study(tmp_path, search={"storage": url})
+    result = answer("sweep", "tiny.yaml")
+    assert result.returncode == 2
+    assert f"search.storage: {url!r} holds a study 'tiny' of another folder" in result.stderr
+    assert f"optuna --storage {url} delete-study --study-name tiny" in result.stderr
+    assert "resume with" not in result.stdout + result.stderr
+    assert not (tmp_path / "runs" / "tiny").exists()
+
+
+def test_a_copy_of_a_folder_from_before_some_results_does_not_go_on_without_them(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/mine.db"
+    ended_elsewhere(url, 3)
+    check_is_ours(study(url), "one", {0, 1, 2})
+    with pytest.raises(InvalidInput, match=r"search\.storage: .* 2 trials of 'tiny' that this folder lacks .* trial 1"):
+        check_is_ours(study(url), "one", {0})
+
+
+def test_results_are_confirmed_while_the_database_is_away(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/nowhere/mine.db"
+    Journal.create(tmp_path / "tiny", study(url))
+    with pytest.raises(InvalidInput, match="can't be opened"):
+        preflight(study(url), tmp_path / "tiny", None, True)
+    preflight(study(url), tmp_path / "tiny", None, False)
