@@ -50,7 +50,7 @@ def preflight(study: Study, folder: Path, address: str | None, search: bool = Tr
     for data in study.data:
         attempt(check_available, data)
     if not (folder / STUDY_FILE).exists():
-        attempt(tracking.check_reachable, tracking.tracking_uri(study))
+        attempt(tracking.check_reachable, tracking.tracking_uri(study), study.tracking.experiment)
     if search and study.search.storage is not None:
         attempt(_check_database, study, folder)
     attempt(check_answers, address)

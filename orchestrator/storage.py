@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import disk
+from orchestrator.databases import advice, reason, time_limits
 from search_spaces.study import Study
 from trainers.problems import InvalidInput
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
 PATIENCE_SECONDS = 600.0  # a database server that is started again, or its host
 _RETRY_SECONDS = 2.0
-_CONNECT_SECONDS, _SILENT_MILLISECONDS = 10, 30_000
-_ALLOWED = "postgresql+psycopg2://USER@HOST/DATABASE, mysql+pymysql://USER@HOST/DATABASE or sqlite:///FILE"
 
 
 def storage_url(study: Study, folder: Path) -> str:
@@ -77,7 +76,7 @@ def _opened(url: str) -> RDBStorage:
     try:
         return open_database(url)
     except Exception as error:
-        raise InvalidInput.single("search.storage", f"{url!r} can't be opened: {_advice(error)}") from error
+        raise InvalidInput.single("search.storage", f"{url!r} can't be opened: {advice(error)}") from error
 
 
 def open_database(url: str, say: Callable[[str], None] | None = None) -> RDBStorage:
@@ -87,12 +86,9 @@ def open_database(url: str, say: Callable[[str], None] | None = None) -> RDBStor
     """
     import optuna
     from sqlalchemy import event
-    from sqlalchemy.engine import make_url
 
     # A server that was started again, or a firewall, has closed what the pool still takes for open.
-    storage = optuna.storages.RDBStorage(
-        url, engine_kwargs={"pool_pre_ping": True, "connect_args": _time_limits(make_url(url).get_driver_name())}
-    )
+    storage = optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True, "connect_args": time_limits(url)})
     if say is not None:
         # Only here, where nothing has begun yet, is trying again no second time.
         event.listen(storage.engine, "do_connect", _Patience(url, say).connect)
@@ -129,13 +125,6 @@ class _Patience:
                 return connection
 
 
-def _time_limits(driver: str) -> dict[str, int]:
-    """What keeps a client from waiting for ever for a host that is silent; drivers that we do not know have none."""
-    if driver in ("psycopg", "psycopg2"):
-        return {"connect_timeout": _CONNECT_SECONDS, "tcp_user_timeout": _SILENT_MILLISECONDS}
-    return {"connect_timeout": _CONNECT_SECONDS} if driver in ("mysqldb", "pymysql") else {}
-
-
 @contextmanager
 def explained(study: Study) -> Iterator[None]:
     """What a database of the user's own raises inside comes out as a ConnectionError that names it."""
@@ -153,18 +142,3 @@ def _is_of_a_database(error: Exception) -> bool:
     from sqlalchemy.exc import SQLAlchemyError
 
     return isinstance(error, (StorageInternalError, SQLAlchemyError))
-
-
-def _advice(error: Exception) -> str:
-    """The reason, and what may be written instead where the address itself is at fault."""
-    from sqlalchemy.exc import ArgumentError, NoSuchModuleError
-
-    said = reason(error)
-    if isinstance(error, ImportError):
-        return f"{said}; install it, or name a driver that is installed here: {_ALLOWED}"
-    return f"{said}; allowed: {_ALLOWED}" if isinstance(error, (ArgumentError, NoSuchModuleError)) else said
-
-
-def reason(error: Exception) -> str:
-    """What Optuna or SQLAlchemy complains about, in a line: its cause names the driver or the host that is missing."""
-    return str(error.__cause__ or error).strip().split("\n")[0]
