@@ -167,8 +167,9 @@ def sync(folder: Annotated[Path, typer.Argument(help="a study folder, e.g. runs/
     from orchestrator.run import only_driver
 
     journal = Journal.open(folder)
-    uri = tracking.tracking_uri(journal.study())
-    tracking.check_reachable(uri)
+    study = journal.study()
+    uri = tracking.tracking_uri(study)
+    tracking.check_reachable(uri, study.tracking.experiment)
     with only_driver(journal.folder):  # a driver does it by itself; both at once would make some runs twice
         bring_up_to_date(journal, uri)
     print(f"{uri} is up to date")

@@ -153,8 +153,9 @@ def _storage(storage: Path) -> str:
 
 
 def _mlflow(study: Study | None) -> str:
-    uri = tracking.tracking_uri(study or parse_study({"name": "doctor"}))
-    tracking.check_reachable(uri)
+    study = study or parse_study({"name": "doctor"})
+    uri = tracking.tracking_uri(study)
+    tracking.check_reachable(uri, study.tracking.experiment)
     import mlflow
 
     return f"{mlflow.__version__}, {uri} can be used"

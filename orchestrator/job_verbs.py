@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import posixpath
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,7 +27,7 @@ Name = Annotated[str, typer.Argument(metavar="JOB", help="as `job list` shows it
 def submit(
     study: Annotated[str, typer.Argument(help="a study file, or the name of a shipped study")],
     words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings")] = None,
-    storage: Annotated[str, typer.Option(help="folder for the study folders, shared by all nodes")] = "",
+    storage: Annotated[str, typer.Option(help="folder for the study folders, shared by all nodes; required")] = "",
     address: Dashboard = None,
     data_dir: Annotated[str, typer.Option(help="folder of the data sets on the nodes")] = "",
     python: Annotated[str, typer.Option(help="Python that has this package on the head node")] = "python",
@@ -36,6 +37,8 @@ def submit(
     from orchestrator.jobs import Jobs, Place
     from search_spaces.loader import load_study
 
+    if not storage:
+        raise InvalidInput.single("--storage", "is missing: the folder for the study folders, shared by all nodes")
     given = {"--storage": storage, "--data-dir": data_dir or "/"}
     relative = [
         Problem(option, f"{path!r}: must be an absolute path, on the nodes of the cluster")
@@ -49,7 +52,8 @@ def submit(
         overrides.append(f"experiment.data.directory={data_dir}")
     loaded = load_study(study, overrides, smoke=smoke)
     _check_database(loaded, storage)
-    _announce(Jobs(address).submit(loaded, Place(storage, python)))
+    # One folder is written one way: that is how a study is known that runs already.
+    _announce(Jobs(address).submit(loaded, Place(posixpath.normpath(storage), python)))
 
 
 def _check_database(study: Study, storage: str) -> None:
@@ -66,7 +70,10 @@ def _check_database(study: Study, storage: str) -> None:
 @job.command("list")
 def list_jobs(address: Dashboard = None) -> None:
     """Every job that the cluster remembers."""
-    for known in _jobs(address).all():
+    remembered = _jobs(address).all()
+    if not remembered:
+        print("no jobs: the cluster remembers none that was submitted with this package")
+    for known in remembered:
         print(f"{known.name:<24} {known.state:<10} {known.place.storage}/{known.study}")
 
 

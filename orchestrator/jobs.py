@@ -116,6 +116,10 @@ class Jobs:
     def find(self, name: str) -> Job:
         """One of them. Raises InvalidInput if there is none of that name."""
         jobs = {job.name: job for job in self.all()}
+        if not jobs:
+            raise InvalidInput.single(
+                name, "unknown job: the cluster remembers none that was submitted with this package"
+            )
         if name not in jobs:
             raise InvalidInput.single(name, unknown_name(name, jobs, "job"))
         return jobs[name]
@@ -140,7 +144,11 @@ class Jobs:
         jobs = self.all()
         for job in jobs:
             if job.study == study and job.place.storage == place.storage and not job.is_over:
-                raise InvalidInput.single(study, f"is being run by job {job.name}; stop that one first")
+                raise InvalidInput.single(
+                    study,
+                    f"is being run by job {job.name}; let it end, or stop it (orchestrator job stop {job.name}) and "
+                    f"wait for its epoch (orchestrator job logs {job.name} --follow)",
+                )
         for point in entry_points(group=GROUP):
             _pack(point, folder)
         numbers = [int(number) for job in jobs for name, _, number in [job.name.rpartition("-")] if name == study]

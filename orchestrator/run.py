@@ -23,7 +23,7 @@ from orchestrator.journal import STUDY_FILE, Journal
 from orchestrator.mirror import Tracker
 from orchestrator.progress import StudyView
 from orchestrator.savings import savings
-from orchestrator.storage import check_opens
+from orchestrator.storage import check_is_ours, explained
 from search_spaces.study import Study
 from trainers.data.availability import check_available
 from trainers.problems import InvalidInput, Problem
@@ -32,10 +32,11 @@ if TYPE_CHECKING:
     from orchestrator.sweep import Session
 
 
-def preflight(study: Study, folder: Path, address: str | None) -> None:
+def preflight(study: Study, folder: Path, address: str | None, search: bool = True) -> None:
     """Raise InvalidInput with everything that would stop this study in its folder, before anything is started.
 
     A study that is known already goes on without its tracking server: its journal keeps what the server misses.
+    Without `search`, Optuna's database is not asked.
     """
     problems: list[Problem] = []
 
@@ -49,8 +50,9 @@ def preflight(study: Study, folder: Path, address: str | None) -> None:
     for data in study.data:
         attempt(check_available, data)
     if not (folder / STUDY_FILE).exists():
-        attempt(tracking.check_reachable, tracking.tracking_uri(study))
-    attempt(check_opens, study)
+        attempt(tracking.check_reachable, tracking.tracking_uri(study), study.tracking.experiment)
+    if search and study.search.storage is not None:
+        attempt(_check_database, study, folder)
     attempt(check_answers, address)
     if address_in_use(address) is None:
         capacity = local_capacity()
@@ -69,7 +71,7 @@ def run_study(
     `again` are the verb and the options that go on with it; the command is printed last after an interruption, and an
     error that ends started work carries it as a note.
     """
-    preflight(study, folder, address)
+    preflight(study, folder, address, search)
     began = time.monotonic()
     resume_line = f"resume with: {shlex.join(['orchestrator', *again])}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -138,8 +140,9 @@ def _run_phases(session: Session, *, search: bool) -> bool:
     with session.view:
         try:
             if search:
-                sweep.search(session)
-                session.interrupt.check()
+                with explained(session.study):
+                    sweep.search(session)
+                    session.interrupt.check()
             if session.study.confirm.top:
                 confirm.confirm(session, anew=not search)
                 session.interrupt.check()
@@ -219,6 +222,12 @@ def only_driver(folder: Path) -> Iterator[None]:
                 "or name another folder"
             ) from error  # fmt: skip
         yield
+
+
+def _check_database(study: Study, folder: Path) -> None:
+    journal = Journal.open(folder) if (folder / STUDY_FILE).exists() else None
+    trials = set() if journal is None else {run.trial for run in journal.runs()}
+    check_is_ours(study, None if journal is None else journal.identity, trials)
 
 
 def _check_writable(root: Path) -> None:

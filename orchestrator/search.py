@@ -8,7 +8,7 @@ a killed and resumed study proposes what an uninterrupted one would have.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
+from orchestrator.storage import of_another_folder, open_database
 from search_spaces.space import suggest
 from search_spaces.study import Search, Study
 from trainers.problems import InvalidInput
@@ -70,22 +71,23 @@ class Runs(Protocol):
 _STATES = {"complete": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
-def open_storage(url: str, study: Study, identity: str) -> optuna.Study:
+def open_storage(url: str, study: Study, identity: str, say: Callable[[str], None] = print) -> optuna.Study:
     """Open or create the Optuna study of the study folder with this identity.
 
-    Raises InvalidInput if it is another folder's, or was made with other objectives.
+    Raises InvalidInput if it is another folder's, or was made with other objectives. `say` hears of a database that
+    goes away later.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     directions = ["maximize"] * len(study.search.objectives)
     opened = optuna.create_study(
         study_name=study.name,
-        storage=optuna.storages.RDBStorage(url),
+        storage=open_database(url, say),
         directions=directions,
         load_if_exists=True,
     )
     wanted, attributes = list(study.search.objectives), opened.user_attrs
     if attributes.get("identity", identity) != identity:
-        raise InvalidInput.single("search.storage", f"holds a study {study.name!r} of another folder; rename one")
+        raise InvalidInput.single("search.storage", of_another_folder(study))
     held = attributes.get("objectives")
     if held is None:
         opened.set_user_attr("identity", identity)
@@ -148,12 +150,14 @@ class StudySearcher(DriverOnly, Searcher):
     must be one driver.
     """
 
-    def __init__(self, study: Study, storage_url: str, identity: str, runs: Runs) -> None:
+    def __init__(
+        self, study: Study, storage_url: str, identity: str, runs: Runs, say: Callable[[str], None] = print
+    ) -> None:
         objectives = list(study.search.objectives)
         super().__init__(metric=objectives, mode=["max"] * len(objectives))
         self._study = study
         self._runs = runs
-        self._optuna = open_storage(storage_url, study, identity)
+        self._optuna = open_storage(storage_url, study, identity, say)
         self._waiting: list[tuple[int, int]] = []
         self._running: dict[str, tuple[int, int]] = {}
         self._outcomes: dict[int, dict[int, Outcome]] = {}

@@ -53,7 +53,8 @@ def search(session: Session) -> None:
     """Run the study's trials until their total is reached, or the user interrupts."""
     study, journal = session.study, session.journal
     stopping = EarlyStopping(study.search.stop, journal)
-    searcher = StudySearcher(study, journal.storage_url, journal.identity, TrialRuns(session, stopping))
+    runs = TrialRuns(session, stopping)
+    searcher = StudySearcher(study, journal.storage_url, journal.identity, runs, session.view.say)
     open_trials = study.trials - sum(run.state != "running" for run in trials(journal.runs()))
     if open_trials <= 0:
         return

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,17 +17,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.credentials import refuse_password
+from orchestrator.databases import advice, try_connecting
 from search_spaces.study import Study, Tracking
 from trainers.problems import InvalidInput
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, Run
     from rich.console import Console
 
 RUN_TAG, KIND_TAG = "orchestrator.run", "orchestrator.kind"
 UPLOAD_SECONDS = 120  # MLflow's own default: a server may pass a large file on before it answers
 _ALLOWED = "http(s)://…, sqlite:///FILE or another database, e.g. postgresql://…"
+_DATABASES = ("mssql", "mysql", "postgresql")
+_LONGEST = 300  # characters of a complaint; a server may answer with a page
 _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"  # MLflow reads it at every request
 
 
@@ -48,19 +52,70 @@ def resolved_uri(own: str | None) -> str:
     return uri
 
 
-def check_reachable(uri: str) -> None:
-    """Raise InvalidInput within seconds if the server does not answer or the database can't be written."""
+def check_reachable(uri: str, experiment: str = Tracking().experiment) -> None:
+    """Raise InvalidInput within seconds if runs can't be sent to this experiment there.
+
+    Nothing answers, something else than MLflow does, it refuses us, or the experiment has been deleted.
+    """
     if uri.startswith(("http://", "https://")):
         try:
             urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5).close()
         except urllib.error.HTTPError:
-            pass  # it answers; what it refuses will be said when it is asked for more
+            pass  # it answers; what it refuses it will say when it is asked for more
         except (OSError, ValueError) as error:
             raise InvalidInput.single("tracking.uri", f"{uri!r}: no MLflow server answers there ({error})") from error
     elif uri.startswith("sqlite:///"):
-        _check_file(uri, Path(uri.removeprefix("sqlite:///")))
+        file = Path(uri.removeprefix("sqlite:///"))
+        _check_file(uri, file)
+        if not file.exists():
+            return  # MLflow makes it
     elif _scheme(uri) not in _schemes():
         raise InvalidInput.single("tracking.uri", f"{uri!r}: allowed: {_ALLOWED}")
+    elif _scheme(uri) in _DATABASES:
+        _check_database(uri)
+    try:
+        _require_active(connected(uri).get_experiment_by_name(experiment), uri)
+    except InvalidInput:
+        raise
+    except Exception as error:
+        raise InvalidInput.single("tracking.uri", f"{uri!r}: MLflow can't be used there: {outage(error)}") from error
+
+
+def _require_active(experiment: Experiment | None, uri: str) -> None:
+    """Raise InvalidInput for an experiment that has been deleted: MLflow keeps it and takes no runs for it."""
+    if experiment is not None and experiment.lifecycle_stage != "active":
+        restore = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
+        raise InvalidInput.single(
+            "tracking.experiment",
+            f"{experiment.name!r} has been deleted in MLflow; name another (tracking.experiment=OTHER), or bring it "
+            f"back: MLFLOW_TRACKING_URI={shlex.quote(uri)} {restore}",
+        )
+
+
+def outage(error: Exception) -> str:
+    """What went wrong between us and a server, in a line: what lies under the layers of a client that gave up."""
+    import requests
+
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, requests.Timeout):
+            return "it does not answer in time"
+        if isinstance(cause, OSError) and cause.strerror and cause.filename is None:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    status = getattr(error, "get_http_status_code", int)()
+    if status in (401, 403):
+        return f"it refuses us ({status}); set MLFLOW_TRACKING_USERNAME and …_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+    said = f"{type(error).__name__}: {error}".strip().split("\n")[0]
+    return said if len(said) <= _LONGEST else f"{said[:_LONGEST]}…"
+
+
+def _check_database(uri: str) -> None:
+    """Raise InvalidInput if nothing answers: MLflow itself would try for a minute, and write about it."""
+    try:
+        try_connecting(uri)
+    except Exception as error:
+        raise InvalidInput.single("tracking.uri", f"{uri!r} can't be opened: {advice(error)}") from error
 
 
 def _check_file(uri: str, file: Path) -> None:
@@ -84,7 +139,7 @@ def _scheme(uri: str) -> str:
 def _schemes() -> set[str]:
     """Of servers that can't be asked at once: MLflow's databases, and what other packages add to MLflow."""
     added = {point.name for point in entry_points(group="mlflow.tracking_store")}
-    return {"databricks", "mssql", "mysql", "postgresql"} | added
+    return {"databricks", *_DATABASES} | added
 
 
 def log_folder(
@@ -153,6 +208,7 @@ def uploading() -> Iterator[None]:
 def find_experiment(client: MlflowClient, uri: str, name: str) -> str:
     """The id of the experiment of this name, made if there is none; its artifacts lie beside an SQLite file."""
     found = client.get_experiment_by_name(name)
+    _require_active(found, uri)
     if found is not None:
         return str(found.experiment_id)
     location = None

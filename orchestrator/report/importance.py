@@ -6,6 +6,7 @@ import math
 import warnings
 from pathlib import Path
 
+from orchestrator.storage import open_database
 from search_spaces.study import Study
 
 MIN_TRIALS = 4
@@ -23,7 +24,7 @@ def parameter_importances(study: Study, storage_url: str) -> Importances:
         return {}
     import optuna
 
-    storage = optuna.storages.RDBStorage(storage_url)
+    storage = open_database(storage_url)
     try:
         if study.name not in optuna.study.get_all_study_names(storage):
             return {}

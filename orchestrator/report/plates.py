@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from orchestrator.constraints import feasible
+from orchestrator.databases import reason
 from orchestrator.journal import Run
 from orchestrator.report import figures
 from orchestrator.report.figure_data import Line, energy_curve_lines, importance_lines, outcome_lines
 from orchestrator.report.importance import MIN_TRIALS, Importances, parameter_importances
 from orchestrator.report.reading import evaluation_epsilon, outcomes
 from orchestrator.seeds import trials
-from orchestrator.storage import reason
 from search_spaces.study import Study
 
 

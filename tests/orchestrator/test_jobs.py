@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from orchestrator.cli import main
 from orchestrator.jobs import Jobs
 
 
@@ -15,3 +18,51 @@ def test_ray_does_not_report_what_it_uploads(monkeypatch: pytest.MonkeyPatch) ->
     Jobs("http://127.0.0.1:9")
     for module in ("dashboard_sdk", "job.sdk"):
         assert not logging.getLogger(f"ray.dashboard.modules.{module}").isEnabledFor(logging.INFO)
+
+
+class Remembered:
+    """Ray's client of a cluster whose jobs never end."""
+
+    def __init__(self, _address: str) -> None:
+        self.jobs: list[Any] = []
+
+    def list_jobs(self) -> list[Any]:
+        return list(self.jobs)
+
+    def submit_job(self, *, submission_id: str, metadata: dict[str, str], **_: object) -> str:
+        known = {"submission_id": submission_id, "metadata": metadata, "status": "RUNNING"}
+        self.jobs.append(SimpleNamespace(**known, start_time=len(self.jobs), driver_exit_code=None))
+        return submission_id
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Remembered:
+    client = Remembered("")
+    monkeypatch.setattr("orchestrator.jobs.check_dashboard_answers", lambda *_: None)
+    monkeypatch.setattr("ray.job_submission.JobSubmissionClient", lambda _address: client)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
+    return client
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_study_that_runs_is_not_submitted_again_however_its_folder_is_written(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["submit", "quickstart", "--storage", "/shared/runs/"]) == 0
+    assert main(["submit", "quickstart", "--storage", "/shared/./runs"]) == 2
+    said = capsys.readouterr().err
+    assert "quickstart: is being run by job quickstart-1; let it end, or stop it" in said
+    assert main(["submit", "quickstart", "--storage", "/other"]) == 0
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_cluster_without_jobs_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["job", "list"]) == 0
+    assert capsys.readouterr().out.startswith("no jobs: ")
+    assert main(["job", "status", "quickstart-1"]) == 2
+    assert capsys.readouterr().err.startswith("error: quickstart-1: unknown job: the cluster remembers none")
+
+
+def test_a_submission_without_a_folder_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["submit", "quickstart"]) == 2
+    assert capsys.readouterr().err.startswith("error: --storage: is missing: the folder for the study folders")

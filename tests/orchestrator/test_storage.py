@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import optuna
 import pytest
 
+from orchestrator import storage as storage_module
 from orchestrator.journal import STUDY_FILE, Journal
 from orchestrator.report.page import write_report
-from orchestrator.storage import check_opens
+from orchestrator.run import preflight
+from orchestrator.search import open_storage
+from orchestrator.storage import check_is_ours, check_opens, explained, open_database
 from search_spaces.study import Study, parse_study
 from tests.integration.conftest import STUDY, Command, answer, write_study
 from tests.orchestrator import made_up
+from trainers.problems import InvalidInput
 
 __all__ = ["answer"]
 
@@ -85,3 +90,104 @@ def test_one_that_is_away_or_has_no_driver_here_costs_a_report_one_plate(
     assert why in page
     after = {file.name for file in (folder / "figures").iterdir()}
     assert before - after == {"parameter_importance.svg", "parameter_importance.csv"}
+
+
+@pytest.mark.parametrize(
+    ("storage", "what"), [("postgres://me@host/db", "allowed: "), ("mssql+pymssql://me@host/db", "installed here: ")]
+)
+def test_an_address_of_no_database_or_driver_says_what_may_be_written(storage: str, what: str) -> None:
+    with pytest.raises(InvalidInput, match=r"search\.storage: .* can't be opened: .*" + what + r"postgresql\+psycopg2"):
+        check_opens(study(storage))
+
+
+def test_a_connection_that_the_server_has_closed_is_made_anew_without_a_word(tmp_path: Path) -> None:
+    said: list[str] = []
+    storage = open_database(f"sqlite:///{tmp_path}/mine.db", said.append)
+    closed = storage.engine.raw_connection()
+    closed.driver_connection.close()
+    closed.close()
+    assert storage.create_new_study([optuna.study.StudyDirection.MAXIMIZE], "s") == 1
+    assert said == []
+
+
+@pytest.fixture
+def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where an open database was; it comes back when it is put there again."""
+    monkeypatch.setattr(storage_module, "_RETRY_SECONDS", 0.02)
+    (tmp_path / "here").mkdir()
+    return tmp_path / "here"
+
+
+def test_a_database_that_goes_away_is_waited_for_aloud(away: Path) -> None:
+    heard: list[str] = []
+
+    def say(text: str) -> None:
+        heard.append(text)
+        if "is away" in text:
+            away.with_name("there").rename(away)
+
+    storage = open_database(f"sqlite:///{away}/mine.db", say)
+    storage.engine.dispose()
+    away.rename(away.with_name("there"))
+    assert storage.create_new_study([optuna.study.StudyDirection.MAXIMIZE], "s") == 1
+    assert heard == [
+        "Optuna's database (search.storage) is away: unable to open database file; waiting for it, at most 10 minutes",
+        "Optuna's database answers again",
+    ]
+
+
+def test_one_that_stays_away_ends_the_study_with_its_name(away: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage_module, "PATIENCE_SECONDS", 0.1)
+    storage = open_database(f"sqlite:///{away}/mine.db", lambda _: None)
+    storage.engine.dispose()
+    away.rename(away.with_name("there"))
+    with pytest.raises(ConnectionError, match=r"search\.storage: .*mine\.db' did not answer for .* minutes: unable"):
+        storage.create_new_study([optuna.study.StudyDirection.MAXIMIZE], "s")
+
+
+def test_what_breaks_in_the_middle_of_a_call_is_no_internal_error(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/mine.db"
+    storage = open_database(url)
+    with storage.engine.connect() as connection:
+        connection.exec_driver_sql("drop table studies")
+    failing = partial(storage.create_new_study, [optuna.study.StudyDirection.MAXIMIZE], "s")
+    with pytest.raises(ConnectionError, match=r"search\.storage: .* failed: .*no such table"), explained(study(url)):
+        failing()
+    with pytest.raises(optuna.exceptions.StorageInternalError), explained(study(None)):
+        failing()
+
+
+def ended_elsewhere(url: str, trials: int) -> None:
+    """What the database holds of the study when `one` has run so many trials."""
+    opened = open_storage(url, study(url), "one")
+    for number in range(trials):
+        opened.ask()
+        opened.tell(number, [0.5, 0.5])
+
+
+def test_a_study_of_another_folder_is_refused_before_anything_is_written(answer: Command, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/mine.db"
+    ended_elsewhere(url, 0)
+    write_study(tmp_path, search={"storage": url})
+    result = answer("sweep", "tiny.yaml")
+    assert result.returncode == 2
+    assert f"search.storage: {url!r} holds a study 'tiny' of another folder" in result.stderr
+    assert f"optuna --storage {url} delete-study --study-name tiny" in result.stderr
+    assert "resume with" not in result.stdout + result.stderr
+    assert not (tmp_path / "runs" / "tiny").exists()
+
+
+def test_a_copy_of_a_folder_from_before_some_results_does_not_go_on_without_them(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/mine.db"
+    ended_elsewhere(url, 3)
+    check_is_ours(study(url), "one", {0, 1, 2})
+    with pytest.raises(InvalidInput, match=r"search\.storage: .* 2 trials of 'tiny' that this folder lacks .* trial 1"):
+        check_is_ours(study(url), "one", {0})
+
+
+def test_results_are_confirmed_while_the_database_is_away(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/nowhere/mine.db"
+    Journal.create(tmp_path / "tiny", study(url))
+    with pytest.raises(InvalidInput, match="can't be opened"):
+        preflight(study(url), tmp_path / "tiny", None, True)
+    preflight(study(url), tmp_path / "tiny", None, False)

@@ -16,12 +16,13 @@ from mlflow import MlflowClient
 
 from orchestrator.journal import EVALUATION_FILE, Journal, trial_key
 from orchestrator.mirror import Mirror, NotSent, flatten
-from orchestrator.tracking import RUN_TAG, log_folder
+from orchestrator.tracking import RUN_TAG, check_reachable, connected, log_folder, outage
 from search_spaces.study import Tracking, parse_study
 from tests.conftest import TINY
 from trainers.config import parse
 from trainers.evaluation.result import Evaluation, Flags, Protocol
 from trainers.loop import fit
+from trainers.problems import InvalidInput
 from trainers.ranks import Ranks
 from trainers.records import append_record
 
@@ -305,3 +306,69 @@ def test_an_evaluation_that_was_made_again_under_other_settings_takes_the_place_
     # One that has not changed is not sent at every look.
     monkeypatch.setattr(mirror._client, "log_batch", lambda *_, **__: pytest.fail("sent again"))
     mirror.update(ended=False)
+
+
+class _Elsewhere(BaseHTTPRequestHandler):
+    """Something that answers every request with the status in its path."""
+
+    def do_GET(self) -> None:
+        self.send_response(int(self.path.split("/")[1]))
+        self.end_headers()
+        self.wfile.write(b"<html>hello</html>")
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Elsewhere) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("status", "why"),
+    [
+        (200, "MLflow can't be used there"),
+        (404, "404"),
+        (500, "500"),
+        (401, r"refuses us \(401\); set MLFLOW_TRACKING_"),
+    ],
+)
+def test_what_answers_and_takes_no_runs_is_no_place_to_begin_a_study(status: int, why: str, elsewhere: str) -> None:
+    with pytest.raises(InvalidInput, match=rf"tracking\.uri: '{elsewhere}/{status}': .*{why}"):
+        check_reachable(f"{elsewhere}/{status}")
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("postgresql+psycopg2://me@127.0.0.1:1/mlflow", "Connection refused"),
+        ("mssql+pymssql://me@127.0.0.1:1/mlflow", "install it, or name a driver that is installed"),
+    ],
+)
+def test_a_database_that_is_away_is_told_within_seconds(address: str, why: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(InvalidInput, match=rf"tracking\.uri: .* can't be opened: .*{why}"):
+        check_reachable(address)
+    assert time.monotonic() - began < 10
+
+
+def test_an_experiment_that_was_deleted_is_told_before_anything_starts(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    check_reachable(uri, "gone")
+    assert not (tmp_path / "mlflow.db").exists()
+    client = MlflowClient(tracking_uri=uri)
+    client.delete_experiment(client.create_experiment("gone"))
+    with pytest.raises(InvalidInput, match=r"tracking\.experiment: 'gone' has been deleted .* restore --exp"):
+        check_reachable(uri, "gone")
+    check_reachable(uri, "another")
+
+
+def test_a_client_that_gave_up_says_what_lay_under_it() -> None:
+    client = connected("http://127.0.0.1:1")
+    with pytest.raises(Exception, match="Max retries exceeded") as raised:
+        client.get_run("0")
+    assert outage(raised.value) == "Connection refused"
