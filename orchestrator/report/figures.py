@@ -49,6 +49,7 @@ MANY_TRIALS = 12
 _MAX_COLUMNS = 4
 _WIDE = 6.6
 _LINEAR_BELOW = 1.0
+_MOST_DECADES = 7
 _DELTA_ENERGY_LABEL = r"mean $\Delta E(x)$ [nats]"
 ONSETS = {"catastrophic": ("X", "catastrophic overfitting"), "robust": ("D", "robust overfitting")}
 _OBJECTIVE_NAMES = {CLEAN_ACCURACY: "clean accuracy", ROBUST_ACCURACY: "robust accuracy (PGD-10)"}
@@ -271,8 +272,14 @@ def delta_energy_axis(axes: Axes, values: Iterable[float]) -> None:
         return
     axes.set_yscale("symlog", linthresh=_LINEAR_BELOW, linscale=1.2)
     axes.set_ylim(1.3 * low - 0.1, 1.4 * high + 0.1)
-    mantissas = (1.0,) if max(-low, high) > 100 else (1.0, 3.0)
-    sizes = [0.5, *(mantissa * 10.0**power for power in range(8) for mantissa in mantissas)]
+    largest = max(-low, high)
+    mantissas = (1.0,) if largest > 100 else (1.0, 3.0)
+    powers = math.ceil(math.log10(largest)) + 1
+    # A run that diverges reaches 1e20: as many labels as can be read, whatever the number of decades.
+    stride = -(-powers // _MOST_DECADES)
+    first = 0 if stride == 1 else stride
+    sizes = [mantissa * 10.0**power for power in range(first, powers, stride) for mantissa in mantissas]
+    sizes = [0.5, *sizes] if stride == 1 else sizes
     ticks = [-size for size in reversed(sizes)] + [0.0, *sizes]
     axes.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if 1.3 * low <= tick <= 1.4 * high]))
     axes.yaxis.set_minor_locator(NullLocator())
