@@ -349,6 +349,21 @@ def test_subsets_are_sorted_by_the_energy_of_the_reference(runs, lens, tmp_path,
     ).digest()
 
 
+def test_subsets_that_overlap_are_said_to(runs, lens, tmp_path, natural_net, experiment):
+    """Where fewer than twice as many are right as wrong, the highest and the lowest energies are partly the same."""
+    poor = copy.deepcopy(natural_net)
+    with torch.no_grad():
+        poor.network[-1].bias[0] += 20.0  # says 0 of nearly everything
+    checkpoint.save(tmp_path / "poor", experiment({"model.width": 8}), poor, {}, EpochRecord(0, 0.0, {}))
+    code, printed, _ = lens(tmp_path / "poor", "--checkpoint", "last", verb="subsets")
+    found = json.loads((tmp_path / "subsets.json").read_text())["subsets"]
+    common = len(set(found["high_energy"]) & set(found["low_energy"]))
+    assert code == OK
+    assert common > 0
+    assert f"warning: {common} images are in high_energy and in low_energy" in printed
+    assert "warning" not in lens(runs / "a", verb="subsets")[1]
+
+
 def test_names_are_printed_and_found_as_they_are_written(runs, lens):
     words = [f"SAT [eps=8]={runs / 'a'}", f"[red]net[/x] :smile:={runs / 'b'}"]
     code, printed, error = lens(*words, *QUICK)
