@@ -37,6 +37,7 @@ from orchestrator.report.style import (
     epsilon_strokes,
     label_points,
     method_colors,
+    method_lines,
     method_markers,
     new_figure,
     styled,
@@ -240,10 +241,10 @@ def mean_over_epsilon(points: Iterable[Outcome]) -> dict[float, float]:
 
 
 def _energy_column(top: Axes, bottom: Axes, group: Sequence[Run], shown: Sequence[Run], *, thin: bool) -> None:
-    colors = method_colors(method_label(run.experiment) for run in shown)
+    looks = method_lines(method_label(run.experiment) for run in shown)
     strokes = epsilon_strokes([float(run.experiment.attack.epsilon) for run in shown])
     for run in group:
-        color = colors[method_label(run.experiment)]
+        look = looks[method_label(run.experiment)]
         stroke: dict[str, Any] = {"linewidth": 0.9 if thin else 1.6} | strokes[float(run.experiment.attack.epsilon)]
         for axes, metric, scale in ((top, REFERENCE_DELTA_ENERGY, 1), (bottom, ROBUST_ACCURACY, 100)):
             epochs, values = curve(run, metric)
@@ -251,15 +252,15 @@ def _energy_column(top: Axes, bottom: Axes, group: Sequence[Run], shown: Sequenc
             axes.plot(
                 epochs,
                 [scale * value for value in values],
-                color=color,
+                **look | {"marker": look["marker"] or ("." if len(epochs) == 1 else "")},
                 **stroke,
-                marker="." if len(epochs) == 1 else "",
+                markevery=max(len(epochs) // 6, 1),
             )
             for onset in overfitting(run):
                 at = dict(zip(epochs, values, strict=True))[onset.epoch + 1]
                 axes.plot(
                     onset.epoch + 1, scale * at, linestyle="", marker=ONSETS[onset.kind][0],
-                    markersize=6 if thin else 8, markerfacecolor=color if onset.confirmed else "white",
+                    markersize=6 if thin else 8, markerfacecolor=look["color"] if onset.confirmed else "white",
                     markeredgecolor=INK, markeredgewidth=0.8, zorder=4,
                 )  # fmt: skip
 
@@ -289,8 +290,8 @@ def delta_energy_axis(axes: Axes, values: Iterable[float]) -> None:
 def _curve_legend(shown: Sequence[Run], *, with_methods: bool) -> list[Line2D]:
     handles = []
     if with_methods:
-        colors = method_colors(method_label(run.experiment) for run in shown)
-        handles += [Line2D([], [], color=color, label=label) for label, color in colors.items()]
+        looks = method_lines(method_label(run.experiment) for run in shown)
+        handles += [Line2D([], [], label=label, **look) for label, look in looks.items()]
     texts = {float(run.experiment.attack.epsilon): epsilon_text(run.experiment) for run in shown}
     strokes = epsilon_strokes(list(texts))
     named = sorted(texts) if len(texts) <= 4 else [min(texts), max(texts)]

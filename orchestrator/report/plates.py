@@ -50,8 +50,8 @@ def plates(study: Study, runs: Sequence[Run], storage_url: str) -> list[Plate]:
             "Energy and robustness during training",
             "Top: mean ΔE(x) = E(x) − E(x*) on fixed training images, x* from PGD-10 at the training ε (symmetric "
             "logarithm beyond ±1 where values demand it). Bottom: accuracy on held-out images under PGD-10 at "
-            f"ε = {epsilon}. {one_line}. Markers: the epoch in which overfitting sets in, by robust accuracy "
-            "below half of its best (catastrophic) or by a steep fall of ΔE(x) with rising robust error (robust); "
+            f"ε = {epsilon}. {one_line}. Markers with a dark edge: the epoch in which overfitting sets in, by robust "
+            "accuracy below half of its best (catastrophic) or by a steep fall of ΔE(x) with rising robust error (robust); "
             "filled if a second sign confirms it. Epochs count from 1.",
             figures.energy_curves(study, runs),
             energy_curve_lines(runs),

@@ -186,6 +186,22 @@ def test_many_trials_get_a_column_a_method(runs: list[Run]) -> None:
     assert [axes.get_title() for axes in figure.axes[:3]] == ["FGSM", "FGSM + DER", "WEAT-ADV"]
 
 
+def test_lines_of_more_methods_than_colors_differ_by_their_markers(runs: list[Run]) -> None:
+    presets = ("fgsm", "sat", "trades", "mart", "mail_at", "weat_nat", "weat_adv", "n_fgsm", "grad_align", "aaer")
+    study = made_up_study()
+    many = [
+        replace(runs[0], trial=place, experiment=study.experiment_for({"method.name": name}))
+        for place, name in enumerate(presets)
+    ]
+    figure = figures.energy_curves(study, many)
+    assert figure is not None
+    curves = [line for line in figure.axes[0].lines if len(line.get_xdata()) == EPOCHS]
+    assert len({(line.get_color(), line.get_marker()) for line in curves}) == len(presets)
+    (legend,) = figure.legends
+    shown = {(line.get_color(), line.get_marker()) for line in legend.get_lines()}
+    assert shown >= {(line.get_color(), line.get_marker()) for line in curves}
+
+
 def test_accuracy_over_epsilon_joins_means(runs: list[Run]) -> None:
     assert figures.mean_over_epsilon(outcomes(made_up_study(), runs)) == {
         8 / 255: pytest.approx((0.42 + 0.41) / 2),
