@@ -347,6 +347,17 @@ def test_a_study_that_has_not_begun_has_a_report(tmp_path: Path) -> None:
     assert Reader(page).complaints == []
 
 
+def test_a_study_whose_trials_all_ended_without_a_result_does_not_promise_one(runs: list[Run]) -> None:
+    study = made_up_study()
+    tried = [replace(runs[0], trial=place, state="failed", objectives=()) for place in range(8)]
+    assert headlines(study, tried)[-1] == (
+        "No trial has a result that counts: 8 failed. The table of all trials says why."
+    )
+    assert headlines(study, tried[1:])[-1] == "No trial is complete yet."
+    running = [replace(tried[0], state="running"), *tried[1:]]
+    assert headlines(study, running)[-1] == "No trial is complete yet."
+
+
 def test_a_torn_curve_has_no_onset(runs: list[Run]) -> None:
     assert onset_text(replace(runs[0], records=runs[0].records[1:])) == ""
 
