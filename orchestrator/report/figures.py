@@ -6,7 +6,7 @@ Accuracies are drawn in percent, energies in nats; epochs count from 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -66,6 +66,7 @@ def energy_curves(study: Study, runs: Sequence[Run]) -> Figure | None:
     if not shown:
         return None
     labels = sorted({method_label(run.experiment) for run in shown})
+    looks = method_lines(_methods(runs))
     many = len(shown) > MANY_TRIALS
     columns = labels if many and len(labels) <= _MAX_COLUMNS else [None]
     figure = new_figure(4.9, _WIDE if len(columns) > 2 else WIDTH)
@@ -73,18 +74,18 @@ def energy_curves(study: Study, runs: Sequence[Run]) -> Figure | None:
     for column, label in enumerate(columns):
         top, bottom = grid[0, column], grid[1, column]
         group = [run for run in shown if label in (None, method_label(run.experiment))]
-        _energy_column(top, bottom, group, shown, thin=many)
+        _energy_column(top, bottom, group, shown, looks, thin=many)
         top.axhline(0, color=MUTED, linewidth=0.8, zorder=1)
         bottom.set_xlabel("epoch")
         bottom.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         if label is not None:
-            top.set_title(label, color=method_colors(labels)[label], fontweight="bold")
+            top.set_title(label, color=looks[label]["color"], fontweight="bold")
     delta_energy_axis(grid[0, 0], [value for run in shown for value in curve(run, REFERENCE_DELTA_ENERGY)[1]])
     grid[0, 0].set_ylabel(_DELTA_ENERGY_LABEL + "\ntraining images, PGD-10")
     grid[1, 0].set_ylim(bottom=0)
     grid[1, 0].set_ylabel(f"robust accuracy [%]\nheld out, PGD-10, ε = {evaluation_epsilon(shown)}")
     figure.align_ylabels(grid[:, 0])
-    handles = _curve_legend(shown, with_methods=columns == [None])
+    handles = _curve_legend(shown, {label: looks[label] for label in labels} if columns == [None] else {})
     _legend(figure, handles, most=3 if len(columns) <= 2 else 4)
     return figure
 
@@ -99,7 +100,8 @@ def pareto_front(study: Study, runs: Sequence[Run]) -> Figure | None:
     axes = figure.subplots()
     front = sorted({(100 * point.clean, 100 * point.robust) for point in points if point.on_front})
     clean, robust = [100 * point.clean for point in points], [100 * point.robust for point in points]
-    _scatter(axes, points, clean, robust)
+    looks = _point_looks(runs)
+    _scatter(axes, points, looks, clean, robust)
     axes.margins(0.08)
     if front:
         # The line goes on to both edges: everything below and left of it is dominated.
@@ -115,7 +117,7 @@ def pareto_front(study: Study, runs: Sequence[Run]) -> Figure | None:
     )
     axes.set_xlabel("clean accuracy, held out [%]")
     axes.set_ylabel(f"robust accuracy [%]\nheld out, PGD-10, ε = {evaluation_epsilon(runs)}")
-    handles = _outcome_legend(points)
+    handles = _outcome_legend(points, looks)
     if front:
         handles.append(Line2D([], [], color=MUTED, linewidth=1, label="Pareto front"))
     _legend(figure, handles, most=3)
@@ -131,11 +133,11 @@ def accuracy_over_epsilon(study: Study, runs: Sequence[Run]) -> Figure | None:
         return None
     figure = new_figure(3.4)
     axes = figure.subplots()
-    _scatter(axes, points, [point.epsilon_value for point in points], [100 * point.robust for point in points])
-    colors = method_colors(point.method for point in points)
-    for label, color in colors.items():
+    looks = _point_looks(runs)
+    _scatter(axes, points, looks, [point.epsilon_value for point in points], [100 * point.robust for point in points])
+    for label in sorted({point.method for point in points}):
         means = mean_over_epsilon(point for point in points if point.method == label)
-        axes.plot(list(means), [100 * mean for mean in means.values()], color=color, linewidth=1.2, zorder=1)
+        axes.plot(list(means), [100 * mean for mean in means.values()], color=looks[label][0], linewidth=1.2, zorder=1)
     texts = {point.epsilon_value: point.epsilon for point in points}
     if len(values) <= 8:
         axes.set_xticks(values, [texts[value] for value in values])
@@ -144,7 +146,7 @@ def accuracy_over_epsilon(study: Study, runs: Sequence[Run]) -> Figure | None:
     axes.set_ylabel(
         f"robust accuracy [%], {study.search.checkpoint} epoch\nheld out, PGD-10, ε = {evaluation_epsilon(runs)}"
     )
-    handles = _outcome_legend(points)
+    handles = _outcome_legend(points, looks)
     _legend(figure, handles, most=3)
     return figure
 
@@ -240,8 +242,15 @@ def mean_over_epsilon(points: Iterable[Outcome]) -> dict[float, float]:
     return {epsilon: math.fsum(groups[epsilon]) / len(groups[epsilon]) for epsilon in sorted(groups)}
 
 
-def _energy_column(top: Axes, bottom: Axes, group: Sequence[Run], shown: Sequence[Run], *, thin: bool) -> None:
-    looks = method_lines(method_label(run.experiment) for run in shown)
+def _methods(runs: Sequence[Run]) -> list[str]:
+    """Of all trials, whatever a figure shows of them: a method keeps its color in all figures of a report."""
+    return sorted({method_label(run.experiment) for run in trials(runs)})
+
+
+def _energy_column(
+    top: Axes, bottom: Axes, group: Sequence[Run], shown: Sequence[Run], looks: Mapping[str, Mapping[str, Any]],
+    *, thin: bool,
+) -> None:  # fmt: skip
     strokes = epsilon_strokes([float(run.experiment.attack.epsilon) for run in shown])
     for run in group:
         look = looks[method_label(run.experiment)]
@@ -252,7 +261,7 @@ def _energy_column(top: Axes, bottom: Axes, group: Sequence[Run], shown: Sequenc
             axes.plot(
                 epochs,
                 [scale * value for value in values],
-                **look | {"marker": look["marker"] or ("." if len(epochs) == 1 else "")},
+                **dict(look) | {"marker": look["marker"] or ("." if len(epochs) == 1 else "")},
                 **stroke,
                 markevery=max(len(epochs) // 6, 1),
             )
@@ -287,11 +296,8 @@ def delta_energy_axis(axes: Axes, values: Iterable[float]) -> None:
     axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
 
 
-def _curve_legend(shown: Sequence[Run], *, with_methods: bool) -> list[Line2D]:
-    handles = []
-    if with_methods:
-        looks = method_lines(method_label(run.experiment) for run in shown)
-        handles += [Line2D([], [], label=label, **look) for label, look in looks.items()]
+def _curve_legend(shown: Sequence[Run], looks: Mapping[str, Mapping[str, Any]]) -> list[Line2D]:
+    handles = [Line2D([], [], label=label, **look) for label, look in looks.items()]
     texts = {float(run.experiment.attack.epsilon): epsilon_text(run.experiment) for run in shown}
     strokes = epsilon_strokes(list(texts))
     named = sorted(texts) if len(texts) <= 4 else [min(texts), max(texts)]
@@ -313,13 +319,22 @@ def _curve_legend(shown: Sequence[Run], *, with_methods: bool) -> list[Line2D]:
     return handles
 
 
-def _scatter(axes: Axes, points: Sequence[Outcome], across: Sequence[float], up: Sequence[float]) -> None:
-    labels = [point.method for point in points]
+def _point_looks(runs: Sequence[Run]) -> dict[str, tuple[str, str]]:
+    """Method -> color and marker of its points."""
+    labels = _methods(runs)
     colors, markers = method_colors(labels), method_markers(labels)
+    return {label: (colors[label], markers[label]) for label in labels}
+
+
+def _scatter(
+    axes: Axes, points: Sequence[Outcome], looks: Mapping[str, tuple[str, str]], across: Sequence[float],
+    up: Sequence[float],
+) -> None:  # fmt: skip
     for point, x, y in zip(points, across, up, strict=True):
+        color, marker = looks[point.method]
         axes.plot(
-            x, y, linestyle="", marker=markers[point.method], markeredgecolor=colors[point.method], markersize=5.5,
-            markerfacecolor="white" if point.collapsed else colors[point.method], zorder=3, clip_on=False,
+            x, y, linestyle="", marker=marker, markeredgecolor=color, markersize=5.5,
+            markerfacecolor="white" if point.collapsed else color, zorder=3, clip_on=False,
         )  # fmt: skip
 
 
@@ -327,11 +342,9 @@ def _legend(figure: Figure, handles: Sequence[Line2D], *, most: int) -> None:
     legend_outside(figure, handles, [str(handle.get_label()) for handle in handles], most=most)
 
 
-def _outcome_legend(points: Sequence[Outcome]) -> list[Line2D]:
-    colors, markers = method_colors(p.method for p in points), method_markers(p.method for p in points)
-    handles = [
-        Line2D([], [], linestyle="", marker=markers[label], color=color, label=label) for label, color in colors.items()
-    ]
+def _outcome_legend(points: Sequence[Outcome], looks: Mapping[str, tuple[str, str]]) -> list[Line2D]:
+    named = [(label, *looks[label]) for label in sorted({point.method for point in points})]
+    handles = [Line2D([], [], linestyle="", marker=marker, color=color, label=label) for label, color, marker in named]
     if any(point.collapsed for point in points):
         handles.append(
             Line2D([], [], linestyle="", marker="o", markerfacecolor="white", color=MUTED, label="hollow: collapsed")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from orchestrator.journal import Journal, Run
 from orchestrator.report import figures
@@ -200,6 +201,25 @@ def test_lines_of_more_methods_than_colors_differ_by_their_markers(runs: list[Ru
     (legend,) = figure.legends
     shown = {(line.get_color(), line.get_marker()) for line in legend.get_lines()}
     assert shown >= {(line.get_color(), line.get_marker()) for line in curves}
+
+
+def test_a_method_has_one_color_in_all_figures_whatever_each_shows(runs: list[Run]) -> None:
+    """Trials without a result are in the curves and not among the points: that must not shift the others' colors."""
+    study = made_up_study()
+    presets = ("grad_align", "mart", "trades", "weat_nat")
+    ran = [
+        replace(runs[2], trial=t, experiment=study.experiment_for({"method.name": n, "attack.epsilon": f"{t + 4}/255"}))
+        for t, n in enumerate(presets)
+    ]
+    ran[0] = replace(ran[0], state="running", objectives=())
+    drawn = [draw(study, ran) for draw in (figures.energy_curves, figures.pareto_front, figures.accuracy_over_epsilon)]
+    seen: dict[str, set[object]] = {}
+    for figure in drawn:
+        assert figure is not None
+        for handle in figure.legends[0].legend_handles:
+            assert isinstance(handle, Line2D)
+            seen.setdefault(str(handle.get_label()), set()).add(handle.get_color())
+    assert {len(seen[name]) for name in ("GradAlign", "MART", "TRADES", "WEAT-NAT")} == {1}
 
 
 def test_accuracy_over_epsilon_joins_means(runs: list[Run]) -> None:
