@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.journal import Journal
@@ -91,7 +92,7 @@ def _print(ranking: Ranking, console: Console) -> None:
         cells = [
             f"[bold]{spread}[/bold]" if stage in row.best else str(spread) for stage, spread in row.accuracies.items()
         ]
-        table.add_row(name, str(row.trial), row.method, row.epsilon, str(len(row.seeds)), *cells)
+        table.add_row(escape(name), str(row.trial), row.method, row.epsilon, str(len(row.seeds)), *cells)
     console.print(table)
 
 

@@ -30,6 +30,18 @@ def settings_of(*, attack: str, samples: int, seed: int, shard: int, batch_size:
     return Confirm(attack=canonical(attack), samples=samples, seed=seed, shard=shard, batch_size=batch_size)
 
 
+def check_epsilon(epsilon: str | None) -> None:
+    """Raise InvalidInput for what `--epsilon` can't be."""
+    if epsilon is None:
+        return
+    try:
+        value = pixels(epsilon)
+    except InvalidInput as error:
+        raise InvalidInput.single("--epsilon", error.problems[0].message) from error
+    if not 0 < value <= 1:
+        raise InvalidInput.single("--epsilon", f"{epsilon!r}: must be above 0 and at most 1")
+
+
 def evaluate_subjects(
     subjects: list[Subject], settings: Confirm, *, epsilon: str | None, fast: bool = False, output: Path | None,
     threads: int | None, console: Console,
@@ -39,8 +51,7 @@ def evaluate_subjects(
     `fast` searches in bfloat16. With `output`, the flags of finished shards survive an interruption in a `.partial`
     file beside it.
     """
-    if epsilon is not None and not 0 < pixels(epsilon) <= 1:
-        raise InvalidInput.single("--epsilon", f"{epsilon!r}: must be above 0 and at most 1")
+    check_epsilon(epsilon)
     files = [_file_of(output, subject, of=len(subjects)) for subject in subjects]
     for wanted in filter(None, files):
         disk.check_file(wanted, "--output")

@@ -33,11 +33,14 @@ ATTACK_HELP = "pgd20, cw, autoattack, worst, … (a wrong name lists all), or se
 _FILE_COLUMNS = 200
 
 
-def plain_console() -> Console:
-    """Where verbs print: words as they are. A file or a pipe has no width to keep to."""
+def plain_console(*, markup: bool = True) -> Console:
+    """Where verbs print: words as they are. A file or a pipe has no width to keep to.
+
+    Without `markup`, brackets and colons in names of the user's own are letters too.
+    """
     from rich.console import Console
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=markup, emoji=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _FILE_COLUMNS
     return console
@@ -87,8 +90,9 @@ def evaluate(
         allow_code=allow_code, data_dir=data_dir,
     )  # fmt: skip
     evaluate_subjects(
-        subjects, settings, epsilon=epsilon, fast=fast, output=output, threads=threads, console=plain_console()
-    )
+        subjects, settings, epsilon=epsilon, fast=fast, output=output, threads=threads,
+        console=plain_console(markup=False),
+    )  # fmt: skip
 
 
 def lens(
@@ -125,7 +129,7 @@ def lens(
     look(
         networks, attack=attack, samples=samples, epsilon=epsilon, seed=seed, shard=shard, batch_size=batch_size,
         epochs=epochs, data_dir=data_dir, address=address, threads=threads, output=output, track=track,
-        console=plain_console(),
+        console=plain_console(markup=False),
     )  # fmt: skip
 
 
@@ -149,7 +153,7 @@ def subsets(
         seed=seed,
         batch_size=batch_size,
         data_dir=data_dir,
-        console=plain_console(),
+        console=plain_console(markup=False),
     )
 
 
@@ -222,5 +226,5 @@ def generate(
     create(
         networks, recipes(settings, number_of_classes(networks)),
         Judges(settings.inception, settings.alexnet, settings.classifier), address=address, threads=threads,
-        output=output, track=track, console=plain_console(),
+        output=output, track=track, console=plain_console(markup=False),
     )  # fmt: skip

@@ -65,6 +65,8 @@ def own_subjects(path: Path, rule: str | None, data_dir: Path | None) -> list[Su
     if (path / "checkpoints").is_dir():
         rules = ("best", "last") if rule == "both" else (rule or "best",)
         return [_own(checkpoint_folder(path, name), name, data_dir) for name in rules]
+    if not path.exists():
+        raise InvalidInput.single(str(path), "no such run folder, checkpoint folder or file of weights")
     if path.is_file():
         raise InvalidInput.single(str(path), "is a file of weights: say --model, --data and --normalization")
     if rule is not None:

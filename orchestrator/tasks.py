@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 
 from orchestrator.devices import reserved_device
 from trainers.problems import InvalidInput
@@ -53,7 +54,7 @@ def _run_here(tasks: Sequence[Task], threads: int | None, console: Console) -> N
     console.print(f"{len(tasks)} tasks {on_device(device)}", soft_wrap=True)
     load, model = None, None
     for done, task in enumerate(tasks):
-        with console.status(f"{task.name} ({done} of {len(tasks)} done)"):
+        with console.status(escape(f"{task.name} ({done} of {len(tasks)} done)")):
             if task.load is not load:
                 load, model = task.load, task.load().to(device)
             assert model is not None

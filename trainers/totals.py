@@ -10,6 +10,8 @@ from trainers.ranks import Ranks
 from trainers.records import EpochRecord
 from trainers.step import StepResult
 
+# What a divergence is told with: held out, at the images and at adversarial ones; records have all the others.
+_LAST_ENERGIES = ("val/natural_energy/mean", "val/adversarial_energy/mean")
 _SUMMED = tuple(field.name for field in fields(StepResult))
 
 
@@ -48,14 +50,11 @@ class EpochTotals:
         loss, abnormal_count = sums["loss"], sums["abnormal"]
         bad_step = int(self._bad_step)
         if loss != loss or loss in (float("inf"), float("-inf")):
-            energies = {
-                name: value
-                for name, value in (before.metrics if before else {}).items()
-                if name.endswith("energy/mean")
-            }
+            measured = before.metrics if before else {}
+            energies = ", ".join(f"{name} {measured[name]:.4g}" for name in _LAST_ENERGIES if name in measured)
             raise Diverged(
                 f"the loss is not finite at epoch {epoch + 1}, step {bad_step + 1 or 'unknown'}; "
-                f"energies of the epoch before: {energies or 'none'}"
+                f"energies in nats after the epoch before: {energies or 'none'}"
             )
         images = self._steps * self._batch_size
         mean_over_steps = self._steps * self._ranks.world_size

@@ -15,6 +15,7 @@ from orchestrator.report.style import ADVERSARIAL_COLOR, INK, NATURAL_COLOR, new
 
 SHOWN = 12
 _GAP = 1
+_LARGEST = 0.6
 _TITLE_CHARACTERS = 26
 
 
@@ -26,7 +27,9 @@ def mosaic(made: Made) -> Figure:
     rows = [_row(made.images[made.labels == label][:columns], columns) for label in classes]
     picture = np.concatenate(rows)
     height, width = picture.shape[:2]
-    figure = new_figure(4.2 * height / width + 0.2, 4.6)
+    # Few images of a class are not blown up: ten classes of one image each would be a page of ten screens.
+    across = min(4.2, _LARGEST * columns)
+    figure = new_figure(across * height / width + 0.2, across + 0.4)
     axes = figure.subplots()
     axes.imshow(picture.squeeze(-1) if picture.shape[-1] == 1 else picture, cmap="gray", vmin=0, vmax=255)
     side = made.images.shape[1] + _GAP

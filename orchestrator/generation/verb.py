@@ -27,6 +27,10 @@ from trainers.whole_files import write_whole, write_with
 
 PAGE_FILE, FIGURES_FOLDER, IMAGES_FOLDER, TABLE = "generated.html", "figures", "images", "metrics"
 _PNG_LIMIT = 200
+# As people read columns; in the CSV they keep the names of code. Energies in nats.
+_HEADINGS = {
+    "images_per_second": "images/s", "final_energy": "final E(x,y) [nats]", "training_energy": "of training images",
+}  # fmt: skip
 
 
 def recipes(settings: Generation, num_classes: int) -> list[Recipe]:
@@ -137,7 +141,7 @@ def _write_page(
     sections: list[Markup] = [
         element("h1", "Generated images"),
         element("p", how, class_="kind"),
-        table(columns, rows, left=frozenset({0, 1})),
+        table([_HEADINGS.get(column, column) for column in columns], rows, left=frozenset({0, 1})),
     ]
     folder = output / FIGURES_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
@@ -147,10 +151,12 @@ def _write_page(
 
 def _how(recipe: Recipe) -> str:
     dynamics = recipe.dynamics
-    stop = "all steps" if recipe.tolerance is None else f"stopped within {recipe.tolerance:g} std of the class's energy"
+    steps = f"{dynamics['steps']} steps"
+    if recipe.tolerance is not None:
+        steps = f"at most {steps}, stopped within {recipe.tolerance:g} std of the class's energy"
     return (
-        f"SGLD on E(x, y): η = {dynamics['step_size']:g}, ζ = {dynamics['inertia']:g}, noise {dynamics['noise']:g}, at "
-        f"most {dynamics['steps']} steps, {stop}; {recipe.per_class} images a class, seed {recipe.seed}, shards of "
+        f"SGLD on E(x, y): η = {dynamics['step_size']:g}, ζ = {dynamics['inertia']:g}, noise {dynamics['noise']:g}, "
+        f"{steps}; {recipe.per_class} images a class, seed {recipe.seed}, shards of "
         f"{recipe.shard}, float32."
     )
 
@@ -166,7 +172,7 @@ def _print(lines: Sequence[Line], console: Console) -> None:
     columns = [column for column in dict.fromkeys(column for line in lines for column in line) if column != "images"]
     printed = Table(box=None, pad_edge=False)
     for column in columns:
-        heading = "images/s" if column == "images_per_second" else column.replace("_", " ")
+        heading = _HEADINGS.get(column, column)
         left = column in ("network", "init")
         printed.add_column(heading, justify="left" if left else "right", overflow="fold")
     for line in lines:

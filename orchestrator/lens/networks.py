@@ -60,6 +60,8 @@ def choose_networks(
     named = [_split(word) for word in words]
     if foreign.model is not None and named and all(path.is_dir() for _, path in named):
         raise InvalidInput.single("--model", f"{foreign.model}: no file of weights is given that it could be for")
+    if rule is not None and named and not any(_is_run(path) for _, path in named):
+        raise InvalidInput.single("--checkpoint", f"{rule}: is for run folders, and none is given")
     subjects = [
         own_subjects(path, rule if _is_run(path) else None, data_dir)[0]
         if path.is_dir()
@@ -132,8 +134,12 @@ def file_name(text: str) -> str:
 
 
 def _split(word: str) -> tuple[str | None, Path]:
-    name, equals, path = word.partition("=")
-    return (name, Path(path)) if equals and name and not Path(word).exists() else (None, Path(word))
+    """A name may hold a `=` itself: what follows the first one behind which something lies is the path."""
+    if Path(word).exists() or not word.partition("=")[0] or "=" not in word:
+        return None, Path(word)
+    parts = word.split("=")
+    splits = [("=".join(parts[:place]), Path("=".join(parts[place:]))) for place in range(1, len(parts))]
+    return next((split for split in splits if split[1].exists()), splits[0])
 
 
 def _numbers(text: str) -> list[int]:

@@ -12,6 +12,8 @@ from orchestrator.lens.networks import Network, file_name
 from orchestrator.lens.seen import Seen, label, main_stage
 from orchestrator.report.figure_data import Line
 from orchestrator.report.plates import Plate
+from trainers import catalog
+from trainers.evaluation.ranges import test_indices
 from trainers.evaluation.result import Protocol
 from trainers.lens.points import Array
 
@@ -102,7 +104,8 @@ def plates(lens: Lens) -> list[Plate]:
             "delta_energy",
             "How far the energies move, from the least to the most robust network",
             f"Distributions of ΔE(x) and ΔE(x,y) under {attack}, natural minus adversarial, with median and quartiles, "
-            f"on an axis that is linear within ±0.1 and logarithmic beyond.{_ranks(seen)}{tail}",
+            f"on an axis that is linear within ±0.1 and logarithmic beyond, without the outermost 0.5 % at "
+            f"either end.{_ranks(seen)}{tail}",
             smoothness.delta_energy_distributions(seen),
             smoothness.smoothness_lines(seen),
             _NO_ATTACK,
@@ -137,13 +140,17 @@ def tables(lens: Lens) -> dict[str, list[Line]]:
 
 
 def samples(lens: Lens) -> dict[str, Array]:
-    """Column -> one value per network, attack and image: what every figure of the networks is drawn from."""
+    """Column -> one value per network, attack and image: what every figure of the networks is drawn from.
+
+    `image` is where the image lies in the whole test set.
+    """
     names, stages, images, columns = [], [], [], []
+    test = catalog.DATASETS[lens.seen[0].network.subject.experiment.data.name].num_test
     for one in lens.seen:
         for stage, points in {"clean": one.natural, **one.attacked}.items():
             names += [one.name] * len(points)
             stages += [stage] * len(points)
-            images.append(np.arange(len(points)))
+            images.append(test_indices(test, len(points)))
             columns.append(points)
     scalars = [field.name for field in fields(columns[0]) if not field.name.startswith("step_")]
     return {
@@ -184,7 +191,10 @@ def _arrows(seen: Sequence[Seen]) -> str:
 
 def _explanation(one: Seen) -> str:
     still = [label(stage) for stage, points in one.attacked.items() if not points.moved.all()]
-    return f" Adversarial images that equal the natural one are left out ({', '.join(still)})." if still else ""
+    if not still:
+        return ""
+    names = ", ".join(still)
+    return f" Adversarial images that equal the natural one are left out ({names}); tables count them, with ΔE = 0."
 
 
 def _ranks(seen: Sequence[Seen]) -> str:
@@ -201,4 +211,8 @@ def _ranks(seen: Sequence[Seen]) -> str:
 
 def _who(network: Network) -> str:
     subject = network.subject
-    return subject.source if subject.foreign is not None else f"{subject.rule} checkpoint, {subject.experiment_digest}"
+    if subject.foreign is not None or subject.epoch is None:
+        return subject.source
+    # Rules on disk count epochs from 0, people from 1.
+    rule = f"{subject.rule} checkpoint (epoch {subject.epoch + 1})"
+    return f"{f'epoch {subject.epoch + 1}' if subject.rule.startswith('epoch ') else rule}, {subject.experiment_digest}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -12,6 +13,7 @@ from orchestrator.lens.networks import Network
 from orchestrator.report.style import new_figure
 from trainers.catalog.attacks import STAGES
 from trainers.lens.points import Array, Points, delta_energies, standing
+from trainers.problems import InvalidInput, Problem
 
 COLUMNS = 3
 
@@ -36,6 +38,21 @@ class Seen:
     def deltas(self, stage: str) -> tuple[Array, Array]:
         """(ΔE(x), ΔE(x,y)) [N] each, natural minus adversarial."""
         return delta_energies(self.natural, self.attacked[stage])
+
+
+def check_finite(seen: Sequence[Seen]) -> None:
+    """Raise InvalidInput naming each network with logits that are not finite: means and axes would lose their sense."""
+    problems = []
+    for one in seen:
+        points = {"no attack": one.natural, **{label(stage): at for stage, at in one.attacked.items()}}
+        finite = {attack: np.isfinite(at.energy) & np.isfinite(at.joint_energy) for attack, at in points.items()}
+        found = [f"{(~good).sum()} (under {attack})" for attack, good in finite.items() if not good.all()]
+        if found:
+            epoch = "" if one.network.epoch is None else f", epoch {one.network.epoch + 1}"
+            message = f"has energies that are not finite at {', '.join(found)} of {len(one.natural)} images: "
+            problems.append(Problem(f"{one.name}{epoch}", message + "leave it out; what is measured of others stays"))
+    if problems:
+        raise InvalidInput(problems)
 
 
 def main_stage(seen: Sequence[Seen]) -> str | None:

@@ -25,6 +25,7 @@ def write_subsets(
         raise InvalidInput.single("--checkpoint", "both: subsets come from one net; allowed: best, last")
     disk.check_file(output, "--output")
     (subject,) = own_subjects(checkpoint, rule, data_dir)
+    import numpy as np
     import torch
 
     from trainers.data.images import load_splits, training_indices
@@ -66,4 +67,11 @@ def write_subsets(
     console.print(f"{subject.source}: right on {100 * seen.correct.mean():.2f} % of {len(images)} training images")
     for name, energy in content["mean_energy"].items():  # type: ignore[attr-defined]
         console.print(f"{name:<14} {size} images  mean E(x) {energy:+.3f}")
+    common = len(np.intersect1d(chosen["high_energy"], chosen["low_energy"]))
+    if common:
+        console.print(
+            f"warning: {common} images are in high_energy and in low_energy: fewer than twice as many are classified "
+            "correctly as wrongly. Such sets tell nothing apart; take a reference that is right more often",
+            style="yellow", soft_wrap=True,
+        )  # fmt: skip
     console.print(f"subsets: {output}", soft_wrap=True)

@@ -11,11 +11,11 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator import tracking
-from orchestrator.evaluate import settings_of
+from orchestrator.evaluate import check_epsilon, settings_of
 from orchestrator.lens.measuring import POINTS_FOLDER, measure
 from orchestrator.lens.networks import Network, file_name, stored_epochs
 from orchestrator.lens.plates import Lens, followed, plates, samples, tables
-from orchestrator.lens.seen import Seen, label
+from orchestrator.lens.seen import Seen, check_finite, label
 from orchestrator.report.files import write_parquet, write_plate, write_table
 from orchestrator.report.markup import Markup, element, table
 from orchestrator.report.page import document
@@ -23,7 +23,6 @@ from orchestrator.shards import protocol_for
 from search_spaces.study import Confirm
 from trainers.catalog.attacks import stages
 from trainers.evaluation.result import Protocol
-from trainers.pixels import pixels
 from trainers.problems import InvalidInput
 from trainers.whole_files import write_whole, write_with
 
@@ -33,8 +32,7 @@ FIGURES_FOLDER = "figures"
 
 def lens_protocol(networks: Sequence[Network], settings: Confirm, epsilon: str | None) -> Protocol:
     """The protocol that all networks share. Raises InvalidInput if their ε differ and none is said."""
-    if epsilon is not None and not 0 < pixels(epsilon) <= 1:
-        raise InvalidInput.single("--epsilon", f"{epsilon!r}: must be above 0 and at most 1")
+    check_epsilon(epsilon)
     given = {str(one.subject.experiment.evaluation.epsilon.plain()) for one in networks}
     if epsilon is None and len(given) > 1:
         raise InvalidInput.single("--epsilon", f"is missing: the networks' own evaluation ε differ ({sorted(given)})")
@@ -74,6 +72,7 @@ def look(
         Seen(network, points["clean"], {stage: points[stage] for stage in listed if stage != "clean"})
         for (network, listed), points in zip(wanted, measured, strict=True)
     ]
+    check_finite(seen)
     lens = Lens(protocol, seen[: len(networks)], seen[len(networks) :])
     write(lens, output)
     _print(lens, console)

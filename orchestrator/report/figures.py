@@ -37,6 +37,7 @@ from orchestrator.report.style import (
     epsilon_strokes,
     label_points,
     method_colors,
+    method_lines,
     method_markers,
     new_figure,
     styled,
@@ -49,6 +50,7 @@ MANY_TRIALS = 12
 _MAX_COLUMNS = 4
 _WIDE = 6.6
 _LINEAR_BELOW = 1.0
+_MOST_DECADES = 7
 _DELTA_ENERGY_LABEL = r"mean $\Delta E(x)$ [nats]"
 ONSETS = {"catastrophic": ("X", "catastrophic overfitting"), "robust": ("D", "robust overfitting")}
 _OBJECTIVE_NAMES = {CLEAN_ACCURACY: "clean accuracy", ROBUST_ACCURACY: "robust accuracy (PGD-10)"}
@@ -63,7 +65,8 @@ def energy_curves(study: Study, runs: Sequence[Run]) -> Figure | None:
     shown = [run for run in trials(runs) if curve(run, REFERENCE_DELTA_ENERGY)[0]]
     if not shown:
         return None
-    labels, colors = sorted({method_label(run.experiment) for run in shown}), method_colors(_methods(runs))
+    labels = sorted({method_label(run.experiment) for run in shown})
+    looks = method_lines(_methods(runs))
     many = len(shown) > MANY_TRIALS
     columns = labels if many and len(labels) <= _MAX_COLUMNS else [None]
     figure = new_figure(4.9, _WIDE if len(columns) > 2 else WIDTH)
@@ -71,18 +74,18 @@ def energy_curves(study: Study, runs: Sequence[Run]) -> Figure | None:
     for column, label in enumerate(columns):
         top, bottom = grid[0, column], grid[1, column]
         group = [run for run in shown if label in (None, method_label(run.experiment))]
-        _energy_column(top, bottom, group, shown, colors, thin=many)
+        _energy_column(top, bottom, group, shown, looks, thin=many)
         top.axhline(0, color=MUTED, linewidth=0.8, zorder=1)
         bottom.set_xlabel("epoch")
         bottom.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         if label is not None:
-            top.set_title(label, color=colors[label], fontweight="bold")
+            top.set_title(label, color=looks[label]["color"], fontweight="bold")
     delta_energy_axis(grid[0, 0], [value for run in shown for value in curve(run, REFERENCE_DELTA_ENERGY)[1]])
     grid[0, 0].set_ylabel(_DELTA_ENERGY_LABEL + "\ntraining images, PGD-10")
     grid[1, 0].set_ylim(bottom=0)
     grid[1, 0].set_ylabel(f"robust accuracy [%]\nheld out, PGD-10, ε = {evaluation_epsilon(shown)}")
     figure.align_ylabels(grid[:, 0])
-    handles = _curve_legend(shown, {label: colors[label] for label in labels} if columns == [None] else {})
+    handles = _curve_legend(shown, {label: looks[label] for label in labels} if columns == [None] else {})
     _legend(figure, handles, most=3 if len(columns) <= 2 else 4)
     return figure
 
@@ -97,7 +100,8 @@ def pareto_front(study: Study, runs: Sequence[Run]) -> Figure | None:
     axes = figure.subplots()
     front = sorted({(100 * point.clean, 100 * point.robust) for point in points if point.on_front})
     clean, robust = [100 * point.clean for point in points], [100 * point.robust for point in points]
-    _scatter(axes, points, clean, robust, methods=_methods(runs))
+    looks = _point_looks(runs)
+    _scatter(axes, points, looks, clean, robust)
     axes.margins(0.08)
     if front:
         # The line goes on to both edges: everything below and left of it is dominated.
@@ -113,7 +117,7 @@ def pareto_front(study: Study, runs: Sequence[Run]) -> Figure | None:
     )
     axes.set_xlabel("clean accuracy, held out [%]")
     axes.set_ylabel(f"robust accuracy [%]\nheld out, PGD-10, ε = {evaluation_epsilon(runs)}")
-    handles = _outcome_legend(points, methods=_methods(runs))
+    handles = _outcome_legend(points, looks)
     if front:
         handles.append(Line2D([], [], color=MUTED, linewidth=1, label="Pareto front"))
     _legend(figure, handles, most=3)
@@ -129,12 +133,11 @@ def accuracy_over_epsilon(study: Study, runs: Sequence[Run]) -> Figure | None:
         return None
     figure = new_figure(3.4)
     axes = figure.subplots()
-    across, up = [point.epsilon_value for point in points], [100 * point.robust for point in points]
-    _scatter(axes, points, across, up, methods=_methods(runs))
-    colors = method_colors(_methods(runs))
+    looks = _point_looks(runs)
+    _scatter(axes, points, looks, [point.epsilon_value for point in points], [100 * point.robust for point in points])
     for label in sorted({point.method for point in points}):
         means = mean_over_epsilon(point for point in points if point.method == label)
-        axes.plot(list(means), [100 * mean for mean in means.values()], color=colors[label], linewidth=1.2, zorder=1)
+        axes.plot(list(means), [100 * mean for mean in means.values()], color=looks[label][0], linewidth=1.2, zorder=1)
     texts = {point.epsilon_value: point.epsilon for point in points}
     if len(values) <= 8:
         axes.set_xticks(values, [texts[value] for value in values])
@@ -143,7 +146,7 @@ def accuracy_over_epsilon(study: Study, runs: Sequence[Run]) -> Figure | None:
     axes.set_ylabel(
         f"robust accuracy [%], {study.search.checkpoint} epoch\nheld out, PGD-10, ε = {evaluation_epsilon(runs)}"
     )
-    handles = _outcome_legend(points, methods=_methods(runs))
+    handles = _outcome_legend(points, looks)
     _legend(figure, handles, most=3)
     return figure
 
@@ -239,17 +242,18 @@ def mean_over_epsilon(points: Iterable[Outcome]) -> dict[float, float]:
     return {epsilon: math.fsum(groups[epsilon]) / len(groups[epsilon]) for epsilon in sorted(groups)}
 
 
-def _methods(runs: Iterable[Run]) -> list[str]:
-    """Of all trials: colors and markers are given out over these, so that no figure gives a method another's."""
-    return [method_label(run.experiment) for run in trials(runs)]
+def _methods(runs: Sequence[Run]) -> list[str]:
+    """Of all trials, whatever a figure shows of them: a method keeps its color in all figures of a report."""
+    return sorted({method_label(run.experiment) for run in trials(runs)})
 
 
 def _energy_column(
-    top: Axes, bottom: Axes, group: Sequence[Run], shown: Sequence[Run], colors: Mapping[str, str], *, thin: bool
-) -> None:
+    top: Axes, bottom: Axes, group: Sequence[Run], shown: Sequence[Run], looks: Mapping[str, Mapping[str, Any]],
+    *, thin: bool,
+) -> None:  # fmt: skip
     strokes = epsilon_strokes([float(run.experiment.attack.epsilon) for run in shown])
     for run in group:
-        color = colors[method_label(run.experiment)]
+        look = looks[method_label(run.experiment)]
         stroke: dict[str, Any] = {"linewidth": 0.9 if thin else 1.6} | strokes[float(run.experiment.attack.epsilon)]
         for axes, metric, scale in ((top, REFERENCE_DELTA_ENERGY, 1), (bottom, ROBUST_ACCURACY, 100)):
             epochs, values = curve(run, metric)
@@ -257,15 +261,15 @@ def _energy_column(
             axes.plot(
                 epochs,
                 [scale * value for value in values],
-                color=color,
+                **dict(look) | {"marker": look["marker"] or ("." if len(epochs) == 1 else "")},
                 **stroke,
-                marker="." if len(epochs) == 1 else "",
+                markevery=max(len(epochs) // 6, 1),
             )
             for onset in overfitting(run):
                 at = dict(zip(epochs, values, strict=True))[onset.epoch + 1]
                 axes.plot(
                     onset.epoch + 1, scale * at, linestyle="", marker=ONSETS[onset.kind][0],
-                    markersize=6 if thin else 8, markerfacecolor=color if onset.confirmed else "white",
+                    markersize=6 if thin else 8, markerfacecolor=look["color"] if onset.confirmed else "white",
                     markeredgecolor=INK, markeredgewidth=0.8, zorder=4,
                 )  # fmt: skip
 
@@ -278,16 +282,22 @@ def delta_energy_axis(axes: Axes, values: Iterable[float]) -> None:
         return
     axes.set_yscale("symlog", linthresh=_LINEAR_BELOW, linscale=1.2)
     axes.set_ylim(1.3 * low - 0.1, 1.4 * high + 0.1)
-    mantissas = (1.0,) if max(-low, high) > 100 else (1.0, 3.0)
-    sizes = [0.5, *(mantissa * 10.0**power for power in range(8) for mantissa in mantissas)]
+    largest = max(-low, high)
+    mantissas = (1.0,) if largest > 100 else (1.0, 3.0)
+    powers = math.ceil(math.log10(largest)) + 1
+    # A run that diverges reaches 1e20: as many labels as can be read, whatever the number of decades.
+    stride = -(-powers // _MOST_DECADES)
+    first = 0 if stride == 1 else stride
+    sizes = [mantissa * 10.0**power for power in range(first, powers, stride) for mantissa in mantissas]
+    sizes = [0.5, *sizes] if stride == 1 else sizes
     ticks = [-size for size in reversed(sizes)] + [0.0, *sizes]
     axes.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if 1.3 * low <= tick <= 1.4 * high]))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
 
 
-def _curve_legend(shown: Sequence[Run], colors: Mapping[str, str]) -> list[Line2D]:
-    handles = [Line2D([], [], color=color, label=label) for label, color in colors.items()]
+def _curve_legend(shown: Sequence[Run], looks: Mapping[str, Mapping[str, Any]]) -> list[Line2D]:
+    handles = [Line2D([], [], label=label, **look) for label, look in looks.items()]
     texts = {float(run.experiment.attack.epsilon): epsilon_text(run.experiment) for run in shown}
     strokes = epsilon_strokes(list(texts))
     named = sorted(texts) if len(texts) <= 4 else [min(texts), max(texts)]
@@ -309,14 +319,22 @@ def _curve_legend(shown: Sequence[Run], colors: Mapping[str, str]) -> list[Line2
     return handles
 
 
+def _point_looks(runs: Sequence[Run]) -> dict[str, tuple[str, str]]:
+    """Method -> color and marker of its points."""
+    labels = _methods(runs)
+    colors, markers = method_colors(labels), method_markers(labels)
+    return {label: (colors[label], markers[label]) for label in labels}
+
+
 def _scatter(
-    axes: Axes, points: Sequence[Outcome], across: Sequence[float], up: Sequence[float], *, methods: Sequence[str]
-) -> None:
-    colors, markers = method_colors(methods), method_markers(methods)
+    axes: Axes, points: Sequence[Outcome], looks: Mapping[str, tuple[str, str]], across: Sequence[float],
+    up: Sequence[float],
+) -> None:  # fmt: skip
     for point, x, y in zip(points, across, up, strict=True):
+        color, marker = looks[point.method]
         axes.plot(
-            x, y, linestyle="", marker=markers[point.method], markeredgecolor=colors[point.method], markersize=5.5,
-            markerfacecolor="white" if point.collapsed else colors[point.method], zorder=3, clip_on=False,
+            x, y, linestyle="", marker=marker, markeredgecolor=color, markersize=5.5,
+            markerfacecolor="white" if point.collapsed else color, zorder=3, clip_on=False,
         )  # fmt: skip
 
 
@@ -324,12 +342,9 @@ def _legend(figure: Figure, handles: Sequence[Line2D], *, most: int) -> None:
     legend_outside(figure, handles, [str(handle.get_label()) for handle in handles], most=most)
 
 
-def _outcome_legend(points: Sequence[Outcome], *, methods: Sequence[str]) -> list[Line2D]:
-    colors, markers = method_colors(methods), method_markers(methods)
-    handles = [
-        Line2D([], [], linestyle="", marker=markers[label], color=colors[label], label=label)
-        for label in sorted({point.method for point in points})
-    ]
+def _outcome_legend(points: Sequence[Outcome], looks: Mapping[str, tuple[str, str]]) -> list[Line2D]:
+    named = [(label, *looks[label]) for label in sorted({point.method for point in points})]
+    handles = [Line2D([], [], linestyle="", marker=marker, color=color, label=label) for label, color, marker in named]
     if any(point.collapsed for point in points):
         handles.append(
             Line2D([], [], linestyle="", marker="o", markerfacecolor="white", color=MUTED, label="hollow: collapsed")

@@ -6,6 +6,8 @@ import html
 import re
 from collections.abc import Iterable, Sequence
 
+# A figure of the usual width fills its column of the page.
+_PIXELS_A_POINT = 1.86
 _ID = re.compile(r'(\bid="|href="#|url\(#)')
 
 
@@ -45,7 +47,9 @@ def inline_svg(document: str, name: str, description: str) -> Markup:
     """An SVG document as a part of the page: matplotlib numbers ids anew in every figure, here they get its name."""
     body = document[document.index("<svg") :]
     body = _ID.sub(lambda match: f"{match[0]}{name}-", body)
-    # Shown at the width of the page: the size in points goes, the view box stays.
+    # Shown at the width of the page: the size in points goes, the view box stays; a narrow figure is not blown up.
     opening, rest = body.split(">", 1)
+    points = re.search(r' width="([\d.]+)pt"', opening)
+    widest = f' style="max-width: {float(points[1]) * _PIXELS_A_POINT:.0f}px"' if points else ""
     opening = re.sub(r' (?:width|height)="[^"]*"', "", opening)
-    return Markup(f'{opening} role="img" aria-label="{html.escape(description, quote=True)}">{rest.strip()}')
+    return Markup(f'{opening}{widest} role="img" aria-label="{html.escape(description, quote=True)}">{rest.strip()}')

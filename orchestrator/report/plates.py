@@ -13,7 +13,7 @@ from orchestrator.journal import Run
 from orchestrator.report import figures
 from orchestrator.report.figure_data import Line, energy_curve_lines, importance_lines, outcome_lines
 from orchestrator.report.importance import MIN_TRIALS, Importances, parameter_importances
-from orchestrator.report.reading import evaluation_epsilon, outcomes
+from orchestrator.report.reading import evaluation_epsilon, nothing_counts, outcomes
 from orchestrator.seeds import trials
 from search_spaces.study import Study
 
@@ -35,7 +35,7 @@ def plates(study: Study, runs: Sequence[Run], storage_url: str) -> list[Plate]:
     epsilon, counted = evaluation_epsilon(runs), study.search.checkpoint
     ended = outcomes(study, runs)
     importances, unread = _importances(study, storage_url)
-    tried = trials(runs)
+    tried, nothing = trials(runs), nothing_counts(study, runs)
     left_out = len(tried) - len(ended)
     # A stopped trial may count with its best epoch; Optuna knows what it told of complete ones only.
     complete = sum(run.state == "complete" for run in tried)
@@ -50,9 +50,9 @@ def plates(study: Study, runs: Sequence[Run], storage_url: str) -> list[Plate]:
             "Energy and robustness during training",
             "Top: mean ΔE(x) = E(x) − E(x*) on fixed training images, x* from PGD-10 at the training ε (symmetric "
             "logarithm beyond ±1 where values demand it). Bottom: accuracy on held-out images under PGD-10 at "
-            f"ε = {epsilon}. {one_line}. Markers: the epoch in which overfitting sets in, by robust accuracy "
-            "below half of its best (catastrophic) or by a steep fall of ΔE(x) with rising robust error (robust); "
-            "filled if a second sign confirms it. Epochs count from 1.",
+            f"ε = {epsilon}. {one_line}. Markers with a dark edge: the epoch in which overfitting sets in, by robust "
+            "accuracy below half of its best (catastrophic) or by a steep fall of ΔE(x) with rising robust error "
+            "(robust); filled if a second sign confirms it. Epochs count from 1.",
             figures.energy_curves(study, runs),
             energy_curve_lines(runs),
             "No epoch has been recorded yet.",
@@ -64,7 +64,7 @@ def plates(study: Study, runs: Sequence[Run], storage_url: str) -> list[Plate]:
             f"{epsilon}; numbers are trials. Hollow: catastrophic overfitting set in.{only_counting}{not_chosen}",
             figures.pareto_front(study, runs),
             outcome_lines(study, runs),
-            "No trial is complete yet.",
+            nothing,
         ),
         Plate(
             "accuracy_over_epsilon",
@@ -74,7 +74,7 @@ def plates(study: Study, runs: Sequence[Run], storage_url: str) -> list[Plate]:
             f"{only_counting}",
             figures.accuracy_over_epsilon(study, runs),
             outcome_lines(study, runs),
-            "Trials that count have one training ε only." if ended else "No trial is complete yet.",
+            "Trials that count have one training ε only." if ended else nothing,
         ),
         Plate(
             "parameter_importance",

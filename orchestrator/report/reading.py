@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,6 +174,15 @@ def outcomes(study: Study, runs: Sequence[Run]) -> list[Outcome]:
         )
         for run, clean, robust in ended
     ]
+
+
+def nothing_counts(study: Study, runs: Sequence[Run]) -> str:
+    """Why there is no outcome: none yet, or, where all trials have ended, how they did."""
+    states = Counter(run.state for run in trials(runs))
+    if states.total() < study.trials or states["running"]:
+        return "No trial is complete yet."
+    ended = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    return f"No trial has a result that counts: {ended}. The table of all trials says why."
 
 
 def pareto_indices(points: Sequence[tuple[float, float]]) -> set[int]:

@@ -149,8 +149,10 @@ def plate(content: Plate, document: str | None) -> Markup:
     heading = element("h2", content.heading)
     if document is None:
         return element("section", heading, element("p", content.missing, class_="none"))
-    files = (_link(f"{content.name}.svg", "SVG"), " ", _link(f"{content.name}.csv", "CSV"))
-    caption = element("figcaption", content.caption, " ", *files)
+    files = [_link(f"{content.name}.svg", "SVG")]
+    # Pictures have no numbers, and no file of them.
+    files += [_link(f"{content.name}.csv", "CSV")] if content.lines else []
+    caption = element("figcaption", content.caption, " ", join(files, " "))
     return element("section", heading, element("figure", inline_svg(document, content.name, content.heading), caption))
 
 

@@ -111,6 +111,14 @@ def method_markers(labels: Iterable[str]) -> dict[str, str]:
     return {label: _MARKERS[place % len(_MARKERS)] for place, label in enumerate(sorted(set(labels)))}
 
 
+def method_lines(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Method -> color and marker of its lines; markers only where there are more methods than colors."""
+    colors = method_colors(labels)
+    repeated = len(set(colors.values())) < len(colors)
+    markers = method_markers(colors) if repeated else dict.fromkeys(colors, "")
+    return {label: {"color": color, "marker": markers[label], "markersize": 4} for label, color in colors.items()}
+
+
 def epsilon_strokes(epsilons: Sequence[float]) -> dict[float, dict[str, Any]]:
     """ε -> how its lines are drawn: a dash pattern while there are few values, else fainter and thinner if smaller."""
     ordered = sorted(set(epsilons), reverse=True)

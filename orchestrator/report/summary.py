@@ -14,6 +14,7 @@ from orchestrator.report.reading import (
     energy_warnings,
     evaluation_epsilon,
     method_label,
+    nothing_counts,
     outcomes,
     overfitting,
 )
@@ -108,7 +109,7 @@ def _name(run: Run) -> str:
 def _held_out(study: Study, runs: Sequence[Run]) -> list[str]:
     points = outcomes(study, runs)
     if not points:
-        return ["No trial is complete yet."]
+        return [nothing_counts(study, runs)]
     sentences = []
     if study.search.constraints:
         # What does not meet them is not chosen, and so not called the best.

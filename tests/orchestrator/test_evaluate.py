@@ -245,6 +245,7 @@ def test_where_the_result_can_not_be_written_nothing_is_computed(words, run_fold
         (WEIGHTS, "--model: small has no weights of its own"),
         (("RUN", "--checkpoint", "first"), "--checkpoint: unknown rule 'first'"),
         (("RUN/checkpoints/best", "--checkpoint", "last"), "is no run folder"),
+        (("nowhere",), "nowhere: no such run folder, checkpoint folder or file of weights"),
         (("RUN", "--attack", "pgd20,cv"), "attack: unknown attack 'cv'. Did you mean cw?"),
         (("RUN", "--epsilon", "0"), "--epsilon: '0': must be above 0"),
         (("RUN", "-n", "0"), "-n: 0: must be at least 1"),

@@ -70,7 +70,11 @@ def test_images_table_figures_and_page_are_written(generate, run_folder):
         assert {file.suffix for file in Path("generated/figures").glob(f"{name}.*")} >= {".svg", ".png"}
     page = Path("generated/generated.html").read_text()
     assert page.count("<svg") == 3
-    assert "η = 0.025, ζ = 0.8" in page
+    assert "η = 0.025, ζ = 0.8, noise 0.001, 12 steps; 3 images a class" in page
+    assert "final E(x,y) [nats]" in page
+    linked = re.findall(r'href="(figures/[^"]+)"', page)
+    assert len(linked) == 4  # three figures, one of which has data
+    assert all((Path("generated") / file).is_file() for file in linked)
     assert len(list(Path("generated/images/net-pca").glob("class003-*.png"))) == 3
 
 

@@ -147,6 +147,10 @@ def test_every_figure_is_written_with_its_data_and_numbers_are_those_of_the_poin
     table = pyarrow.parquet.read_table(figures / "samples.parquet").to_pandas()
     own = table[(table.network == "net") & (table.attack == "clean")]
     assert np.allclose(own.energy, energy, atol=1e-5)
+    whole = load_splits(experiment().data).test  # `image` is the place in the whole test set
+    assert np.array_equal(own.labels, whole.labels[own.image.to_numpy()])
+    with torch.no_grad():
+        assert np.allclose(own.energy, -moved(whole.floats())[own.image.to_numpy()].logsumexp(1), atol=1e-5)
     assert len(table) == 2 * 3 * 24
     attacked = table[(table.network == "net") & (table.attack == "pgd20")]
     stands = own.correct.to_numpy() & attacked.correct.to_numpy()
@@ -283,6 +287,8 @@ def test_a_network_keeps_its_color_beside_others_that_have_no_records(runs):
         (("{a}", "--attack", "pgd2"), "Did you mean pgd20?"),
         (("{a}", "--attack", "clean"), "compares images with their adversarial versions"),
         (("{a}", "--epsilon", "2"), "must be above 0 and at most 1"),
+        (("{a}", "--epsilon", "8/x"), "--epsilon: '8/x' is not a number"),
+        (("{a}/checkpoints/best", "--checkpoint", "last"), "--checkpoint: last: is for run folders, and none is given"),
         (("{a}", "--data", "cifar10"), "the networks are for digits 8x8"),
         (("{a}", "--model", "small"), "no file of weights is given"),
         (("{a}", "--checkpoint", "both"), "Allowed: best, last"),
@@ -359,3 +365,58 @@ def test_subsets_are_sorted_by_the_energy_of_the_reference(runs, lens, tmp_path,
     assert experiment(
         {"data.subset": {"file": str(tmp_path / "s.json"), "name": "high_energy", "treatment": "drop"}}
     ).digest()
+
+
+def test_subsets_that_overlap_are_said_to(runs, lens, tmp_path, natural_net, experiment):
+    """Where fewer than twice as many are right as wrong, the highest and the lowest energies are partly the same."""
+    poor = copy.deepcopy(natural_net)
+    with torch.no_grad():
+        poor.network[-1].bias[0] += 20.0  # says 0 of nearly everything
+    checkpoint.save(tmp_path / "poor", experiment({"model.width": 8}), poor, {}, EpochRecord(0, 0.0, {}))
+    code, printed, _ = lens(tmp_path / "poor", "--checkpoint", "last", verb="subsets")
+    found = json.loads((tmp_path / "subsets.json").read_text())["subsets"]
+    common = len(set(found["high_energy"]) & set(found["low_energy"]))
+    assert code == OK
+    assert common > 0
+    assert f"warning: {common} images are in high_energy and in low_energy" in printed
+    assert "warning" not in lens(runs / "a", verb="subsets")[1]
+
+
+def test_names_are_printed_and_found_as_they_are_written(runs, lens):
+    words = [f"SAT [eps=8]={runs / 'a'}", f"[red]net[/x] :smile:={runs / 'b'}"]
+    code, printed, error = lens(*words, *QUICK)
+    assert (code, error) == (OK, "")
+    assert "\nSAT [eps=8] " in printed
+    assert "\n[red]net[/x] :smile: " in printed
+
+
+def test_captions_count_epochs_from_1(runs, lens, tmp_path):
+    code, *_ = lens(f"A={runs / 'a' / 'checkpoints' / 'epoch_0001'}", f"B={runs / 'b'}", *QUICK, "--epochs", "1,3")
+    assert code == OK
+    caption = (tmp_path / "lens" / "figures" / "drift.txt").read_text()
+    assert "A = epoch 2, " in caption
+    assert "B = best checkpoint (epoch 3), " in caption
+    assert "B = epoch 3, " in (tmp_path / "lens" / "figures" / "drift-b.txt").read_text()
+
+
+def test_a_network_with_energies_that_are_not_finite_is_named(lens, tmp_path, experiment):
+    test = fixed_subset(load_splits(experiment().data).test, 24).floats()
+    bound = test.mean((1, 2, 3))[:8].max().item() + 1e-3  # the first eight are looked at before anything is measured
+    lost = int((test.mean((1, 2, 3)) > bound).sum())
+    assert 0 < lost < 24
+    (tmp_path / "net.py").write_text(
+        f"""
+import torch
+class Net(torch.nn.Module):
+    def forward(self, x):
+        z = x.flatten(1)[:, :10]
+        return torch.where(x.mean((1, 2, 3))[:, None] > {bound!r}, z * torch.inf, z)
+def made():
+    return Net()
+"""
+    )
+    words = ["--model", "net.py:made", "--allow-code", "--data", "digits:8", "--attack", "kl20", "-n", "24"]
+    code, _, error = lens(*words, "--epsilon", "0.000001", "--shard", "24", "--batch-size", "24", "--no-track")
+    assert code == BAD_INPUT
+    assert f"net: has energies that are not finite at {lost} (under no attack), " in error
+    assert "of 24 images: leave it out" in error

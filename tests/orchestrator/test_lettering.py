@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from orchestrator.generation.figures import energies
+from orchestrator.generation.figures import energies, mosaic
 from orchestrator.generation.making import Made
 from orchestrator.lens.classes import class_profile, margin_against_energy
 from orchestrator.lens.drift import drift
@@ -18,7 +18,10 @@ from orchestrator.lens.seen import Seen
 from orchestrator.lens.smoothness import delta_energy_distributions
 from orchestrator.lens.steps import energy_over_steps
 from orchestrator.lens.training import abnormal_examples, energy_and_error
+from orchestrator.report.figures import delta_energy_axis
 from orchestrator.report.lettering import lettered
+from orchestrator.report.markup import inline_svg
+from orchestrator.report.style import new_figure, to_svg
 from trainers.lens.points import Points
 from trainers.records import EpochRecord
 
@@ -128,3 +131,33 @@ def test_a_short_name_stays_on_one_line_and_dollars_are_no_formula():
     assert lettered("FGSM + DER", 24) == "FGSM + DER"
     assert lettered("cost $5 or $6", 24) == r"cost \$5 or \$6"
     assert lettered("abcdefgh", 3) == "abc\ndef\ngh"
+
+
+@pytest.mark.parametrize("largest", [4.0, 60.0, 3e4, 2e9, 1e20])
+def test_an_axis_of_delta_energies_has_ticks_up_to_its_end_and_they_stay_apart(largest):
+    figure = new_figure(4.9)
+    top, _ = figure.subplots(2, 1)
+    top.plot([0, 1, 2], [-0.2, 0.5, largest])
+    delta_energy_axis(top, [-0.2, 0.5, largest])
+    FigureCanvasAgg(figure).draw()
+    low, high = top.get_ylim()
+    ticks = [tick for tick in top.get_yticklabels() if low <= tick.get_position()[1] <= high]
+    check_apart([(tick.get_text(), tick.get_window_extent()) for tick in ticks])
+    assert max(tick.get_position()[1] for tick in ticks) >= largest / 1000
+
+
+def test_a_narrow_figure_is_not_blown_up_to_the_width_of_the_page():
+    widths = []
+    for inches in (2.75, 5.5):
+        markup = inline_svg(to_svg(new_figure(2, inches), "name"), "name", "what it shows")
+        widths.append(int(markup.partition("max-width: ")[2].partition("px")[0]))
+    assert widths[1] == pytest.approx(736, abs=4)  # 46rem, the column of figures
+    assert widths[0] == pytest.approx(widths[1] / 2, abs=1)
+
+
+def test_few_images_of_many_classes_are_no_page_of_many_screens():
+    few = Made(
+        "net", "pca", np.zeros((10, 32, 32, 3), np.uint8), np.arange(10), np.full(10, 5), *[np.zeros((6, 10))] * 2,
+        np.zeros(10), 1.0,
+    )  # fmt: skip
+    assert mosaic(few).get_size_inches()[1] < 8

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from orchestrator.journal import Journal, Run
 from orchestrator.report import figures
@@ -186,22 +187,39 @@ def test_many_trials_get_a_column_a_method(runs: list[Run]) -> None:
     assert [axes.get_title() for axes in figure.axes[:3]] == ["FGSM", "FGSM + DER", "WEAT-ADV"]
 
 
-def test_a_method_looks_the_same_in_figures_that_show_others_or_not(runs: list[Run]) -> None:
-    # Its only trial has curves and no result: it is in the first figure alone.
-    unfinished = parse({"method": "sat", "evaluation": {"epsilon": "8/255"}, "epochs": EPOCHS})
-    tried = [replace(run, experiment=unfinished, objectives=()) if run.trial == 1 else run for run in runs]
-    curves, points, means = (
-        draw(made_up_study(), tried)
-        for draw in (figures.energy_curves, figures.pareto_front, figures.accuracy_over_epsilon)
-    )
-    looks = [
-        {handle.get_label(): (handle.get_color(), handle.get_marker()) for handle in figure.legends[0].legend_handles}
-        for figure in (curves, points, means)
+def test_lines_of_more_methods_than_colors_differ_by_their_markers(runs: list[Run]) -> None:
+    presets = ("fgsm", "sat", "trades", "mart", "mail_at", "weat_nat", "weat_adv", "n_fgsm", "grad_align", "aaer")
+    study = made_up_study()
+    many = [
+        replace(runs[0], trial=place, experiment=study.experiment_for({"method.name": name}))
+        for place, name in enumerate(presets)
     ]
-    assert "SAT" in looks[0]
-    assert "SAT" not in looks[1]
-    assert looks[0]["WEAT-ADV"][0] == looks[1]["WEAT-ADV"][0]
-    assert looks[1]["WEAT-ADV"] == looks[2]["WEAT-ADV"]
+    figure = figures.energy_curves(study, many)
+    assert figure is not None
+    curves = [line for line in figure.axes[0].lines if len(line.get_xdata()) == EPOCHS]
+    assert len({(line.get_color(), line.get_marker()) for line in curves}) == len(presets)
+    (legend,) = figure.legends
+    shown = {(line.get_color(), line.get_marker()) for line in legend.get_lines()}
+    assert shown >= {(line.get_color(), line.get_marker()) for line in curves}
+
+
+def test_a_method_has_one_color_in_all_figures_whatever_each_shows(runs: list[Run]) -> None:
+    """Trials without a result are in the curves and not among the points: that must not shift the others' colors."""
+    study = made_up_study()
+    presets = ("grad_align", "mart", "trades", "weat_nat")
+    ran = [
+        replace(runs[2], trial=t, experiment=study.experiment_for({"method.name": n, "attack.epsilon": f"{t + 4}/255"}))
+        for t, n in enumerate(presets)
+    ]
+    ran[0] = replace(ran[0], state="running", objectives=())
+    drawn = [draw(study, ran) for draw in (figures.energy_curves, figures.pareto_front, figures.accuracy_over_epsilon)]
+    seen: dict[str, set[object]] = {}
+    for figure in drawn:
+        assert figure is not None
+        for handle in figure.legends[0].legend_handles:
+            assert isinstance(handle, Line2D)
+            seen.setdefault(str(handle.get_label()), set()).add(handle.get_color())
+    assert {len(seen[name]) for name in ("GradAlign", "MART", "TRADES", "WEAT-NAT")} == {1}
 
 
 def test_accuracy_over_epsilon_joins_means(runs: list[Run]) -> None:
@@ -347,6 +365,17 @@ def test_a_study_that_has_not_begun_has_a_report(tmp_path: Path) -> None:
     for line in ("No trial of 8 has been started yet.", "No epoch has been recorded yet.", "No trial is complete yet."):
         assert line in page
     assert Reader(page).complaints == []
+
+
+def test_a_study_whose_trials_all_ended_without_a_result_does_not_promise_one(runs: list[Run]) -> None:
+    study = made_up_study()
+    tried = [replace(runs[0], trial=place, state="failed", objectives=()) for place in range(8)]
+    assert headlines(study, tried)[-1] == (
+        "No trial has a result that counts: 8 failed. The table of all trials says why."
+    )
+    assert headlines(study, tried[1:])[-1] == "No trial is complete yet."
+    running = [replace(tried[0], state="running"), *tried[1:]]
+    assert headlines(study, running)[-1] == "No trial is complete yet."
 
 
 def test_a_torn_curve_has_no_onset(runs: list[Run]) -> None:

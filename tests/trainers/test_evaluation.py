@@ -21,6 +21,7 @@ from trainers.attacks.pgd import pgd
 from trainers.catalog.attacks import AUTOATTACK, stages
 from trainers.config import parse
 from trainers.data.images import ImageSet
+from trainers.evaluation.autoattack import autoattack_stage
 from trainers.evaluation.ranges import evaluate_range, fixed_subset
 from trainers.evaluation.result import FAST, Evaluation, Flags, ForeignModel, Protocol, differences
 from trainers.models.build import build_model
@@ -358,3 +359,25 @@ def test_the_subset_is_fixed_and_mixes_the_classes(splits):
     assert torch.equal(few.images, again.images)
     assert len(all_of_it) == len(splits.test)
     assert len(set(few.labels.tolist())) > 5
+
+
+def test_the_package_does_not_remark_on_single_points_for_every_target_and_else_is_heard(caplog):
+    class Sure(torch.nn.Module):
+        """Always says 0 and has no slope anywhere."""
+
+        def forward(self, images):
+            return images.flatten(1)[:, :5] * 0 + torch.arange(5, 0, -1.0)
+
+    logger = logging.getLogger("auto-attack")
+
+    class Warned(Sure):
+        def forward(self, images):
+            logger.warning("something else")
+            return super().forward(images)
+
+    images, labels = torch.rand(3, 1, 4, 4), torch.zeros(3, dtype=torch.long)
+    autoattack_stage(Warned(), images, labels, "apgd-t", epsilon=0.1, seed=0, batch_size=3)
+    said = {record.getMessage() for record in caplog.records}
+    assert "something else" in said
+    assert not [text for text in said if "zero gradient" in text]
+    assert not logger.filters

@@ -12,7 +12,9 @@ import torch
 from trainers import checkpoint
 from trainers.loop import Diverged, TakenOver, fit
 from trainers.problems import InvalidInput
-from trainers.records import RECORDS_FILE, append_record, read_records
+from trainers.records import RECORDS_FILE, EpochRecord, append_record, read_records
+from trainers.step import StepResult
+from trainers.totals import EpochTotals
 
 RUNS = {
     "fgsm_rs_der": {"method.name": "fgsm_rs_der", "data.augment": True},
@@ -181,6 +183,21 @@ def test_a_diverging_run_says_in_which_epoch_and_step(experiment, splits, alone,
     epoch, step = map(int, re.search(r"not finite at epoch (\d+), step (\d+)", str(caught.value)).groups())
     assert epoch == len(read_records(tmp_path)) + 1
     assert 1 < step <= 256 // 8
+
+
+def test_a_divergence_is_told_with_few_numbers(alone):
+    """It is a line of a terminal and a cell of a table."""
+    totals = EpochTotals(alone, 2, comparable=False)
+    totals.add(StepResult(torch.tensor(torch.nan), *[torch.zeros(())] * 5))
+    energies = {
+        f"{split}/{kind}_energy/mean": -12.345678 for split in ("val", "probe") for kind in ("natural", "joint")
+    }
+    with pytest.raises(Diverged) as caught:
+        totals.metrics(4, EpochRecord(3, 0.0, energies))
+    assert str(caught.value) == (
+        "the loss is not finite at epoch 5, step 1; energies in nats after the epoch before: "
+        "val/natural_energy/mean -12.35"
+    )
 
 
 def test_adversarial_examples_of_a_robust_net_have_the_higher_energy(experiment, splits, alone, tmp_path):

@@ -32,7 +32,7 @@ def autoattack_stage(
     few for the loss.
     """
     num_classes = _check_classes(model, pixels, stage)
-    with _undisturbed(model, pixels.device):
+    with _undisturbed(model, pixels.device), _without_remarks():
         runner = _runner(model, pixels.device, epsilon, seed)
         runner.attacks_to_run = [stage]
         runner.apgd_targeted.n_target_classes = runner.fab.n_target_classes = min(TARGETS, num_classes - 1)
@@ -90,14 +90,20 @@ class _PlainGradients(nn.Module):
 
 @contextmanager
 def _without_remarks() -> Iterator[None]:
-    """The package remarks on single points without a gradient: usual where a net is sure, no verdict here."""
+    """The package remarks on single points without a gradient, once a target: usual where a net is sure, no verdict.
+
+    What else it warns of is heard.
+    """
     logger = logging.getLogger("auto-attack")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.addFilter(_is_no_remark)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.removeFilter(_is_no_remark)
+
+
+def _is_no_remark(record: logging.LogRecord) -> bool:
+    return "points with zero gradient" not in record.getMessage()
 
 
 def _check_classes(model: nn.Module, pixels: Tensor, stage: str) -> int:
