@@ -83,6 +83,8 @@ def create(
     write_table(lines, output / TABLE)
     _write_page(made, lines, wanted[0], networks, output)
     _print(lines, console)
+    for warning in _not_finite(made):
+        console.print(f"warning: {warning}", style="yellow", soft_wrap=True)
     console.print(f"images, figures and table: {output / PAGE_FILE}", soft_wrap=True)
     if track:
         _publish(made, lines, wanted[0], output, uri, console)
@@ -97,6 +99,23 @@ def _line(made: Made) -> Line:
         "final_energy": float(made.target_energy[-1, present].mean()),
         "training_energy": float(made.class_energy[present].mean()),
     }  # fmt: skip
+
+
+def _not_finite(made: Sequence[Made]) -> list[str]:
+    """Of which network energies can't be compared, or chains stopped, since its logits overflow."""
+    found = {}
+    for one in made:
+        present = np.unique(one.labels)
+        lost = present[~np.isfinite(one.class_energy[present])]
+        if len(lost):
+            named = ", ".join(map(str, lost))
+            found[one.network] = (
+                f"{one.network}: E(x,y) of training images is not finite in class {named}: there is nothing to compare "
+                "these chains with, and no energy at which --adaptive-stop could end them"
+            )
+        elif not np.isfinite(one.target_energy[:, present]).all():
+            found[one.network] = f"{one.network}: E(x,y) along its chains is not finite from {one.init} starts"
+    return list(found.values())
 
 
 def _write_images(made: Made, folder: Path) -> None:

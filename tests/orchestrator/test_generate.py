@@ -20,6 +20,7 @@ from search_spaces.generation import INITS, Generation, load_generation, shipped
 from trainers import checkpoint
 from trainers.config import parse
 from trainers.data.extra import read_extra
+from trainers.data.images import load_splits
 from trainers.generation.starts import STARTS, Settings, pca
 from trainers.problems import InvalidInput
 from trainers.records import EpochRecord
@@ -264,3 +265,21 @@ def test_mistakes_are_named_before_anything_is_made(words, said, generate):
 def test_every_start_and_its_settings_can_be_asked_for():
     assert list(INITS) == list(STARTS)
     assert {name for names in INITS.values() for name in names} == {field.name for field in fields(Settings)}
+
+
+def test_energies_of_training_images_that_are_not_finite_are_said(generate, tmp_path, capsys):
+    train = load_splits(parse({"data": {"name": "digits", "size": 8}}).data).train
+    brightness = train.floats().mean((1, 2, 3))
+    bound = brightness[:8].max().item() + 1e-3  # the first eight are looked at before anything is made
+    lost = sorted(set(train.labels[brightness > bound].tolist()))
+    assert lost
+    (tmp_path / "net.py").write_text(
+        "import torch\n\n\nclass Net(torch.nn.Module):\n    def forward(self, images):\n"
+        "        logits = images.flatten(1)[:, 20:30]\n"
+        f"        return torch.where(images.mean((1, 2, 3))[:, None] > {bound!r}, logits * 0 + torch.inf, logits)\n"
+    )
+    words = ("--model", "net.py:Net", "--allow-code", "--data", "digits:8", *QUICK)
+    assert main(["generate", *words]) == OK
+    printed = capsys.readouterr().out
+    assert f"warning: net: E(x,y) of training images is not finite in class {', '.join(map(str, lost))}: " in printed
+    assert "warning" not in generate()[1]
