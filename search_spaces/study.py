@@ -157,7 +157,11 @@ class Study(Section):
         """An experiment of this study with its data where the study has them now: they may have moved."""
         data = self.experiment.get("data")
         given = data if isinstance(data, Mapping) else {}
-        place = {"directory": given.get("directory"), "download": given.get("download", False)}
+        directory = given.get("directory")
+        place = {
+            "directory": str(Path(directory).expanduser().absolute()) if directory else None,
+            "download": given.get("download", False),
+        }
         return experiment.model_copy(update={"data": experiment.data.model_copy(update=place)})
 
     @property

@@ -101,6 +101,14 @@ def test_an_experiment_of_the_study_is_its_base_at_a_point():
     assert experiment.epochs == 3
 
 
+def test_data_in_a_relative_folder_are_the_same_for_workers_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    study = parse_study({"name": "moved", "experiment": {"data": {"name": "digits", "directory": "data"}}})
+    experiment = study.experiment_for({})
+    assert experiment.data.directory == str(tmp_path / "data")
+    assert study.located(experiment).data.directory == str(tmp_path / "data")
+
+
 def test_a_study_may_search_nothing():
     study = parse_study({"name": "one", "experiment": {"method": "trades"}})
     assert study.space == ()

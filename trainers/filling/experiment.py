@@ -123,6 +123,9 @@ def _fill_data(data: dict[str, Any], problems: list[Problem]) -> catalog.Dataset
         dataset = catalog.DATASETS["digits"]
     for field in ("size", "holdout", "augment", "flip"):
         data.setdefault(field, getattr(dataset, field))
+    directory = data.get("directory")
+    if isinstance(directory, str) and directory:
+        data["directory"] = str(Path(directory).expanduser().absolute())  # workers have other working directories
     size, padding = data["size"], data.get("padding")
     if dataset.files and size != dataset.size:
         problems.append(
