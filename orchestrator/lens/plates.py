@@ -13,7 +13,7 @@ from orchestrator.lens.seen import Seen, label, main_stage
 from orchestrator.report.figure_data import Line
 from orchestrator.report.plates import Plate
 from trainers import catalog
-from trainers.evaluation.ranges import test_indices
+from trainers.evaluation.ranges import subset_indices
 from trainers.evaluation.result import Protocol
 from trainers.lens.points import Array
 
@@ -150,7 +150,7 @@ def samples(lens: Lens) -> dict[str, Array]:
         for stage, points in {"clean": one.natural, **one.attacked}.items():
             names += [one.name] * len(points)
             stages += [stage] * len(points)
-            images.append(test_indices(test, len(points)))
+            images.append(subset_indices(test, len(points)))
             columns.append(points)
     scalars = [field.name for field in fields(columns[0]) if not field.name.startswith("step_")]
     return {

@@ -92,11 +92,11 @@ def evaluation_images(data: Data, samples: int, split: str = "test") -> ImageSet
 
 def fixed_subset(test: ImageSet, samples: int) -> ImageSet:
     """The first `samples` of a fixed, class-mixed order of the test set; all of it if it has no more."""
-    return test.select(test_indices(len(test), samples))
+    return test.select(subset_indices(len(test), samples))
 
 
-def test_indices(available: int, samples: int) -> np.ndarray:
-    """Where those lie among the `available` images, sorted: row i of an evaluation is image `test_indices(…)[i]`."""
+def subset_indices(available: int, samples: int) -> np.ndarray:
+    """Where those lie among the `available` images, sorted: row i of an evaluation is image `subset_indices(…)[i]`."""
     return np.sort(np.random.default_rng(0).permutation(available)[: min(samples, available)])
 
 
