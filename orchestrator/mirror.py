@@ -1,7 +1,7 @@
 """Brings MLflow up to date from a study's journal.
 
-The journal comes first. Here a background thread sends what the server does not have yet; an outage stops nothing and
-is made up for later, by the same code. Sending twice is harmless: a metric's timestamp is fixed where it was born, and
+The journal comes first. What the server does not have yet is sent from it: while a study runs, in the background
+(`tracker`), and later by the same code. Sending twice is harmless: a metric's timestamp is fixed where it was born, and
 runs are found before one is made.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -30,6 +29,7 @@ from orchestrator.tracking import (
     connected,
     find_experiment,
     find_or_create,
+    outage,
     uploading,
 )
 from trainers import catalog
@@ -44,8 +44,6 @@ logger = logging.getLogger(__name__)
 
 _STUDY_TAG, _PARENT_TAG = "orchestrator.study", "mlflow.parentRunId"
 _CLOSED_TAG = "orchestrator.closed"  # with how many records
-_INTERVAL_SECONDS = 2.0
-_RETRY_SECONDS = 15.0
 _PATIENCE_SECONDS = 2 * UPLOAD_SECONDS  # what one update may lose to things that fail
 _BATCH = 1000
 _STATUS = {"complete": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
@@ -55,45 +53,14 @@ class NotSent(ConnectionError):
     """The server answers, but did not take some of what it was sent."""
 
 
-class Tracker:
-    """Keeps MLflow up to date with one study while it runs. Use as a context manager; `behind` says what is missing."""
-
-    def __init__(self, journal: Journal, uri: str) -> None:
-        self._journal = journal
-        self._uri = uri
-        self._finished = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
-        self.behind: str | None = None
-
-    def __enter__(self) -> Tracker:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        """Send what is left; give up quietly if the server is away (`behind` then says why)."""
-        self._finished.set()
-        self._thread.join()
-
-    def _work(self) -> None:
-        mirror: Mirror | None = None
-        while True:
-            last = self._finished.is_set()
-            try:
-                mirror = mirror or Mirror(self._journal, self._uri)
-                mirror.update(ended=last)
-                self.behind = None
-            except Exception as error:
-                # Whatever the server did, the study goes on and the journal keeps what it could not take.
-                self.behind = f"{type(error).__name__}: {error}"
-                logger.debug("tracking is behind", exc_info=True)
-            if last:
-                return
-            self._finished.wait(_INTERVAL_SECONDS if self.behind is None else _RETRY_SECONDS)
-
-
 def sync(journal: Journal, uri: str) -> None:
-    """Bring the server up to date now. Raises NotSent, or whatever a server raises that is away."""
-    Mirror(journal, uri).update(ended=True)
+    """Bring the server up to date now. Raises ConnectionError if it did not take everything."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        Mirror(journal, uri).update(ended=True)
+    except MlflowException as error:
+        raise ConnectionError(f"{uri} is not up to date: {outage(error)}; the journal keeps what it lacks") from error
 
 
 class Mirror:
@@ -145,7 +112,7 @@ class Mirror:
         if failures:
             what, first = next(iter(failures.items()))
             more = f" and {len(failures) - 1} more" if len(failures) > 1 else ""
-            raise NotSent(f"{what}{more} not sent: {type(first).__name__}: {first}") from first
+            raise NotSent(f"{what}{more} not sent: {outage(first)}") from first
 
     def _steps(self, runs: Sequence[Run], *, ended: bool) -> Iterator[tuple[str, Callable[[], None]]]:
         """What there is to send, by name; what has just failed comes after the other runs, for it may take long."""

@@ -20,10 +20,10 @@ from orchestrator.exit_codes import INTERRUPTED, OK, SOME_FAILED
 from orchestrator.interrupt import Interrupt, Interrupted, listening
 from orchestrator.joining import address_in_use, check_answers
 from orchestrator.journal import STUDY_FILE, Journal
-from orchestrator.mirror import Tracker
 from orchestrator.progress import StudyView
 from orchestrator.savings import savings
 from orchestrator.storage import check_is_ours, explained
+from orchestrator.tracker import Tracker
 from search_spaces.study import Study
 from trainers.data.availability import check_available
 from trainers.problems import InvalidInput, Problem
@@ -83,10 +83,11 @@ def run_study(
         for notice in study.notices:
             console.print(f"note: {notice}", style="yellow", soft_wrap=True, markup=False)
         at_work = False
-        with Tracker(journal, tracking.tracking_uri(study)) as tracker:
+        view = StudyView(console)
+        with Tracker(journal, tracking.tracking_uri(study), view.say, interrupt) as tracker:
             journal.append("started", pid=os.getpid(), environment=environment())
             try:
-                with _on_ray(study, journal, address, StudyView(console), interrupt, search=search) as session:
+                with _on_ray(study, journal, address, view, interrupt, search=search) as session:
                     at_work = True
                     interrupted = _run_phases(session, search=search)
                 journal.append("interrupted" if interrupted else "finished")

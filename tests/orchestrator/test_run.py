@@ -33,7 +33,7 @@ def drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     driven: list[Path] = []
 
     @contextmanager
-    def tracker(journal: Journal, uri: str) -> Iterator[SimpleNamespace]:
+    def tracker(journal: Journal, *_: object) -> Iterator[SimpleNamespace]:
         driven.append(journal.folder)
         yield SimpleNamespace(behind=None)
 
