@@ -71,6 +71,7 @@ def _run_on_ray(tasks: Sequence[Task], address: str | None, threads: int, consol
         gpus = 1 if capacity.gpus else 0
         _check_fits(capacity, threads, gpus)
         remote = ray.remote(_run_there).options(num_cpus=threads, num_gpus=gpus, max_retries=2)
+        _send_factories_along()
         # The weights of foreign models travel: once, not with every task.
         loads = {id(task.load): ray.put(task.load) for task in tasks}
         pending = {remote.remote(loads[id(task.load)], task.work, threads, gpus): task.name for task in tasks}
@@ -79,6 +80,16 @@ def _run_on_ray(tasks: Sequence[Task], address: str | None, threads: int, consol
             (reference,), _ = ray.wait(list(pending), num_returns=1)
             name = pending.pop(reference)
             _say(name, ray.get(reference), console)
+
+
+def _send_factories_along() -> None:
+    """Models of the user's own code go to Ray workers with that code: no worker could import it."""
+    from ray import cloudpickle
+
+    from trainers.foreign.factory import FACTORY_MODULES
+
+    for module in FACTORY_MODULES:
+        cloudpickle.register_pickle_by_value(module)
 
 
 def _check_fits(capacity: Capacity, threads: int, gpus: int) -> None:

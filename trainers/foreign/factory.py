@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 
 from torch import nn
 
@@ -14,6 +15,9 @@ from trainers.problems import InvalidInput
 from trainers.randomness import kept_random_state
 
 FIELD = "--model"
+# The files of factories that this process has executed, and what they imported from beside them: another process finds
+# none of it by name, so whoever sends such a model there sends its code along.
+FACTORY_MODULES: list[ModuleType] = []
 
 
 def split_reference(reference: str) -> tuple[Path, str]:
@@ -62,6 +66,7 @@ def _made(file: Path, name: str) -> object:
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
+    known = set(sys.modules)
     sys.modules[module.__name__] = module
     folder = str(file.absolute().parent)
     sys.path.insert(0, folder)
@@ -77,3 +82,13 @@ def _made(file: Path, name: str) -> object:
         raise InvalidInput.single(FIELD, f"{file} failed with {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(folder)
+        new = [sys.modules[name] for name in sys.modules.keys() - known - {module.__name__}]
+        FACTORY_MODULES[:] = [*FACTORY_MODULES, module, *(other for other in new if _lies_in(other, folder))]
+
+
+def _lies_in(module: ModuleType, folder: str) -> bool:
+    """Whether a module was found through this folder, and not below it in an environment or as a part of our code."""
+    top = module.__name__.partition(".")[0]
+    places = (Path(folder, f"{top}.py"), Path(folder, top))
+    found = getattr(module, "__file__", None)
+    return top != "trainers" and found is not None and any(Path(found).is_relative_to(place) for place in places)
