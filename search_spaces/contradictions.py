@@ -48,12 +48,16 @@ def _incomparable(study: Study) -> list[Problem]:
 
 
 def _unsuited_sampler(study: Study) -> list[Problem]:
-    """A grid needs finitely many points; CMA-ES knows one objective and an unconditional space of numbers."""
+    """A grid needs finitely many plain values; CMA-ES knows one objective and an unconditional space of numbers."""
     sampler, problems = study.search.sampler, []
     for dimension in study.space:
         field = f"space.{dimension.path}"
         if sampler == "grid" and dimension.num_values is None:
             problems.append(Problem(field, "a grid needs choices, integer: true or a step"))
+        if sampler == "grid" and any(isinstance(choice, list | dict) for choice in dimension.choices or ()):
+            # Optuna looks values up in a table.
+            named = f"variants: {{NAME: {{{dimension.path}: …}}, …}}"
+            problems.append(Problem(field, f"a grid takes no lists and tables as choices; name each as a row, {named}"))
         if sampler == "cmaes" and (dimension.choices is not None or dimension.when):
             problems.append(Problem(field, "cmaes needs low and high, without choices and conditions; tpe takes both"))
     if sampler == "cmaes" and len(study.search.objectives) > 1:

@@ -418,6 +418,7 @@ def test_a_grid_ends_with_its_last_point():
     [
         ({"sampler": "grid"}, {"method.beta": {"low": 1, "high": 2}}, "space.method.beta", "a step"),
         ({"sampler": "grid"}, {"method.beta": {"low": 1, "high": 2, "step": 0}}, "space.method.beta", "above 0"),
+        ({"sampler": "grid"}, {"schedule.milestones": [[0.5], [0.4]]}, "space.schedule.milestones", "variants: {NAME"),
         ({"sampler": "cmaes"}, {"method.beta": {"low": 1, "high": 2}}, "search.objectives", "one objective"),
         ({"sampler": "cmaes"}, {"method.beta": [1, 2]}, "space.method.beta", "without choices"),
     ],

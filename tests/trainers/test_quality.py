@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from functools import partial
 
 import numpy as np
@@ -70,6 +71,22 @@ def test_the_inception_score_is_that_of_its_definition(measured, real):
     assert found == pytest.approx(1.0, abs=1e-5)
     many = measured(real, real)["IS-clf"]
     assert 1 < many < 10
+
+
+@pytest.mark.parametrize(
+    ("open_", "option", "missing"),
+    [
+        (inception, "--inception", "torch_fidelity and torchmetrics"),
+        (classifier, "--classifier", "torchmetrics"),
+        (perceptual_distance, "--alexnet", "lpips"),
+    ],
+)
+def test_packages_that_are_missing_are_named_before_any_image_is_made(
+    open_, option, missing, natural_net, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _package: None)
+    with pytest.raises(InvalidInput, match=rf"^{option}: needs {missing}; .*energy-orchestrator\[generation\]"):
+        open_(natural_net if open_ is classifier else tmp_path / "weights.pth")
 
 
 def test_a_network_without_a_linear_layer_is_refused():

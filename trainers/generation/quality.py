@@ -8,6 +8,7 @@ take their place and the numbers are called FID-clf, KID-clf and IS-clf: they ne
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,8 +87,19 @@ class _AsItIs(nn.Identity):
         self.num_features = num_features
 
 
+def _require(option: str, *packages: str) -> None:
+    """Raise InvalidInput for a metric whose packages are missing: now, and not when all images are there."""
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise InvalidInput.single(
+            option,
+            f"needs {' and '.join(missing)}; install this package with its extra: energy-orchestrator[generation]",
+        )
+
+
 def inception(file: Path) -> Extractor:
     """Inception-v3 with the weights of torch-fidelity's file. Raises InvalidInput if it is not one."""
+    _require("--inception", "torch_fidelity", "torchmetrics")
     try:
         return Extractor(_Inception(file), "")
     except (RuntimeError, OSError, KeyError) as error:
@@ -96,6 +108,7 @@ def inception(file: Path) -> Extractor:
 
 def classifier(model: nn.Module) -> Extractor:
     """What an independent classifier's last linear layer reads. Raises InvalidInput if it has none."""
+    _require("--classifier", "torchmetrics")
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if not linear:
         raise InvalidInput.single("--classifier", "has no linear layer whose inputs could be its features")
@@ -137,6 +150,7 @@ def perceptual_distance(backbone: Path) -> nn.Module:
 
     Raises InvalidInput if the file does not fit.
     """
+    _require("--alexnet", "lpips")
     import lpips
 
     with warnings.catch_warnings():
