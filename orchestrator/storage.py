@@ -26,14 +26,8 @@ def storage_url(study: Study, folder: Path) -> str:
     return study.search.storage or f"sqlite:///{folder / 'optuna.db'}"
 
 
-def check_opens(study: Study) -> None:
-    """Raise InvalidInput if the user's own database can't be opened."""
-    if study.search.storage is not None:
-        _opened(study.search.storage).engine.dispose()
-
-
 def check_is_ours(study: Study, identity: str | None, trials: Collection[int]) -> None:
-    """As `check_opens`, and raise InvalidInput if the user's own database knows this study otherwise than its folder.
+    """Raise InvalidInput if the user's own database can't be opened, or knows this study otherwise than its folder.
 
     `identity` is the folder's, None if it is a new one; `trials` are the numbers of those that its journal has.
     """

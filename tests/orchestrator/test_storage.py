@@ -13,7 +13,7 @@ from orchestrator.journal import STUDY_FILE, Journal
 from orchestrator.report.page import write_report
 from orchestrator.run import preflight
 from orchestrator.search import open_storage
-from orchestrator.storage import check_is_ours, check_opens, explained, open_database
+from orchestrator.storage import check_is_ours, explained, open_database
 from search_spaces.study import Study, parse_study
 from tests.integration.conftest import STUDY, Command, answer, write_study
 from tests.orchestrator import made_up
@@ -29,7 +29,7 @@ def study(storage: str | None) -> Study:
 def test_by_default_it_is_a_file_in_the_study_folder(tmp_path: Path) -> None:
     journal = Journal.create(tmp_path / "s", study(None))
     assert journal.storage_url == f"sqlite:///{tmp_path}/s/optuna.db"
-    check_opens(study(None))
+    check_is_ours(study(None), None, ())
     assert not (tmp_path / "s" / "optuna.db").exists()
 
 
@@ -40,7 +40,7 @@ def test_a_file_of_the_users_own_is_the_same_one_wherever_the_study_is_resumed(
     journal = Journal.create(tmp_path / "s", study("sqlite:///mine.db"))
     monkeypatch.chdir("/")
     assert journal.storage_url == f"sqlite:///{tmp_path}/mine.db"
-    check_opens(journal.study())
+    check_is_ours(journal.study(), None, ())
     assert optuna.study.get_all_study_names(journal.storage_url) == []
 
 
@@ -97,7 +97,7 @@ def test_one_that_is_away_or_has_no_driver_here_costs_a_report_one_plate(
 )
 def test_an_address_of_no_database_or_driver_says_what_may_be_written(storage: str, what: str) -> None:
     with pytest.raises(InvalidInput, match=r"search\.storage: .* can't be opened: .*" + what + r"postgresql\+psycopg2"):
-        check_opens(study(storage))
+        check_is_ours(study(storage), None, ())
 
 
 def test_a_connection_that_the_server_has_closed_is_made_anew_without_a_word(tmp_path: Path) -> None:
