@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -365,3 +366,12 @@ def test_a_client_that_gave_up_says_what_lay_under_it() -> None:
     with pytest.raises(Exception, match="Max retries exceeded") as raised:
         client.get_run("0")
     assert outage(raised.value) == "Connection refused"
+
+
+def test_a_server_that_is_silent_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        client = connected(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(Exception, match="timed out") as raised:
+            client.get_run("0")
+    assert outage(raised.value) == "it does not answer in time"
