@@ -193,6 +193,8 @@ def connected(uri: str) -> MlflowClient:
     # After the import, which sets levels of its own.
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    # What it raises it also writes, with a stack trace a call: an outage is told by whoever catches it.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     return MlflowClient(tracking_uri=uri)
 
 

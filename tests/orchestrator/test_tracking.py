@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 import socket
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -375,3 +377,13 @@ def test_a_server_that_is_silent_is_told_in_a_line(monkeypatch: pytest.MonkeyPat
         with pytest.raises(Exception, match="timed out") as raised:
             client.get_run("0")
     assert outage(raised.value) == "it does not answer in time"
+
+
+def test_a_database_that_fails_prints_no_stack_traces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    client = connected(f"sqlite:///{tmp_path}/mlflow.db")
+    client.create_experiment("a")
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        database.execute("ALTER TABLE experiments RENAME TO elsewhere")
+    with pytest.raises(Exception, match="no such table"):
+        client.get_experiment_by_name("a")
+    assert capsys.readouterr().err == ""
