@@ -95,10 +95,12 @@ def _require_active(experiment: Experiment | None, uri: str) -> None:
 def outage(error: Exception) -> str:
     """What went wrong between us and a server, in a line: what lies under the layers of a client that gave up."""
     import requests
+    import urllib3.exceptions
 
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, requests.Timeout):
+        # With retries, though it be none, requests calls a silent server a connection that failed.
+        if isinstance(cause, (requests.Timeout, urllib3.exceptions.ReadTimeoutError)):
             return "it does not answer in time"
         if isinstance(cause, OSError) and cause.strerror and cause.filename is None:
             return cause.strerror
@@ -191,6 +193,8 @@ def connected(uri: str) -> MlflowClient:
     # After the import, which sets levels of its own.
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    # What it raises it also writes, with a stack trace a call: an outage is told by whoever catches it.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     return MlflowClient(tracking_uri=uri)
 
 

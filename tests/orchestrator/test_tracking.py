@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import socket
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -372,3 +375,22 @@ def test_a_client_that_gave_up_says_what_lay_under_it() -> None:
     with pytest.raises(Exception, match="Max retries exceeded") as raised:
         client.get_run("0")
     assert outage(raised.value) == "Connection refused"
+
+
+def test_a_server_that_is_silent_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        client = connected(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(Exception, match="timed out") as raised:
+            client.get_run("0")
+    assert outage(raised.value) == "it does not answer in time"
+
+
+def test_a_database_that_fails_prints_no_stack_traces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    client = connected(f"sqlite:///{tmp_path}/mlflow.db")
+    client.create_experiment("a")
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        database.execute("ALTER TABLE experiments RENAME TO elsewhere")
+    with pytest.raises(Exception, match="no such table"):
+        client.get_experiment_by_name("a")
+    assert capsys.readouterr().err == ""
