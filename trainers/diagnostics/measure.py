@@ -1,9 +1,8 @@
 """What is measured after every epoch: accuracies and energies on fixed samples under fixed attacks.
 
-The model is in eval mode throughout. Attacks search in the precision that the run trains in: in float32 they would take
-as long as an epoch of bfloat16 does. What is recorded comes from logits in float32, of the copy that final attacks
-search in. The random numbers of these attacks are the same in every epoch of every run, so curves of one run are
-smooth and curves of different runs compare.
+The model is in eval mode throughout. Attacks search in the precision that the run trains in, to be faster where it is.
+What is recorded comes from logits in float32, of the copy that final attacks search in. The random numbers of these
+attacks are the same in every epoch of every run, so curves of one run are smooth and curves of different runs compare.
 """
 
 from __future__ import annotations
