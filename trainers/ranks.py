@@ -10,6 +10,10 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+# DDP imports this module, whose defaults keep the process group of that moment: after `init_process_group`, that is
+# ours, which then outlives its end, and now and then its threads abort the interpreter at its exit.
+import torch.distributed.nn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 

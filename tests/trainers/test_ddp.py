@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -195,6 +197,24 @@ def test_the_first_rank_writes_and_what_it_is_refused_every_rank_is_told(togethe
     folder, found = together
     assert [file.name for file in folder.glob("written by *")] == ["written by 0"]
     assert [each["refused"] for each in found] == [str(folder / "missing" / "file")] * WORLD
+
+
+def test_the_threads_of_a_process_group_end_with_it(tmp_path):
+    script = f"""
+import torch, torch.distributed as dist
+from pathlib import Path
+from trainers.ranks import Ranks
+
+dist.init_process_group("gloo", init_method="file://{tmp_path}/rendezvous", rank=0, world_size=1)
+model = Ranks(0, 2, torch.device("cpu")).data_parallel(torch.nn.Linear(2, 2))
+names = lambda: {{thread.read_text().strip() for thread in Path("/proc/self/task").glob("*/comm")}}
+assert any("gloo" in name for name in names()), names()
+del model
+dist.destroy_process_group()
+assert not any("gloo" in name for name in names()), names()
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_alone_every_collective_does_nothing(alone):
