@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import secrets
 import shutil
@@ -161,6 +162,8 @@ def connect(address: str | None, trial_slots: int) -> Iterator[Capacity]:
         nodes = tuple(NodeCapacity(int(total.get("CPU", 0)), float(total.get("GPU", 0))) for total in offered)
         yield Capacity(nodes, private=address is None)
     finally:
+        # Handles in cycles, if another thread comes upon them while Ray shuts down, make Ray exit this process.
+        gc.collect()
         ray.shutdown()
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)

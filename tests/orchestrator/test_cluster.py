@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import weakref
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,24 @@ def test_other_errors_are_not_tried_again(slow_ray):
     with pytest.raises(Exception, match="something else"):
         cluster.connect(None, trial_slots=1).__enter__()
     assert len(folders) == 1
+
+
+def test_no_garbage_is_left_that_could_speak_to_a_ray_that_shuts_down(slow_ray, monkeypatch):
+    """Ray's handles do when they go, whichever thread collects them; its process then exits with code 1."""
+    import ray
+
+    class Handle:
+        def __init__(self):
+            self.cycle = self
+
+    alive = []
+    slow_ray(0)
+    with cluster.connect(None, trial_slots=1):
+        handle = weakref.ref(Handle())
+        monkeypatch.setattr(ray, "shutdown", lambda: alive.append(handle() is not None))
+        gc.disable()
+    gc.enable()
+    assert alive == [False]
 
 
 @pytest.mark.ray
