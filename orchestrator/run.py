@@ -88,6 +88,7 @@ def run_study(
             journal.append("started", pid=os.getpid(), environment=environment())
             try:
                 with _on_ray(study, journal, address, view, interrupt, search=search) as session:
+                    tracker.start()
                     at_work = True
                     interrupted = _run_phases(session, search=search)
                 journal.append("interrupted" if interrupted else "finished")

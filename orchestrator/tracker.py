@@ -21,7 +21,7 @@ _LOOK_SECONDS = 0.2
 
 
 class Tracker:
-    """Keeps MLflow up to date with one study while it runs. Use as a context manager; `behind` says what is missing.
+    """Keeps MLflow up to date with one study, from `start` to the end of its context; `behind` says what is missing.
 
     `say` hears of an outage once it lasts, of its end, and of what the end of the study waits for.
     """
@@ -37,14 +37,19 @@ class Tracker:
         self.behind: str | None = None
 
     def __enter__(self) -> Tracker:
-        self._thread.start()
         return self
+
+    def start(self) -> None:
+        """Begin. Not while Ray starts: credentials are out of the environment then."""
+        self._thread.start()
 
     def __exit__(
         self, kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
         """Send what is left; give up quietly if the server is away (`behind` then says why), or at a Ctrl-C."""
         self._finished.set()
+        if self._thread.ident is None:
+            self._thread.start()
         self._thread.join(_SILENT_SECONDS)
         if not self._thread.is_alive():
             return

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shlex
 import urllib.error
 import urllib.request
@@ -31,6 +32,10 @@ UPLOAD_SECONDS = 120  # MLflow's own default: a server may pass a large file on 
 _ALLOWED = "http(s)://…, sqlite:///FILE or another database, e.g. postgresql://…"
 _DATABASES = ("mssql", "mysql", "postgresql")
 _LONGEST = 300  # characters of a complaint; a server may answer with a page
+# How MLflow's client words them: it tries some again, and takes the others as they are.
+_FOREIGN_ANSWER = re.compile(
+    r"too many (?P<failing>\d+) error responses|failed with error code (?P<status>\d+) != |not in a valid JSON format"
+)
 _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"  # MLflow reads it at every request
 
 
@@ -63,7 +68,9 @@ def check_reachable(uri: str, experiment: str = Tracking().experiment) -> None:
         except urllib.error.HTTPError:
             pass  # it answers; what it refuses it will say when it is asked for more
         except (OSError, ValueError) as error:
-            raise InvalidInput.single("tracking.uri", f"{uri!r}: no MLflow server answers there ({error})") from error
+            raise InvalidInput.single(
+                "tracking.uri", f"{uri!r}: no MLflow server answers there ({outage(error)})"
+            ) from error
     elif uri.startswith("sqlite:///"):
         file = Path(uri.removeprefix("sqlite:///"))
         _check_file(uri, file)
@@ -100,7 +107,7 @@ def outage(error: Exception) -> str:
     cause: BaseException | None = error
     while cause is not None:
         # With retries, though it be none, requests calls a silent server a connection that failed.
-        if isinstance(cause, (requests.Timeout, urllib3.exceptions.ReadTimeoutError)):
+        if isinstance(cause, (TimeoutError, requests.Timeout, urllib3.exceptions.ReadTimeoutError)):
             return "it does not answer in time"
         if isinstance(cause, OSError) and cause.strerror and cause.filename is None:
             return cause.strerror
@@ -108,8 +115,19 @@ def outage(error: Exception) -> str:
     status = getattr(error, "get_http_status_code", int)()
     if status in (401, 403):
         return f"it refuses us ({status}); set MLFLOW_TRACKING_USERNAME and …_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+    if answer := _FOREIGN_ANSWER.search(str(error)):
+        return _explained(int(answer["failing"] or answer["status"] or 200))
     said = f"{type(error).__name__}: {error}".strip().split("\n")[0]
     return said if len(said) <= _LONGEST else f"{said[:_LONGEST]}…"
+
+
+def _explained(status: int) -> str:
+    """What an answer means that is not one of MLflow's own."""
+    if status == 413:
+        return "a proxy before it refuses requests of that size (413); raise its limit"
+    if status == 429 or status >= 500:
+        return f"it answers with error {status}; its log says why"
+    return f"what answers there is not MLflow ({status})"
 
 
 def _check_database(uri: str) -> None:
@@ -177,7 +195,8 @@ def hand_over(uri: str, console: Console, **what: Any) -> None:
     try:
         log_folder(uri, **what)
     except Exception as error:
-        console.print(f"MLflow has not got it ({error}); the same command again sends it", style="yellow", markup=False)
+        said = f"MLflow has not got it ({outage(error)}); the same command again sends it"
+        console.print(said, style="yellow", markup=False)
     else:
         console.print(f"MLflow: {uri}", soft_wrap=True)
 

@@ -35,7 +35,7 @@ def drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     @contextmanager
     def tracker(journal: Journal, *_: object) -> Iterator[SimpleNamespace]:
         driven.append(journal.folder)
-        yield SimpleNamespace(behind=None)
+        yield SimpleNamespace(behind=None, start=lambda: None)
 
     def call(*words: str, before: BaseException | None = None, during: BaseException | None = None) -> list[str]:
         @contextmanager

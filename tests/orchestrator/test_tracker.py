@@ -61,6 +61,7 @@ def journal(tmp_path: Path) -> Journal:
 def test_an_outage_that_lasts_is_told_once_and_so_is_its_end(server: Server, journal: Journal) -> None:
     said: list[str] = []
     with Tracker(journal, "", said.append, Interrupt(said.append)) as tracker:
+        tracker.start()
         server.after(2)
         assert said == []
         server.problem = ConnectionRefusedError(111, "Connection refused")
@@ -76,9 +77,17 @@ def test_an_outage_that_lasts_is_told_once_and_so_is_its_end(server: Server, jou
 def test_an_outage_at_the_end_is_what_the_study_ends_with(server: Server, journal: Journal) -> None:
     said: list[str] = []
     with Tracker(journal, "", said.append, Interrupt(said.append)) as tracker:
+        tracker.start()
         server.after(1)
         server.problem = ConnectionRefusedError(111, "Connection refused")
     assert (said, tracker.behind) == ([], "Connection refused")
+
+
+def test_a_study_whose_ray_does_not_start_is_tracked_at_its_end(server: Server, journal: Journal) -> None:
+    with Tracker(journal, "", pytest.fail, Interrupt(pytest.fail)):
+        time.sleep(0.1)
+        assert server.updates == 0
+    assert server.updates == 1
 
 
 @pytest.mark.parametrize("interrupted_before", [False, True])
@@ -96,6 +105,7 @@ def test_the_end_waits_aloud_and_ctrl_c_leaves_it_for_later(
         if interrupted_before:
             interrupt.receive(signal.SIGINT, None)
         with Tracker(journal, "", hear, interrupt) as tracker:
+            tracker.start()
             server.after(1)
             server.answers.clear()
             time.sleep(0.1)
@@ -107,7 +117,8 @@ def test_who_stops_at_once_does_not_wait_for_mlflow(server: Server, journal: Jou
     said: list[str] = []
 
     def stop_at_once() -> None:
-        with Tracker(journal, "", said.append, Interrupt(said.append)):
+        with Tracker(journal, "", said.append, Interrupt(said.append)) as tracker:
+            tracker.start()
             server.after(1)
             server.answers.clear()
             time.sleep(0.1)

@@ -334,9 +334,11 @@ def elsewhere() -> Iterator[str]:
 @pytest.mark.parametrize(
     ("status", "why"),
     [
-        (200, "MLflow can't be used there"),
-        (404, "404"),
-        (500, "500"),
+        (200, r"what answers there is not MLflow \(200\)$"),
+        (404, r"what answers there is not MLflow \(404\)$"),
+        (413, r"a proxy before it refuses requests of that size \(413\)"),
+        (429, "it answers with error 429; its log says why$"),
+        (500, "it answers with error 500; its log says why$"),
         (401, r"refuses us \(401\); set MLFLOW_TRACKING_"),
     ],
 )
