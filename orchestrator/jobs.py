@@ -21,7 +21,7 @@ from typing import Any
 
 from orchestrator.cluster import prepare
 from orchestrator.exit_codes import INTERRUPTED, OK, SOME_FAILED
-from orchestrator.joining import check_dashboard_answers, wrong_token
+from orchestrator.joining import JOB_VARIABLE, check_dashboard_answers, wrong_token
 from orchestrator.journal import STUDY_FILE
 from search_spaces.study import Study
 from trainers.catalog.extensions import GROUP
@@ -152,15 +152,19 @@ class Jobs:
         for point in entry_points(group=GROUP):
             _pack(point, folder)
         numbers = [int(number) for job in jobs for name, _, number in [job.name.rpartition("-")] if name == study]
+        job_name = f"{study}-{max(numbers, default=0) + 1}"
         with self._explained():
             return str(
                 self._client.submit_job(
                     entrypoint=place.entrypoint(*words),
-                    submission_id=f"{study}-{max(numbers, default=0) + 1}",
+                    submission_id=job_name,
                     metadata={_STUDY: study, _STORAGE: place.storage, _PYTHON: place.python},
                     runtime_env={
                         "working_dir": str(folder),
-                        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(_LONGEST_EPOCH_SECONDS)},
+                        "env_vars": {
+                            "RAY_JOB_STOP_WAIT_TIME_S": str(_LONGEST_EPOCH_SECONDS),
+                            JOB_VARIABLE: job_name,
+                        },
                     },
                 )
             )

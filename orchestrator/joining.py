@@ -16,6 +16,7 @@ from pathlib import Path
 
 from trainers.problems import InvalidInput
 
+JOB_VARIABLE = "ORCHESTRATOR_JOB"  # in the environment of a driver that is a job of a cluster: its name
 _ANSWER_SECONDS = 10.0
 _ADDRESS = re.compile(r"(?P<host>[^/\s:\[\]]+|\[[0-9a-fA-F:.]+\]):(?P<port>\d{1,5})")
 _HEAD = "HOST:PORT of `ray start --head` (usually 6379)"

@@ -18,7 +18,7 @@ from orchestrator.cluster import local_capacity
 from orchestrator.environment import environment
 from orchestrator.exit_codes import INTERRUPTED, OK, SOME_FAILED
 from orchestrator.interrupt import Interrupt, Interrupted, listening
-from orchestrator.joining import address_in_use, check_answers
+from orchestrator.joining import JOB_VARIABLE, address_in_use, check_answers
 from orchestrator.journal import STUDY_FILE, Journal
 from orchestrator.progress import StudyView
 from orchestrator.savings import savings
@@ -68,11 +68,13 @@ def run_study(
 ) -> int:
     """Run or continue a study in its folder; returns the exit code. The report is written whatever happens.
 
-    `again` are the verb and the options that go on with it; the command is printed last after an interruption, and an
-    error that ends started work carries it as a note.
+    `again` are the verb and the options that go on with it, but for a job of a cluster; the command is printed last
+    after an interruption, and an error that ends started work carries it as a note.
     """
     preflight(study, folder, address, search)
     began = time.monotonic()
+    if job := os.environ.get(JOB_VARIABLE):
+        again = ["job", "resume", job]
     resume_line = f"resume with: {shlex.join(['orchestrator', *again])}"
     folder.mkdir(parents=True, exist_ok=True)
     with only_driver(folder), listening(console.print) as interrupt:

@@ -158,7 +158,7 @@ def test_stop_lets_the_driver_finish_its_epoch_and_say_so(sent: Sent) -> None:
     code, said = sent.stopped
     assert code == 130
     assert "stopping after the current epoch" in said
-    assert said.rstrip().endswith("resume with: orchestrator resume sent")
+    assert said.rstrip().endswith("resume with: orchestrator job resume sent-1")
     assert "SIGTERM" not in said
 
 

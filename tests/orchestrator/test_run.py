@@ -16,6 +16,7 @@ from rich.console import Console
 from orchestrator import run
 from orchestrator.cli import main
 from orchestrator.cluster import Capacity, NodeCapacity
+from orchestrator.joining import JOB_VARIABLE
 from orchestrator.journal import EVALUATION_FILE, Journal
 from search_spaces.study import Study, parse_study
 from tests.orchestrator.made_up import evaluation
@@ -76,6 +77,14 @@ def test_the_last_line_goes_on_with_the_same_verb_options_and_folder(tmp_path: P
     last = drive("confirm", "my runs/tiny", "--seeds", "5", "--attack", "pgd20,cw", "--address", "head:6379")[-1]
     assert last == "resume with: orchestrator confirm 'my runs/tiny' --seeds 5 --attack pgd20,cw --address head:6379"
     assert drive(*shlex.split(last)[3:])[-1] == last
+
+
+def test_a_job_of_a_cluster_is_gone_on_with_as_one(
+    tmp_path: Path, drive: Drive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_study(tmp_path / "tiny")
+    monkeypatch.setenv(JOB_VARIABLE, "tiny-3")
+    assert drive("resume", "tiny")[-1] == "resume with: orchestrator job resume tiny-3"
 
 
 def test_after_an_error_the_command_is_the_last_line_if_work_had_begun(tmp_path: Path, drive: Drive) -> None:
