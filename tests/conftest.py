@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import coverage
 import pytest
 import torch
 from torch.nn import functional as F
@@ -22,6 +23,13 @@ TINY = {
     "epochs": 3,
     "evaluation": {"probe_samples": 64},
 }
+
+
+def pytest_sessionfinish():
+    """Keep what was covered: a process of xdist that takes long to end, as with Ray in it, is killed before it does."""
+    measured = coverage.Coverage.current()
+    if measured is not None:
+        measured.save()
 
 
 @pytest.fixture(scope="session", autouse=True)
