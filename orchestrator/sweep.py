@@ -80,7 +80,7 @@ class TrialRuns:
     def propose(self, number: int, seed: int, values: Mapping[str, Any]) -> dict[str, Any]:
         """Prepare a run's folder, record that it was issued, and give the slot what it needs."""
         key, experiment = trial_key(number, seed), with_seed(self._study.experiment_for(values), seed)
-        folder, twin = self._journal.trial_folder(number, seed), self._journal.twin(key, experiment)
+        folder, twin = self._journal.trial_folder(number, seed), self._journal.twin(number, experiment)
         if twin is None:
             origin = self._beginnings.begin(experiment, folder)
         else:
