@@ -288,12 +288,15 @@ class Mirror:
             self._client.log_artifact(run_id, str(file))
 
     def _send_report(self) -> None:
-        report, figures = self._journal.folder / "report.html", self._journal.folder / "figures"
+        from orchestrator.report.page import REPORT_FILE
+        from orchestrator.report.sections import FIGURES_FOLDER
+
+        report, figures = (self._journal.folder / name for name in (REPORT_FILE, FIGURES_FOLDER))
         with uploading():
             if report.exists():
                 self._client.log_artifact(self._parent, str(report))
             if figures.is_dir():
-                self._client.log_artifacts(self._parent, str(figures), "figures")
+                self._client.log_artifacts(self._parent, str(figures), figures.name)
 
 
 def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
