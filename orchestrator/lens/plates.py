@@ -13,8 +13,7 @@ from orchestrator.lens.seen import Seen, label, main_stage
 from orchestrator.report.figure_data import Line
 from orchestrator.report.plates import Plate
 from trainers import catalog
-from trainers.evaluation.ranges import subset_indices
-from trainers.evaluation.result import Protocol
+from trainers.evaluation.result import Protocol, subset_indices
 from trainers.lens.points import Array
 
 _NO_RUN = "None of the networks is a run folder with records."
