@@ -12,7 +12,8 @@ from orchestrator.beginnings import Beginnings
 from orchestrator.constraints import feasible, limits
 from orchestrator.journal import EVALUATION_FILE, Run, confirmation_key
 from orchestrator.ladder import climb
-from orchestrator.search import DriverOnly, Outcome
+from orchestrator.proposals import Outcome
+from orchestrator.search import DriverOnly
 from orchestrator.shards import evaluate_on_ray, protocol_for
 from orchestrator.sweep import Session, configuration, judge_run, run_on_slots, with_seed
 from trainers.config import parse

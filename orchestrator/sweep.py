@@ -23,8 +23,9 @@ from orchestrator.early_stopping import EarlyStopping, StopEarly
 from orchestrator.interrupt import Interrupt
 from orchestrator.journal import Journal, Run, trial_key
 from orchestrator.progress import StudyView
+from orchestrator.proposals import Outcome
 from orchestrator.reservations import ReleasePlacementGroups
-from orchestrator.search import DriverOnly, Outcome, StudySearcher
+from orchestrator.search import DriverOnly, StudySearcher
 from orchestrator.seeds import selected, trials
 from orchestrator.slots import ProcessSlot, group_slot, record_of
 from orchestrator.stop_rules import Stop
