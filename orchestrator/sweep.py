@@ -20,6 +20,7 @@ from orchestrator.beginnings import Beginnings
 from orchestrator.cluster import HEAD_NODE, TRIAL_SLOT, Capacity
 from orchestrator.constraints import violations
 from orchestrator.early_stopping import EarlyStopping, StopEarly
+from orchestrator.group_slot import group_slot
 from orchestrator.interrupt import Interrupt
 from orchestrator.journal import Journal, Run, trial_key
 from orchestrator.progress import StudyView
@@ -27,7 +28,7 @@ from orchestrator.proposals import Outcome
 from orchestrator.reservations import ReleasePlacementGroups
 from orchestrator.search import DriverOnly, StudySearcher
 from orchestrator.seeds import selected, trials
-from orchestrator.slots import ProcessSlot, group_slot, record_of
+from orchestrator.slots import ProcessSlot, record_of
 from orchestrator.stop_rules import Stop
 from search_spaces.stopping import Stopping
 from search_spaces.study import Resources, Study
