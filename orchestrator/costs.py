@@ -67,17 +67,18 @@ def model_size(experiment: Experiment) -> tuple[float, float]:
 
 
 def method_costs(study: Study) -> dict[str, Cost]:
-    """Every method that the space can reach, with the cost of its run at the first corner that has it."""
+    """Every method that the space can reach, with the cost of its dearest run at a corner of the space."""
     found: dict[str, Cost] = {}
     for experiment in study.experiments:
-        if experiment.method.name not in found:
-            found[experiment.method.name] = cost_of(experiment)
+        name, cost = experiment.method.name, cost_of(experiment)
+        if name not in found or cost.tflop > found[name].tflop:
+            found[name] = cost
     return found
 
 
 def attack_tflop(study: Study, attack: str, images: int) -> float:
-    """The work of attacking so many images."""
-    gigaflop, _ = model_size(study.experiments[0])
+    """The work of attacking so many images; where the space varies the model, of the dearest."""
+    gigaflop = max(model_size(experiment)[0] for experiment in study.experiments)
     return images * evaluation_passes(attack) * gigaflop / 1000
 
 

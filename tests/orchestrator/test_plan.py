@@ -74,6 +74,15 @@ def test_a_plan_counts_every_seed_and_says_what_may_cost_less(tmp_path, capsys):
         assert line not in plain
 
 
+def test_a_plan_is_of_the_longest_runs_that_the_space_can_reach(tmp_path, capsys):
+    told = []
+    for space in ({"epochs": [2, 8]}, {"epochs": [8, 2]}):
+        raw = {"name": "s", "experiment": {"model": "small"}, "space": space, "confirm": {"attack": "pgd20"}}
+        print_plan(parse_study(raw), tmp_path, None)
+        told.append(capsys.readouterr().out.partition("trials (")[2])
+    assert told[0] == told[1]
+
+
 @pytest.mark.parametrize(
     ("epochs", "every", "left"), [(1, None, 1), (2, None, 2), (30, None, 3), (30, 10, 6), (30, 1, 30)]
 )
