@@ -12,6 +12,7 @@ from rich.console import Console
 
 from orchestrator import tracking
 from orchestrator.evaluate import check_epsilon, settings_of
+from orchestrator.lens.drift import drift_animation
 from orchestrator.lens.measuring import POINTS_FOLDER, measure
 from orchestrator.lens.networks import Network, file_name, stored_epochs
 from orchestrator.lens.plates import Lens, followed, plates, samples, tables
@@ -104,8 +105,6 @@ def write(lens: Lens, output: Path) -> None:
     for name, lines in tables(lens).items():
         write_table(lines, folder / name)
     for name, group in followed(lens).items():
-        from orchestrator.lens.drift import drift_animation
-
         animation = drift_animation(group)
         if animation is not None:
             write_with(folder / f"drift-{file_name(name)}.gif", methodcaller("write", animation))
