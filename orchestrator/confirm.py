@@ -12,7 +12,9 @@ from orchestrator.beginnings import Beginnings
 from orchestrator.constraints import feasible, limits
 from orchestrator.journal import EVALUATION_FILE, Run, confirmation_key
 from orchestrator.ladder import climb
-from orchestrator.search import DriverOnly, Outcome
+from orchestrator.pareto import pareto_indices
+from orchestrator.proposals import Outcome
+from orchestrator.search import DriverOnly
 from orchestrator.shards import evaluate_on_ray, protocol_for
 from orchestrator.sweep import Session, configuration, judge_run, run_on_slots, with_seed
 from trainers.config import parse
@@ -28,9 +30,9 @@ def choose(trials: Sequence[Run], top: int) -> list[Run]:
     left = [run for run in trials if run.kind == "trial" and run.objectives]
     chosen: list[Run] = []
     while left and len(chosen) < top:
-        front = pareto_front(left)
-        chosen += sorted(front, key=lambda run: (-sum(run.objectives), run.trial))
-        left = [run for run in left if run not in front]
+        front = pareto_indices([run.objectives for run in left])
+        chosen += sorted((left[place] for place in front), key=lambda run: (-sum(run.objectives), run.trial))
+        left = [run for place, run in enumerate(left) if place not in front]
     return chosen[:top]
 
 
@@ -41,16 +43,6 @@ def distinct(trials: Iterable[Run]) -> list[Run]:
         if run.objectives:
             first.setdefault(run.experiment.digest(), run)
     return list(first.values())
-
-
-def pareto_front(runs: Sequence[Run]) -> list[Run]:
-    """Runs that no other run beats in one objective without losing in another (all are maximized)."""
-    return [run for run in runs if not any(_dominates(other.objectives, run.objectives) for other in runs)]
-
-
-def _dominates(a: Sequence[float], b: Sequence[float]) -> bool:
-    pairs = list(zip(a, b, strict=True))
-    return all(x >= y for x, y in pairs) and any(x > y for x, y in pairs)
 
 
 def confirm(session: Session, *, anew: bool) -> None:

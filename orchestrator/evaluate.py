@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -15,9 +15,14 @@ from search_spaces.study import Confirm
 from trainers import catalog
 from trainers.catalog.attacks import canonical, needs_gradients
 from trainers.evaluation.consistency import with_warnings
-from trainers.evaluation.result import EXACT, FAST, Evaluation, Protocol, differences
+from trainers.evaluation.result import EXACT, FAST, Evaluation, Flags, Protocol, differences
 from trainers.pixels import pixels
 from trainers.problems import InvalidInput
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from trainers.data.images import ImageSet
 
 
 def settings_of(*, attack: str, samples: int, seed: int, shard: int, batch_size: int) -> Confirm:
@@ -61,12 +66,13 @@ def evaluate_subjects(
         torch.set_num_threads(threads)
     evaluations: list[Evaluation] = []
     for subject, file in zip(subjects, files, strict=True):
-        protocol = protocol_for(subject.experiment, settings, subject.rule)
-        protocol = replace(protocol, precision=FAST if fast else EXACT)
-        if subject.foreign is not None:
-            protocol = replace(protocol, training="")  # nobody knows how it was trained
-        if epsilon is not None:
-            protocol = replace(protocol, epsilon=epsilon)
+        found = protocol_for(subject.experiment, settings, subject.rule)
+        protocol = replace(
+            found,
+            epsilon=epsilon or found.epsilon,
+            precision=FAST if fast else EXACT,
+            training=found.training if subject.foreign is None else "",  # nobody knows how the others were trained
+        )
         if evaluations and evaluations[0].epoch == subject.epoch:
             evaluation = replace(evaluations[0], protocol=protocol)
             if file is not None:
@@ -87,8 +93,9 @@ def _file_of(output: Path | None, subject: Subject, of: int) -> Path | None:
 
 
 def _evaluate(subject: Subject, protocol: Protocol, output: Path | None, console: Console) -> Evaluation:
+    """Attack one model from where an interruption left it, range by range; print the result and write it."""
     from trainers.evaluation.classifier import check_classifier
-    from trainers.evaluation.ranges import evaluate_range, evaluation_images
+    from trainers.evaluation.ranges import evaluation_images
     from trainers.ranks import Ranks
     from trainers.reporting import on_device
 
@@ -100,51 +107,55 @@ def _evaluate(subject: Subject, protocol: Protocol, output: Path | None, console
         model, images.floats(0, protocol.batch_size), num_classes, gradients=needs_gradients(protocol.attack)
     )
     console.print(f"{subject.source} {on_device(device)}\n{protocol.key}", soft_wrap=True)
-    partial = None if output is None else output.with_name(output.name + ".partial")
-    evaluation: Evaluation | None = None
+    unfinished = None if output is None else output.with_name(output.name + ".partial")
+    evaluation = None if unfinished is None else _left_in(unfinished, subject, protocol, console)
     for start, stop in protocol.ranges():
-        if evaluation is None and partial is not None:
-            evaluation = _continued(partial, subject, protocol, console)
         if evaluation is not None and stop <= evaluation.flags.stop:
             continue
-        with console.status("") as status:
-
-            def show(stage: str, bounds: str = f"{start}-{stop}", update: Any = status.update) -> None:
-                update(f"images {bounds}: {stage}")
-
-            try:
-                flags = evaluate_range(model, images, protocol, start, stop, progress=show)
-            except KeyboardInterrupt:
-                if evaluation is not None and partial is not None:
-                    console.print(f"the same command again continues from {partial}", soft_wrap=True)
-                raise
+        try:
+            flags = _attack(model, images, protocol, start, stop, console)
+        except KeyboardInterrupt:
+            if evaluation is not None and unfinished is not None:
+                console.print(f"the same command again continues from {unfinished}", soft_wrap=True)
+            raise
         flags = flags if evaluation is None else evaluation.flags.merged(flags)
         evaluation = Evaluation(protocol, subject.experiment_digest, subject.epoch, flags, subject.foreign, warnings)
         counts = "  ".join(f"{stage} {sum(standing)}" for stage, standing in flags.standing.items())
         console.print(f"images 0-{stop}  {counts}", soft_wrap=True)
-        if partial is not None:
-            evaluation.save(partial)
+        if unfinished is not None:
+            evaluation.save(unfinished)
     assert evaluation is not None
     evaluation = with_warnings(evaluation)
     _print_result(evaluation, console)
-    if output is not None and partial is not None:
+    if output is not None and unfinished is not None:
         evaluation.save(output)
-        partial.unlink()
+        unfinished.unlink()
         console.print(f"flags of every image: {output}", soft_wrap=True)
     return evaluation
 
 
-def _continued(partial: Path, subject: Subject, protocol: Protocol, console: Console) -> Evaluation | None:
-    """What an interrupted evaluation left; refuses what another model or protocol left."""
-    if not partial.exists():
+def _attack(model: nn.Module, images: ImageSet, protocol: Protocol, start: int, stop: int, console: Console) -> Flags:
+    """Attack one range; the terminal shows which stage it is at."""
+    from trainers.evaluation.ranges import evaluate_range
+
+    with console.status("") as status:
+        return evaluate_range(
+            model, images, protocol, start, stop,
+            progress=lambda stage: status.update(f"images {start}-{stop}: {stage}"),
+        )  # fmt: skip
+
+
+def _left_in(unfinished: Path, subject: Subject, protocol: Protocol, console: Console) -> Evaluation | None:
+    """What an interrupted evaluation left, if any; refuses what another model or protocol left."""
+    if not unfinished.exists():
         return None
-    found = Evaluation.load(partial)
+    found = Evaluation.load(unfinished)
     if (found.protocol, found.subject) != (protocol, (subject.experiment_digest, subject.epoch, subject.foreign)):
         raise InvalidInput.single(
-            "--output", f"{partial} was left by another model or protocol ({found.protocol.key}): remove it, or give "
-            "another file"
+            "--output", f"{unfinished} was left by another model or protocol ({found.protocol.key}): remove it, or "
+            "give another file"
         )  # fmt: skip
-    console.print(f"images 0-{found.flags.stop} from {partial}", soft_wrap=True)
+    console.print(f"images 0-{found.flags.stop} from {unfinished}", soft_wrap=True)
     return found
 
 

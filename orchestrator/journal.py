@@ -185,14 +185,17 @@ class Journal:
         """Where a trial is trained again with another seed."""
         return self.folder / "confirm" / confirmation_key(trial, seed)
 
-    def twin(self, key: str, experiment: Experiment) -> Run | None:
-        """An earlier run of a trial that is this run and has ended: complete, or stopped under the same thresholds."""
+    def twin(self, number: int, experiment: Experiment) -> Run | None:
+        """The run of an earlier trial that is the same as this run of trial `number` and has ended.
+
+        Complete, or stopped under the same thresholds.
+        """
         for run in self.runs():
             same = run.experiment.digest() == experiment.digest()
             ended = run.state == "complete" or (
                 run.state == "stopped" and run.experiment.evaluation == experiment.evaluation
             )
-            if run.kind != "confirmation" and run.key < key and same and ended:
+            if run.kind != "confirmation" and run.trial < number and same and ended:
                 return run
         return None
 
@@ -255,7 +258,7 @@ class Journal:
                 evaluation = self._evaluation(run.folder)
                 if records is not run.records or evaluation is not run.evaluation:
                     self._runs[key] = replace(run, records=records, evaluation=evaluation)
-            return sorted(self._runs.values(), key=lambda run: (_KINDS.index(run.kind), run.key))
+            return sorted(self._runs.values(), key=_place)
 
     def _catch_up(self) -> None:
         try:
@@ -314,6 +317,11 @@ class Journal:
         if folder not in self._evaluations or self._evaluations[folder][0] != version:
             self._evaluations[folder] = version, Evaluation.load(file)
         return self._evaluations[folder][1]
+
+
+def _place(run: Run) -> tuple[int, int, int]:
+    """Where a run stands among all: keys as text would put trial 10,000 before 9,999, and seed 10 before seed 2."""
+    return _KINDS.index(run.kind), run.trial, run.experiment.seed
 
 
 def trial_key(number: int, seed: int = 0) -> str:

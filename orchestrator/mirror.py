@@ -7,20 +7,15 @@ runs are found before one is made.
 
 from __future__ import annotations
 
-import json
 import logging
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.environment import environment
-from orchestrator.journal import EVALUATION_FILE, STUDY_FILE, Journal, Run, trial_key
+from orchestrator.journal import STUDY_FILE, Journal, Run, trial_key
 from orchestrator.ladder import RUNG
-from orchestrator.savings import epochs_saved, seconds_saved
+from orchestrator.mirrored_run import MirroredRun, flatten
 from orchestrator.seeds import spreads, trials
 from orchestrator.tracking import (
     KIND_TAG,
@@ -32,10 +27,6 @@ from orchestrator.tracking import (
     outage,
     uploading,
 )
-from trainers import catalog
-from trainers.diagnostics.overfitting import onsets
-from trainers.evaluation.result import Evaluation
-from trainers.pixels import PixelValue
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as TrackedRun
@@ -43,10 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _STUDY_TAG, _PARENT_TAG = "orchestrator.study", "mlflow.parentRunId"
-_CLOSED_TAG = "orchestrator.closed"  # with how many records
 _PATIENCE_SECONDS = 2 * UPLOAD_SECONDS  # what one update may lose to things that fail
-_BATCH = 1000
-_STATUS = {"complete": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 
 
 class NotSent(ConnectionError):
@@ -73,16 +61,13 @@ class Mirror:
         self._experiment = find_experiment(self._client, uri, self._study.tracking.experiment)
         self._parent = self._find_or_create(journal.identity, self._study.name, "study", {}).info.run_id
         self._client.update_run(self._parent, status="RUNNING")
-        known = self._client.get_run(self._parent).data
-        self._settings = known.params | known.tags  # as earlier starts of the study left them
-        self._described = False
-        self._run_ids: dict[str, str] = {}
-        self._sent: dict[str, int] = {}
-        self._closed: dict[str, tuple[int, str, str]] = {}
-        self._evaluated: dict[str, Evaluation] = {}
-        self._concluded: set[int] = set()
-        self._rungs = 0
-        self._failed: set[str] = set()
+        there = self._client.get_run(self._parent).data
+        self._known_settings = there.params | there.tags  # as earlier starts of the study left them
+        self._settings_sent = False
+        self._runs: dict[str, MirroredRun] = {}
+        self._spreads_sent: set[int] = set()  # of these trials
+        self._rungs_sent = 0
+        self._failed: set[str] = set()  # steps of the last update
 
     def update(self, *, ended: bool) -> None:
         """Send every record, state and result that this process has not sent yet.
@@ -91,19 +76,7 @@ class Mirror:
         once, else NotSent in the end.
         """
         runs = self._journal.runs()
-        failures: dict[str, Exception] = {}
-        lost = 0.0
-        for what, send in self._steps(runs, ended=ended):
-            began = time.monotonic()
-            try:
-                send()
-            except Exception as error:
-                failures[what] = error
-                logger.debug("%s is not sent", what, exc_info=True)
-                lost += time.monotonic() - began
-                self._client.get_run(self._parent)  # away, the server would cost a timeout for each of many runs
-                if lost > _PATIENCE_SECONDS:
-                    break
+        failures = self._attempt(self._steps(runs, ended=ended))
         self._failed = set(failures)
         if ended:
             unfinished = any(run.state == "running" for run in runs)
@@ -116,122 +89,62 @@ class Mirror:
 
     def _steps(self, runs: Sequence[Run], *, ended: bool) -> Iterator[tuple[str, Callable[[], None]]]:
         """What there is to send, by name; what has just failed comes after the other runs, for it may take long."""
-        if not self._described:
-            yield "the study's settings", self._log_study
+        if not self._settings_sent:
+            yield "the study's settings", self._send_settings
         for run in sorted(runs, key=lambda run: run.key in self._failed):
             yield run.key, partial(self._send_run, run)
         for trial in trials(runs):
-            if trial.over_seeds and trial.state != "running" and trial.trial not in self._concluded:
+            if trial.over_seeds and trial.state != "running" and trial.trial not in self._spreads_sent:
                 yield f"{trial.key} over seeds", partial(self._send_spreads, trial)
         rungs = [event for event in self._journal.events() if event["event"] == RUNG]
-        if rungs[self._rungs :]:
+        if rungs[self._rungs_sent :]:
             yield "the ladder", partial(self._send_rungs, rungs)
         if ended:
             yield "the report", self._send_report
 
-    # Runs
+    def _attempt(self, steps: Iterable[tuple[str, Callable[[], None]]]) -> dict[str, Exception]:
+        """Take all steps, or as many as patience lasts; returns those that failed. Raises if the server is away."""
+        failures: dict[str, Exception] = {}
+        lost = 0.0
+        for what, send in steps:
+            began = time.monotonic()
+            try:
+                send()
+            except Exception as error:
+                failures[what] = error
+                logger.debug("%s is not sent", what, exc_info=True)
+                lost += time.monotonic() - began
+                self._client.get_run(self._parent)  # away, the server would cost a timeout for each of many runs
+                if lost > _PATIENCE_SECONDS:
+                    break
+        return failures
 
     def _find_or_create(self, identity: str, name: str, kind: str, tags: Mapping[str, str]) -> TrackedRun:
         everything = {RUN_TAG: identity, KIND_TAG: kind, _STUDY_TAG: self._study.name, **tags}
         return find_or_create(self._client, self._experiment, identity, name, everything)
 
-    def _run_id(self, run: Run) -> str:
-        known = self._run_ids
-        if run.key not in known:
-            method = run.experiment.method.name
-            name = f"{run.key} {method}"
-            identity = f"{self._journal.identity}/{run.key}"
-            tracked = self._find_or_create(identity, name, run.kind, {_PARENT_TAG: self._parent})
-            if _is_closed(run, tracked):
-                self._sent[run.key] = len(run.records)
-                self._closed[run.key] = _ending(run)
-            else:
-                self._log_start(run, tracked.info.run_id)
-            # Known from here on only: what an outage cut short is done again.
-            known[run.key] = tracked.info.run_id
-        return known[run.key]
-
-    def _log_start(self, run: Run, run_id: str) -> None:
-        from mlflow.entities import Param, RunTag
-
-        tags = {"digest": run.experiment.digest(), "trial": str(run.trial), "folder": str(run.folder)}
-        tags |= origin_tags(run)
-        if run.seeds > 1:
-            tags["seeds"] = str(run.seeds)
-        tags |= {f"{path}.text": value.text for path, value in pixel_values(run) if "/" in value.text}
-        parameters = [Param(name, str(value)) for name, value in flatten(run.experiment.model_dump())]
-        self._client.log_batch(run_id, params=parameters, tags=[RunTag(key, value) for key, value in tags.items()])
-        with uploading():
-            self._client.log_text(run_id, run.experiment.to_yaml(), "experiment.yaml")
-            self._client.log_text(run_id, json.dumps(environment(), indent=1), "environment.json")
-
-    def _log_study(self) -> None:
+    def _send_settings(self) -> None:
         from mlflow.entities import Param, RunTag
 
         settings = self._study.model_dump(include={"search", "confirm", "resources"})
         given = {name: str(value) for name, value in flatten(settings)}
+        known = self._known_settings
         # MLflow refuses to change a parameter: what a later start of the study changed is a tag.
         self._client.log_batch(
             self._parent,
-            params=[Param(name, value) for name, value in given.items() if name not in self._settings],
-            tags=[RunTag(name, value) for name, value in given.items() if self._settings.get(name, value) != value],
+            params=[Param(name, value) for name, value in given.items() if name not in known],
+            tags=[RunTag(name, value) for name, value in given.items() if known.get(name, value) != value],
         )
         with uploading():
             self._client.log_artifact(self._parent, str(self._journal.folder / STUDY_FILE))
-        self._described = True
-
-    # What happened in them
+        self._settings_sent = True
 
     def _send_run(self, run: Run) -> None:
-        run_id = self._run_id(run)
-        self._send_records(run, run_id)
-        # The journal gives the same object until the file changes: a run may be evaluated again, under other settings.
-        if run.evaluation is not None and run.evaluation is not self._evaluated.get(run.key):
-            self._send_evaluation(run, run.evaluation, run_id)
-            self._evaluated[run.key] = run.evaluation
-        # Workers may end an epoch that they had begun when their trial was stopped.
-        if run.state != "running" and self._closed.get(run.key) != _ending(run):
-            self._close(run, run_id)
-            self._closed[run.key] = _ending(run)
-
-    def _send_records(self, run: Run, run_id: str) -> None:
-        from mlflow.entities import Metric
-
-        sent = self._sent.get(run.key, 0)
-        metrics = [
-            Metric(name, value, int(record.time * 1000), record.epoch)
-            for record in run.records[sent:]
-            for name, value in record.metrics.items()
-        ]
-        for start in range(0, len(metrics), _BATCH):
-            self._client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
-        self._sent[run.key] = len(run.records)
-
-    def _close(self, run: Run, run_id: str) -> None:
-        from mlflow.entities import Metric, RunTag
-
-        found = onsets(run.records, run.experiment)
-        time = int(run.records[-1].time * 1000) if run.records else 0
-        tags = [RunTag("reason", _ending(run)[2])]
-        tags += [RunTag(name, value) for name, value in origin_tags(run).items()]
-        tags += [RunTag(f"overfitting.{o.kind}", "confirmed" if o.confirmed else "unconfirmed") for o in found]
-        metrics = [Metric(f"overfitting/{onset.kind}_epoch", onset.epoch, time, onset.epoch) for onset in found]
-        if run.state == "stopped":
-            tags.append(RunTag("stopped_by", run.stopped_by))
-            saved = {"epochs": epochs_saved(run), "seconds": seconds_saved(run, self._study.resources)}
-            metrics += [Metric(f"saved/{name}", value, time, len(run.records) - 1) for name, value in saved.items()]
-        self._client.log_batch(run_id, metrics=metrics, tags=tags)
-        checkpoints = run.folder / "checkpoints"
-        best, newest = checkpoints / "best", max(checkpoints.glob("epoch_*"), default=None)
-        with uploading():
-            for name, folder in (("best", best), ("last", newest)):
-                if folder is not None and folder.is_dir():
-                    self._client.log_artifacts(run_id, str(folder), f"checkpoints/{name}")
-            if run.records:
-                self._log_energy_figure(run, run_id)
-        # After all that it stands for: uploads of many runs are not to be done again at each start.
-        self._client.set_tag(run_id, _CLOSED_TAG, str(len(run.records)))
-        self._client.set_terminated(run_id, _STATUS[run.state])
+        if run.key not in self._runs:
+            identity, name = f"{self._journal.identity}/{run.key}", f"{run.key} {run.experiment.method.name}"
+            tracked = self._find_or_create(identity, name, run.kind, {_PARENT_TAG: self._parent})
+            self._runs[run.key] = MirroredRun(self._client, tracked, run)
+        self._runs[run.key].update(run, self._study.resources)
 
     def _send_spreads(self, trial: Run) -> None:
         """The objectives of a trial over its seeds, with the run of the first one."""
@@ -242,13 +155,13 @@ class Mirror:
         for name, spread in zip(self._study.search.objectives, spreads(trial), strict=False):
             values |= {f"over_seeds/{name}/mean": spread.mean, f"over_seeds/{name}/std": spread.deviation}
         metrics = [Metric(name, value, time, 0) for name, value in values.items() if value is not None]
-        self._client.log_batch(self._run_ids[trial.key], metrics=metrics)
-        self._concluded.add(trial.trial)
+        self._client.log_batch(self._runs[trial.key].run_id, metrics=metrics)
+        self._spreads_sent.add(trial.trial)
 
     def _send_rungs(self, rungs: Sequence[Mapping[str, Any]]) -> None:
-        for event in rungs[self._rungs :]:
+        for event in rungs[self._rungs_sent :]:
             self._send_rung(event)
-            self._rungs += 1
+            self._rungs_sent += 1
 
     def _send_rung(self, event: Mapping[str, Any]) -> None:
         """What a rung of the ladder found, with each trial that got there."""
@@ -258,80 +171,15 @@ class Mirror:
         name = f"held_out/{event['attack'].replace(',', '_')}{fast}_accuracy"
         for trial, accuracy in event["accuracies"]:
             metric = Metric(name, accuracy, int(event["time"] * 1000), 0)
-            self._client.log_batch(self._run_ids[trial_key(trial)], metrics=[metric])
-
-    def _log_energy_figure(self, run: Run, run_id: str) -> None:
-        from orchestrator.report.figures import run_energies
-
-        figure = run_energies(run)
-        if figure is None:
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "energies.png"
-            figure.savefig(path, dpi=120)
-            self._client.log_artifact(run_id, str(path), "figures")
-
-    def _send_evaluation(self, run: Run, evaluation: Evaluation, run_id: str) -> None:
-        from mlflow.entities import Metric, RunTag
-
-        file = run.folder / EVALUATION_FILE
-        time = int(file.stat().st_mtime * 1000)
-        attack = evaluation.protocol.attack.replace(",", "_")  # MLflow takes no comma in a name
-        values = {f"test/after/{stage}": value for stage, value in evaluation.accuracies.items()}
-        values[f"test/{attack}_accuracy"] = evaluation.robust_accuracy
-        self._client.log_batch(
-            run_id,
-            metrics=[Metric(name, value, time, evaluation.epoch) for name, value in values.items()],
-            tags=[RunTag("protocol", evaluation.protocol.key)],
-        )
-        with uploading():
-            self._client.log_artifact(run_id, str(file))
+            self._client.log_batch(self._runs[trial_key(trial)].run_id, metrics=[metric])
 
     def _send_report(self) -> None:
-        report, figures = self._journal.folder / "report.html", self._journal.folder / "figures"
+        from orchestrator.report.page import REPORT_FILE
+        from orchestrator.report.sections import FIGURES_FOLDER
+
+        report, figures = (self._journal.folder / name for name in (REPORT_FILE, FIGURES_FOLDER))
         with uploading():
             if report.exists():
                 self._client.log_artifact(self._parent, str(report))
             if figures.is_dir():
-                self._client.log_artifacts(self._parent, str(figures), "figures")
-
-
-def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted path, value) of every leaf; lengths in pixels as plain numbers, so that a UI can put them on an axis."""
-    for key, value in content.items():
-        path = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{path}.")
-        elif isinstance(value, str) and path.rpartition(".")[2] in ("epsilon", "step_size"):
-            yield path, float(PixelValue(value))
-        elif value is not None:
-            yield path, value
-        elif key in catalog.OPTIONAL_SLOTS:
-            # An empty slot is a value to compare by; any other field that is not set is not a parameter.
-            yield f"{path}.name", "none"
-
-
-def _ending(run: Run) -> tuple[int, str, str]:
-    """With how many records a run has ended, how, and why. One that was not complete may go on and end again."""
-    return len(run.records), run.state, run.reason or run.state
-
-
-def _is_closed(run: Run, tracked: TrackedRun) -> bool:
-    """Whether another process sent everything, the uploads too: a run is closed last."""
-    records, state, reason = _ending(run)
-    tags = tracked.data.tags
-    as_now = tags.get(_CLOSED_TAG) == str(records) and tags.get("reason") == reason
-    return tracked.info.status == _STATUS.get(state) and (as_now or state == "complete")
-
-
-def origin_tags(run: Run) -> dict[str, str]:
-    """Where the first epochs of a run were computed, if not in it."""
-    return {} if run.origin is None else {f"origin.{name}": str(value) for name, value in asdict(run.origin).items()}
-
-
-def pixel_values(run: Run) -> Iterator[tuple[str, PixelValue]]:
-    """The experiment's lengths that remember how they were written."""
-    experiment = run.experiment
-    yield "attack.epsilon", experiment.attack.epsilon
-    yield "attack.step_size", experiment.attack.step_size
-    yield "evaluation.epsilon", experiment.evaluation.epsilon
+                self._client.log_artifacts(self._parent, str(figures), figures.name)

@@ -2,156 +2,126 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from orchestrator.cluster import local_capacity
+from orchestrator.costs import Cost, attack_tflop, ladder, method_costs
 from orchestrator.joining import address_in_use
 from orchestrator.tracking import tracking_uri
 from search_spaces.study import Resources, Study
-from trainers import catalog
 from trainers.branching import branching_epochs
-from trainers.catalog.attacks import evaluation_passes
-from trainers.config import Experiment
 
 # Rates that the estimates assume; a real run prints what it takes.
-CPU_CORE_GFLOPS = 40.0
-GPU_GFLOPS = 15_000.0
-MONITOR_PASSES = 24
-
-
-@dataclass(frozen=True)
-class Cost:
-    """One run: passes per training image, floating-point work in TFLOP, bytes on disk."""
-
-    passes: int
-    tflop: float
-    disk: float
-
-
-def cost_of(experiment: Experiment) -> Cost:
-    """The cost of training once, monitoring included."""
-    gigaflop, parameters = model_size(experiment)
-    train = experiment.data.num_train
-    watched = experiment.data.holdout + 2 * min(experiment.evaluation.probe_samples, train)
-    passes = experiment.training_passes
-    work = experiment.epochs * (train * passes + watched * MONITOR_PASSES) * gigaflop / 1000
-    # Weights, momentum and any moving average, 4 bytes each.
-    kept = 2 if experiment.optimizer.ema_decay is None else 3
-    return Cost(passes, work, disk=_checkpoints(experiment) * kept * 4 * parameters)
-
-
-def _checkpoints(experiment: Experiment) -> int:
-    """How many a run leaves: the two newest, those of `keep_every`, and the best if it is none of them."""
-    epochs = range(experiment.epochs)
-    left = {*epochs[-2:], *filter(experiment.keeps, epochs)}
-    return min(len(left) + 1, experiment.epochs)
-
-
-def model_size(experiment: Experiment) -> tuple[float, float]:
-    """(GFLOP of one forward of one image, number of parameters), scaled from the catalog's reference size."""
-    model = catalog.MODELS[experiment.model.name]
-
-    def relative(name: str, offset: int = 0) -> float:
-        if name not in model.parameters:
-            return 1.0
-        return float((experiment.model.parameters[name] - offset) / (model.parameters[name].default - offset))
-
-    width = (relative("width") * relative("widen_factor")) ** 2
-    # Four of a wide network's layers are outside of its blocks.
-    depth = relative("blocks_per_stage") * relative("depth", 4)
-    pixels = (experiment.data.size / 32 / relative("stem_stride")) ** 2
-    return model.gigaflop * width * depth * pixels, model.millions * 1e6 * width * depth
-
-
-def method_rows(study: Study) -> Iterator[tuple[str, Cost]]:
-    """Every method that the space can reach, once, with its cost."""
-    seen = set()
-    for experiment in study.experiments:
-        if experiment.method.name not in seen:
-            seen.add(experiment.method.name)
-            yield experiment.method.name, cost_of(experiment)
+_CPU_CORE_GFLOPS = 40.0
+_GPU_GFLOPS = 15_000.0
 
 
 def print_plan(study: Study, storage: Path, address: str | None) -> None:
-    """Print the resolved plan of a study."""
-    rows = list(method_rows(study))
-    mean = sum(cost.tflop for _, cost in rows) / len(rows)
-    resources = study.resources
-    workers = study.confirm_resources.workers
-    runs = study.trials * study.search.seeds
-    confirmations = study.confirm.top * study.confirm.seeds
+    """Print the resolved plan of a study. Raises InvalidInput for one that a private Ray here could not run."""
+    costs = method_costs(study)
     print(f"study {study.name} in {storage / study.name}, tracked at {tracking_uri(study)}\n")
-    print("space:")
-    for dimension in study.space:
-        print(f"  {dimension}")
-    for notice in study.notices:
-        print(f"note: {notice}")
-    print("\nmethods:")
-    for name, cost in rows:
-        print(f"  {name:<14} {cost.passes:>3} passes per image  {_hours(cost.tflop, resources):>12} a run")
-    objectives = " and ".join(study.search.objectives)
-    print(f"\n{study.trials} trials ({study.search.sampler}, seed {study.search.seed}), maximizing {objectives}")
-    seeds = f", mean of {study.search.seeds} seeds" if study.search.seeds > 1 else ""
-    print(f"  of the {study.search.checkpoint} epoch{seeds}; at most about {_hours(mean * runs, resources)}")
-    for line in shortcuts(study):
-        print(f"  {line}")
-    evaluation = 0.0
-    if confirmations:
-        gigaflop, _ = model_size(study.experiments[0])
-        tested = confirmations * study.confirm.samples * evaluation_passes(study.confirm.attack) * gigaflop / 1000
-        evaluation = tested
-        left = study.trials
-        for rung in study.confirm.ladder:
-            images = 0 if left <= rung.keep else left * study.search.seeds * rung.samples
-            climbing = images * evaluation_passes(rung.attack) * gigaflop / 1000
-            print(
-                f"{rung.attack} on {rung.samples} held-out images leaves {min(left, rung.keep)} of {left} trials, "
-                f"at most about {_hours(climbing, resources)}"
-            )
-            evaluation, left = evaluation + climbing, min(left, rung.keep)
-        print(f"{study.confirm.top} configurations x {study.confirm.seeds} seeds confirmed with {workers} workers each")
-        print(
-            f"  then {study.confirm.attack} on {study.confirm.samples} test images, about {_hours(tested, resources)}"
-        )
-    total = mean * (runs + confirmations) + evaluation
-    disk = max(cost.disk for _, cost in rows) * (runs + confirmations) / 1e9
-    print(f"in all about {_hours(total, resources)}, up to {disk:{'.0f' if disk >= 10 else '.2g'}} GB of checkpoints")
-    rate = (
-        f"{GPU_GFLOPS / 1000:g} TFLOP/s a GPU" if resources.gpus_per_worker else f"{CPU_CORE_GFLOPS:g} GFLOP/s a core"
+    for part in (
+        _space(study), _methods(study, costs), _search(study, costs), _confirmation(study), _total(study, costs)
+    ):  # fmt: skip
+        for line in part:
+            print(line)
+    print()
+    _print_place(study.resources, address)
+
+
+def _space(study: Study) -> Iterator[str]:
+    yield "space:"
+    yield from (f"  {dimension}" for dimension in study.space)
+    yield from (f"note: {notice}" for notice in study.notices)
+
+
+def _methods(study: Study, costs: Mapping[str, Cost]) -> Iterator[str]:
+    yield "\nmethods:"
+    for name, cost in costs.items():
+        yield f"  {name:<14} {cost.passes:>3} passes per image  {_hours(cost.tflop, study.resources):>12} a run"
+
+
+def _search(study: Study, costs: Mapping[str, Cost]) -> Iterator[str]:
+    search = study.search
+    tflop = _mean_tflop(costs) * study.trials * search.seeds
+    seeds = f", mean of {search.seeds} seeds" if search.seeds > 1 else ""
+    yield (
+        f"\n{study.trials} trials ({search.sampler}, seed {search.seed}), maximizing {' and '.join(search.objectives)}"
     )
-    print(f"  (estimated at {rate}; a real run tells)\n")
-    if address_in_use(address):
-        print(f"on the Ray cluster at {address_in_use(address)}; what fits there is known when it is joined")
-    else:
-        count, limit = local_capacity().concurrent_trials(resources)
-        print(f"on a private local Ray: {count} trials at once, limited by {limit}")
-        local_capacity().require(resources, "resources")
+    yield f"  of the {search.checkpoint} epoch{seeds}; at most about {_hours(tflop, study.resources)}"
+    yield from (f"  {line}" for line in _shortcuts(study))
 
 
-def shortcuts(study: Study) -> list[str]:
-    """What may make a study cheaper than its plan, in words."""
+def _shortcuts(study: Study) -> Iterator[str]:
+    """What may make a study cheaper than its plan."""
     search, stop = study.search, study.search.stop
-    found = []
     if stop.catastrophic:
-        found.append("a run stops in the epoch in which it collapses")
+        yield "a run stops in the epoch in which it collapses"
     if stop.robust is not None:
-        found.append(f"a run stops {stop.robust.patience} epochs after its best once robust overfitting has set in")
+        yield f"a run stops {stop.robust.patience} epochs after its best once robust overfitting has set in"
     if stop.prune is not None:
         after = f"after {stop.prune.grace_epochs} epochs"
-        found.append(f"a run stops that falls behind others of its method ({stop.prune.rule}, {after})")
+        yield f"a run stops that falls behind others of its method ({stop.prune.rule}, {after})"
     if search.share_prefix:
         epochs = branching_epochs(study.experiments)
         branches = f"branching after epoch {', '.join(map(str, epochs))}" if epochs else "but nothing starts late"
-        found.append(f"runs share their beginning, {branches}")
+        yield f"runs share their beginning, {branches}"
     if search.reuse:
-        found.append("runs that another study under the same storage has finished are taken over")
-    return found
+        yield "runs that another study under the same storage has finished are taken over"
+
+
+def _confirmation(study: Study) -> Iterator[str]:
+    confirm = study.confirm
+    if not confirm.top:
+        return
+    for climb in ladder(study):
+        rung = climb.rung
+        yield (
+            f"{rung.attack} on {rung.samples} held-out images leaves {climb.left} of {climb.trials} trials, "
+            f"at most about {_hours(climb.tflop, study.resources)}"
+        )
+    workers = study.confirm_resources.workers
+    yield f"{confirm.top} configurations x {confirm.seeds} seeds confirmed with {workers} workers each"
+    tested = _hours(_test_tflop(study), study.resources)
+    yield f"  then {confirm.attack} on {confirm.samples} test images, about {tested}"
+
+
+def _total(study: Study, costs: Mapping[str, Cost]) -> Iterator[str]:
+    runs = study.trials * study.search.seeds + study.confirm.top * study.confirm.seeds
+    tflop = _mean_tflop(costs) * runs + sum(climb.tflop for climb in ladder(study)) + _test_tflop(study)
+    gigabytes = max(cost.disk for cost in costs.values()) * runs / 1e9
+    disk = f"{gigabytes:{'.0f' if gigabytes >= 10 else '.2g'}} GB"
+    yield f"in all about {_hours(tflop, study.resources)}, up to {disk} of checkpoints"
+    on_gpus = study.resources.gpus_per_worker
+    rate = f"{_GPU_GFLOPS / 1000:g} TFLOP/s a GPU" if on_gpus else f"{_CPU_CORE_GFLOPS:g} GFLOP/s a core"
+    yield f"  (estimated at {rate}; a real run tells)"
+
+
+def _print_place(resources: Resources, address: str | None) -> None:
+    cluster = address_in_use(address)
+    if cluster is not None:
+        print(f"on the Ray cluster at {cluster}; what fits there is known when it is joined")
+        return
+    capacity = local_capacity()
+    count, limit = capacity.concurrent_trials(resources)
+    print(f"on a private local Ray: {count} trials at once, limited by {limit}")
+    capacity.require(resources, "resources")
+
+
+def _mean_tflop(costs: Mapping[str, Cost]) -> float:
+    """The work of one run: the mean over the methods."""
+    return sum(cost.tflop for cost in costs.values()) / len(costs)
+
+
+def _test_tflop(study: Study) -> float:
+    """The work of attacking all confirmation runs on the test set."""
+    confirm = study.confirm
+    return attack_tflop(study, confirm.attack, confirm.top * confirm.seeds * confirm.samples)
 
 
 def _hours(tflop: float, resources: Resources) -> str:
     gpu = resources.gpus_per_worker > 0
-    seconds = tflop * 1000 / (GPU_GFLOPS if gpu else CPU_CORE_GFLOPS)
+    seconds = tflop * 1000 / (_GPU_GFLOPS if gpu else _CPU_CORE_GFLOPS)
     unit = "GPU" if gpu else "core"
     return f"{seconds / 3600:.1f} {unit}-h" if seconds > 3600 else f"{seconds / 60:.1f} {unit}-min"

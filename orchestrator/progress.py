@@ -41,7 +41,7 @@ class Row:
 
 
 class StudyView:
-    """Receives what happens and shows it. Thread-safe enough for one driver: rich locks its own drawing."""
+    """Receives what happens, from one thread, and shows it; rich draws the live table in another."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
@@ -125,10 +125,10 @@ class StudyView:
 
     def _status(self) -> str:
         seconds = time.monotonic() - self._began
-        done = sum(row.state != "running" for row in self._rows.values())
+        rows = list(self._rows.values())  # a copy: rich draws in a thread of its own, while runs are added
         parts = [self._phase, f"{seconds:.0f} s"]
         if self._total:
-            parts.insert(1, f"{done} of {len(self._rows)} runs ended")
+            parts.insert(1, f"{sum(row.state != 'running' for row in rows)} of {len(rows)} runs ended")
         if self._work_total and self._work_done:
             left = seconds / self._work_done * max(self._work_total - self._work_done, 0)
             parts.append(f"about {left:.0f} s left")

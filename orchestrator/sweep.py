@@ -20,13 +20,15 @@ from orchestrator.beginnings import Beginnings
 from orchestrator.cluster import HEAD_NODE, TRIAL_SLOT, Capacity
 from orchestrator.constraints import violations
 from orchestrator.early_stopping import EarlyStopping, StopEarly
+from orchestrator.group_slot import group_slot
 from orchestrator.interrupt import Interrupt
 from orchestrator.journal import Journal, Run, trial_key
 from orchestrator.progress import StudyView
+from orchestrator.proposals import Outcome
 from orchestrator.reservations import ReleasePlacementGroups
-from orchestrator.search import DriverOnly, Outcome, StudySearcher
+from orchestrator.search import DriverOnly, StudySearcher
 from orchestrator.seeds import selected, trials
-from orchestrator.slots import ProcessSlot, group_slot, record_of
+from orchestrator.slots import ProcessSlot, record_of
 from orchestrator.stop_rules import Stop
 from search_spaces.stopping import Stopping
 from search_spaces.study import Resources, Study
@@ -80,7 +82,7 @@ class TrialRuns:
     def propose(self, number: int, seed: int, values: Mapping[str, Any]) -> dict[str, Any]:
         """Prepare a run's folder, record that it was issued, and give the slot what it needs."""
         key, experiment = trial_key(number, seed), with_seed(self._study.experiment_for(values), seed)
-        folder, twin = self._journal.trial_folder(number, seed), self._journal.twin(key, experiment)
+        folder, twin = self._journal.trial_folder(number, seed), self._journal.twin(number, experiment)
         if twin is None:
             origin = self._beginnings.begin(experiment, folder)
         else:

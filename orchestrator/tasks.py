@@ -73,7 +73,7 @@ def _run_on_ray(tasks: Sequence[Task], address: str | None, threads: int, consol
         remote = ray.remote(_run_there).options(num_cpus=threads, num_gpus=gpus, max_retries=2)
         _send_factories_along()
         # The weights of foreign models travel: once, not with every task.
-        loads = {id(task.load): ray.put(task.load) for task in tasks}
+        loads = {key: ray.put(load) for key, load in {id(task.load): task.load for task in tasks}.items()}
         pending = {remote.remote(loads[id(task.load)], task.work, threads, gpus): task.name for task in tasks}
         console.print(f"{len(tasks)} tasks on {capacity.cpus} CPUs, {threads} each", soft_wrap=True)
         while pending:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import AfterValidator, Field, ValidationError, field_validator
@@ -18,9 +18,10 @@ from trainers.catalog.attacks import canonical
 from trainers.config import Data, Experiment, Section, apply_values, explain, parse
 from trainers.problems import InvalidInput, Problem
 
+# Measured after every epoch (`trainers.diagnostics`, which imports more than a study file needs; a test compares).
 Metric = Literal["val/clean_accuracy", "val/pgd10_accuracy"]
+OBJECTIVES: tuple[Metric, ...] = get_args(Metric)
 _POPULATION = 50  # of Optuna's NSGA-II
-OBJECTIVES: tuple[Metric, ...] = ("val/clean_accuracy", "val/pgd10_accuracy")
 
 
 class Search(Section):

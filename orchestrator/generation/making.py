@@ -152,8 +152,8 @@ def _class_energies(model: nn.Module, device: torch.device, data: str, file: Pat
     if not file.exists():
         mean, deviation = (of.cpu().numpy() for of in class_energies(model, _training(data), 500, device))
         write_with(file, lambda opened: np.savez(opened, mean=mean, deviation=deviation))
-    with np.load(file, allow_pickle=False) as content:
-        return content["mean"], content["deviation"]
+    content = _read(file)
+    return content["mean"], content["deviation"]
 
 
 def _starts(data: str, recipe: Recipe, labels: torch.Tensor, first: int) -> torch.Tensor:
@@ -195,10 +195,14 @@ def _text(network: Network) -> str:
 
 
 def _joined(network: str, recipe: Recipe, files: Sequence[Path], energies: Path) -> Made:
-    parts = [dict(np.load(file, allow_pickle=False)) for file in files]
+    parts = [_read(file) for file in files]
     chains = np.maximum(sum(part["chains"] for part in parts), 1)
     images, labels, steps = (np.concatenate([part[name] for part in parts]) for name in ("images", "labels", "steps"))
     target, other = (sum(part[name] for part in parts) / chains for name in ("target_energy", "other_energy"))
     seconds = float(sum(part["seconds"] for part in parts))
-    with np.load(energies, allow_pickle=False) as content:
-        return Made(network, recipe.init, images, labels, steps, target, other, content["mean"], seconds)
+    return Made(network, recipe.init, images, labels, steps, target, other, _read(energies)["mean"], seconds)
+
+
+def _read(file: Path) -> dict[str, Array]:
+    with np.load(file, allow_pickle=False) as content:
+        return dict(content)

@@ -20,12 +20,13 @@ from orchestrator.report.files import write_plate, write_table
 from orchestrator.report.markup import Markup, element, table
 from orchestrator.report.page import document
 from orchestrator.report.plates import Plate
+from orchestrator.report.sections import FIGURES_FOLDER
 from search_spaces.generation import INITS, TOLERANCE, Generation
 from trainers import catalog
 from trainers.problems import InvalidInput
 from trainers.whole_files import write_whole, write_with
 
-PAGE_FILE, FIGURES_FOLDER, IMAGES_FOLDER, TABLE = "generated.html", "figures", "images", "metrics"
+PAGE_FILE, IMAGES_FOLDER, TABLE = "generated.html", "images", "metrics"
 _PNG_LIMIT = 200
 # As people read columns; in the CSV they keep the names of code. Energies in nats.
 _HEADINGS = {
@@ -164,7 +165,7 @@ def _write_page(
     ]
     folder = output / FIGURES_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    sections += [write_plate(plate, folder) for plate in plates]
+    sections += [write_plate(plate, folder, in_full=True) for plate in plates]
     write_whole(output / PAGE_FILE, document("Generated images", sections))
 
 

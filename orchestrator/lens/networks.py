@@ -85,8 +85,8 @@ def stored_epochs(networks: Sequence[Network], wanted: str, data_dir: Path | Non
     for network in networks:
         if network.run is None:
             continue
-        folders = sorted(network.run.folder.glob("checkpoints/epoch_*"))
-        available = [int(folder.name.removeprefix("epoch_")) + 1 for folder in folders]
+        folders = network.run.folder.glob("checkpoints/epoch_*")
+        available = sorted(int(folder.name.removeprefix("epoch_")) + 1 for folder in folders)
         chosen = available if wanted == "all" else _numbers(wanted)
         missing = [epoch for epoch in chosen if epoch not in available]
         if missing:

@@ -13,8 +13,7 @@ from orchestrator.lens.seen import Seen, label, main_stage
 from orchestrator.report.figure_data import Line
 from orchestrator.report.plates import Plate
 from trainers import catalog
-from trainers.evaluation.ranges import subset_indices
-from trainers.evaluation.result import Protocol
+from trainers.evaluation.result import Protocol, subset_indices
 from trainers.lens.points import Array
 
 _NO_RUN = "None of the networks is a run folder with records."
@@ -42,93 +41,137 @@ class Lens:
 
 def plates(lens: Lens) -> list[Plate]:
     """Every figure, in the order of the page."""
-    seen, networks = lens.seen, [one.network for one in lens.seen]
-    stage = main_stage(seen)
-    attack, tail = label(stage) if stage else "no attack", f" {lens.protocol_text(seen)}"
     return [
-        *(
-            Plate(
-                f"distributions-{file_name(one.name)}",
-                f"Energies before and after each attack: {one.name}",
-                "Histograms of E(x) and E(x,y) of natural images (filled) and of adversarial ones (outline); values in "
-                "the outermost thousandth are drawn at the edge. Robust: share of images classified correctly before "
-                f"and after the attack.{_explanation(one)} {lens.protocol_text([one])}",
-                distributions.energy_distributions(one),
-                distributions.distribution_lines(one),
-                _NO_ATTACK,
-            )
-            for one in seen
-        ),
-        Plate(
-            "energy_over_steps",
-            "Energies at every step of PGD",
-            "Mean E(x_t) and E(x_t,y) at the image (x), at the random start of PGD-20 (t = 0) and after each of its "
-            f"steps of ε/4 on the cross-entropy.{tail}",
-            steps.energy_over_steps(seen),
-            steps.step_lines(seen),
-            "PGD-20 is not among the attacks.",
-        ),
-        Plate(
-            "drift",
-            "Where the attack drives images",
-            f"Arrows from (E(x), E(x,y)) to (E(x*), E(x*,y)) under {attack}, for {_arrows(seen)}; colored by length in "
-            "nats. On the dashed line E(x,y) = E(x) the cross-entropy is 0; above it, the vertical distance is the "
-            f"loss. Outliers beyond the 0.5 % quantiles leave the panel.{tail}",
-            drift.drift(seen),
-            drift.drift_lines(seen),
-            _NO_ATTACK,
-        ),
+        *(_distributions(lens, one) for one in lens.seen),
+        _energy_over_steps(lens),
+        _drift(lens),
         *(_drift_over_epochs(lens, name, group) for name, group in followed(lens).items()),
-        Plate(
-            "training",
-            "ΔE(x) and robust error during training",
-            "Top: mean ΔE(x) = E(x) − E(x*) on fixed training images under PGD-10 at each run's training ε (symmetric "
-            "logarithm beyond ±1 where values demand it). Bottom: error on held-out images under PGD-10 at the "
-            "evaluation ε of the runs. Markers: onset of overfitting (filled: confirmed), and where the second and "
-            "third phase begin in runs of 30 epochs and more. From the records of the runs.",
-            training.energy_and_error(networks),
-            training.training_lines(networks),
-            _NO_RUN,
-        ),
-        Plate(
-            "abnormal",
-            "Abnormal adversarial examples during training",
-            "Fixed training images whose cross-entropy the run's own training attack lowers: their share; how many of "
-            "them have E(x*) above the 90 % quantile of E(x) of all; and their mean energy, where there are any. "
-            "From the records of the runs.",
-            training.abnormal_examples(networks),
-            training.abnormal_lines(networks),
-            _NO_RUN,
-        ),
-        Plate(
-            "delta_energy",
-            "How far the energies move, from the least to the most robust network",
-            f"Distributions of ΔE(x) and ΔE(x,y) under {attack}, natural minus adversarial, with median and quartiles, "
-            f"on an axis that is linear within ±0.1 and logarithmic beyond, without the outermost 0.5 % at "
-            f"either end.{_ranks(seen)}{tail}",
-            smoothness.delta_energy_distributions(seen),
-            smoothness.smoothness_lines(seen),
-            _NO_ATTACK,
-        ),
-        Plate(
-            "classes",
-            "Energy, entropy and error by class",
-            "Means over the natural images of a class; 1 − p_y is the probabilistic error, robust error the share of "
-            f"images that some attack of this lens fools or that were wrong before. At most four networks.{tail}",
-            classes.class_profile(seen),
-            classes.class_lines(seen),
-            _NO_ATTACK,
-        ),
-        Plate(
-            "margin",
-            "Probabilistic margin against energy",
-            f"Margin p_y − max p_k at x* under {attack} over both energies of x*; crosses are misclassified. r: "
-            f"Pearson, ρ: Spearman, over all images.{tail}",
-            classes.margin_against_energy(seen),
-            classes.margin_lines(seen),
-            _NO_ATTACK,
-        ),
-    ]  # fmt: skip
+        _training(lens),
+        _abnormal(lens),
+        _delta_energy(lens),
+        _classes(lens),
+        _margin(lens),
+    ]
+
+
+def _distributions(lens: Lens, one: Seen) -> Plate:
+    return Plate(
+        f"distributions-{file_name(one.name)}",
+        f"Energies before and after each attack: {one.name}",
+        "Histograms of E(x) and E(x,y) of natural images (filled) and of adversarial ones (outline); values in the "
+        "outermost thousandth are drawn at the edge. Robust: share of images classified correctly before and after the "
+        f"attack.{_left_out(one)} {lens.protocol_text([one])}",
+        distributions.energy_distributions(one),
+        distributions.distribution_lines(one),
+        _NO_ATTACK,
+    )
+
+
+def _energy_over_steps(lens: Lens) -> Plate:
+    return Plate(
+        "energy_over_steps",
+        "Energies at every step of PGD",
+        "Mean E(x_t) and E(x_t,y) at the image (x), at the random start of PGD-20 (t = 0) and after each of its steps "
+        f"of ε/4 on the cross-entropy. {lens.protocol_text(lens.seen)}",
+        steps.energy_over_steps(lens.seen),
+        steps.step_lines(lens.seen),
+        "PGD-20 is not among the attacks.",
+    )
+
+
+def _drift(lens: Lens) -> Plate:
+    return Plate(
+        "drift",
+        "Where the attack drives images",
+        f"Arrows from (E(x), E(x,y)) to (E(x*), E(x*,y)) under {_main_attack(lens.seen)}, for {_arrows(lens.seen)}; "
+        "colored by length in nats. On the dashed line E(x,y) = E(x) the cross-entropy is 0; above it, the vertical "
+        "distance is the loss. Outliers beyond the 0.5 % quantiles leave the panel. "
+        f"{lens.protocol_text(lens.seen)}",
+        drift.drift(lens.seen),
+        drift.drift_lines(lens.seen),
+        _NO_ATTACK,
+    )
+
+
+def _drift_over_epochs(lens: Lens, name: str, group: Sequence[Seen]) -> Plate:
+    return Plate(
+        f"drift-{file_name(name)}",
+        f"The same through training: {name}",
+        f"Arrows as above under {_main_attack(group)}, {_arrows(group)} of {len(group)} stored epochs, at most nine of "
+        f"them shown; all panels share axes and colors. figures/drift-{file_name(name)}.gif has a frame an epoch. "
+        f"{lens.protocol_text(group[-1:])}",
+        drift.drift_over_epochs(group),
+        drift.drift_lines(group),
+        _NO_ATTACK,
+    )
+
+
+def _training(lens: Lens) -> Plate:
+    networks = [one.network for one in lens.seen]
+    return Plate(
+        "training",
+        "ΔE(x) and robust error during training",
+        "Top: mean ΔE(x) = E(x) − E(x*) on fixed training images under PGD-10 at each run's training ε (symmetric "
+        "logarithm beyond ±1 where values demand it). Bottom: error on held-out images under PGD-10 at the evaluation "
+        "ε of the runs. Markers: onset of overfitting (filled: confirmed), and where the second and third phase begin "
+        "in runs of 30 epochs and more. From the records of the runs.",
+        training.energy_and_error(networks),
+        training.training_lines(networks),
+        _NO_RUN,
+    )
+
+
+def _abnormal(lens: Lens) -> Plate:
+    networks = [one.network for one in lens.seen]
+    return Plate(
+        "abnormal",
+        "Abnormal adversarial examples during training",
+        "Fixed training images whose cross-entropy the run's own training attack lowers: their share; how many of them "
+        "have E(x*) above the 90 % quantile of E(x) of all; and their mean energy, where there are any. From the "
+        "records of the runs.",
+        training.abnormal_examples(networks),
+        training.abnormal_lines(networks),
+        _NO_RUN,
+    )
+
+
+def _delta_energy(lens: Lens) -> Plate:
+    return Plate(
+        "delta_energy",
+        "How far the energies move, from the least to the most robust network",
+        f"Distributions of ΔE(x) and ΔE(x,y) under {_main_attack(lens.seen)}, natural minus adversarial, with median "
+        "and quartiles, on an axis that is linear within ±0.1 and logarithmic beyond, without the outermost 0.5 % at "
+        f"either end. {_ranks(lens.seen)} {lens.protocol_text(lens.seen)}",
+        smoothness.delta_energy_distributions(lens.seen),
+        smoothness.smoothness_lines(lens.seen),
+        _NO_ATTACK,
+    )
+
+
+def _classes(lens: Lens) -> Plate:
+    return Plate(
+        "classes",
+        "Energy, entropy and error by class",
+        "Means over the natural images of a class; 1 − p_y is the probabilistic error, robust error the share of "
+        "images that some attack of this lens fools or that were wrong before. At most four networks. "
+        f"{lens.protocol_text(lens.seen)}",
+        classes.class_profile(lens.seen),
+        classes.class_lines(lens.seen),
+        _NO_ATTACK,
+    )
+
+
+def _margin(lens: Lens) -> Plate:
+    return Plate(
+        "margin",
+        "Probabilistic margin against energy",
+        f"Margin p_y − max p_k at x* under {_main_attack(lens.seen)} over both energies of x*; crosses are "
+        "misclassified. r: Pearson, ρ: Spearman, over all images. "
+        f"{lens.protocol_text(lens.seen)}",
+        classes.margin_against_energy(lens.seen),
+        classes.margin_lines(lens.seen),
+        _NO_ATTACK,
+    )
 
 
 def tables(lens: Lens) -> dict[str, list[Line]]:
@@ -169,18 +212,9 @@ def followed(lens: Lens) -> dict[str, list[Seen]]:
     return groups
 
 
-def _drift_over_epochs(lens: Lens, name: str, group: Sequence[Seen]) -> Plate:
-    attack = label(str(main_stage(group)))
-    return Plate(
-        f"drift-{file_name(name)}",
-        f"The same through training: {name}",
-        f"Arrows as above under {attack}, {_arrows(group)} of {len(group)} stored epochs, at most nine of them shown; "
-        f"all panels share axes and colors. figures/drift-{file_name(name)}.gif has a frame an epoch. "
-        f"{lens.protocol_text(group[-1:])}",
-        drift.drift_over_epochs(group),
-        drift.drift_lines(group),
-        _NO_ATTACK,
-    )
+def _main_attack(seen: Sequence[Seen]) -> str:
+    stage = main_stage(seen)
+    return label(stage) if stage else "no attack"
 
 
 def _arrows(seen: Sequence[Seen]) -> str:
@@ -189,7 +223,7 @@ def _arrows(seen: Sequence[Seen]) -> str:
     return f"all {count} images" if shown == count else f"{shown} of {count} images, spread evenly"
 
 
-def _explanation(one: Seen) -> str:
+def _left_out(one: Seen) -> str:
     still = [label(stage) for stage, points in one.attacked.items() if not points.moved.all()]
     if not still:
         return ""
@@ -200,13 +234,13 @@ def _explanation(one: Seen) -> str:
 def _ranks(seen: Sequence[Seen]) -> str:
     lines = smoothness.rank_correlations(seen)
     if not lines:
-        return " A rank correlation needs three networks."
+        return "A rank correlation needs three networks."
     words = {"absolute_mean": "|mean|", "std": "standard deviation", "small_share": "share below 0.1"}
     parts = [
         f"{words[measure]} {float(str(line['spearman'])):+.2f}"
         for line, measure in zip(lines, smoothness.MEASURES, strict=False)
     ]
-    return f" Spearman of robust accuracy with ΔE(x)'s {', '.join(parts)} (n = {len(seen)} networks)."
+    return f"Spearman of robust accuracy with ΔE(x)'s {', '.join(parts)} (n = {len(seen)} networks)."
 
 
 def _who(network: Network) -> str:

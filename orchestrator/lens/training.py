@@ -20,8 +20,9 @@ from orchestrator.report.reading import curve, epsilon_text, overfitting, traini
 from orchestrator.report.style import INK, MUTED, method_colors, new_figure, styled
 from trainers.diagnostics.overfitting import REFERENCE_DELTA_ENERGY, ROBUST_ACCURACY
 
-ABNORMAL = {
-    "probe/abnormal_fraction": ("abnormal\n[% of images]", 100.0),
+_ABNORMAL_FRACTION = "probe/abnormal_fraction"
+_ABNORMAL = {
+    _ABNORMAL_FRACTION: ("abnormal\n[% of images]", 100.0),
     "probe/high_energy_abnormal_count/quantile": ("of high energy\n[images]", 1.0),
     "probe/abnormal_energy/mean": ("mean $E(x^*)$ of\nabnormal [nats]", 1.0),
 }
@@ -70,13 +71,13 @@ def energy_and_error(networks: Sequence[Network]) -> Figure | None:
 @styled
 def abnormal_examples(networks: Sequence[Network]) -> Figure | None:
     """How many probe images training's attack makes easier, how many of them have a high energy, and which."""
-    runs = _runs(networks, "probe/abnormal_fraction")
+    runs = _runs(networks, _ABNORMAL_FRACTION)
     if not runs:
         return None
     figure = new_figure(5.2)
-    grid = figure.subplots(len(ABNORMAL), 1, sharex=True)
+    grid = figure.subplots(len(_ABNORMAL), 1, sharex=True)
     looks = _looks(networks)
-    for axes, (metric, (heading, scale)) in zip(grid, ABNORMAL.items(), strict=True):
+    for axes, (metric, (heading, scale)) in zip(grid, _ABNORMAL.items(), strict=True):
         for name, run in runs.items():
             # An epoch without abnormal examples has no mean energy: a gap, not a line across it.
             values = dict(zip(*curve(run, metric), strict=True))
@@ -117,11 +118,11 @@ def training_lines(networks: Sequence[Network]) -> list[Line]:
 def abnormal_lines(networks: Sequence[Network]) -> list[Line]:
     """One line per run and epoch; an energy is empty where no example was abnormal."""
     lines: list[Line] = []
-    for name, run in _runs(networks, "probe/abnormal_fraction").items():
-        curves = {metric: dict(zip(*curve(run, metric), strict=True)) for metric in ABNORMAL}
+    for name, run in _runs(networks, _ABNORMAL_FRACTION).items():
+        curves = {metric: dict(zip(*curve(run, metric), strict=True)) for metric in _ABNORMAL}
         lines += [
             {"network": name, "epoch": epoch} | {metric: values.get(epoch, "") for metric, values in curves.items()}
-            for epoch in curves["probe/abnormal_fraction"]
+            for epoch in curves[_ABNORMAL_FRACTION]
         ]
     return lines
 

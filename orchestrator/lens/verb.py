@@ -12,6 +12,7 @@ from rich.console import Console
 
 from orchestrator import tracking
 from orchestrator.evaluate import check_epsilon, settings_of
+from orchestrator.lens.drift import drift_animation
 from orchestrator.lens.measuring import POINTS_FOLDER, measure
 from orchestrator.lens.networks import Network, file_name, stored_epochs
 from orchestrator.lens.plates import Lens, followed, plates, samples, tables
@@ -19,6 +20,7 @@ from orchestrator.lens.seen import Seen, check_finite, label
 from orchestrator.report.files import write_parquet, write_plate, write_table
 from orchestrator.report.markup import Markup, element, table
 from orchestrator.report.page import document
+from orchestrator.report.sections import FIGURES_FOLDER
 from orchestrator.shards import protocol_for
 from search_spaces.study import Confirm
 from trainers.catalog.attacks import stages
@@ -27,7 +29,6 @@ from trainers.problems import InvalidInput
 from trainers.whole_files import write_whole, write_with
 
 PAGE_FILE = "lens.html"
-FIGURES_FOLDER = "figures"
 
 
 def lens_protocol(networks: Sequence[Network], settings: Confirm, epsilon: str | None) -> Protocol:
@@ -100,12 +101,10 @@ def write(lens: Lens, output: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     sections: list[Markup] = [element("h1", "Energy lens"), element("p", lens.protocol.key, class_="kind")]
     sections.append(_summary(lens))
-    sections += [write_plate(plate, folder) for plate in plates(lens)]
+    sections += [write_plate(plate, folder, in_full=True) for plate in plates(lens)]
     for name, lines in tables(lens).items():
         write_table(lines, folder / name)
     for name, group in followed(lens).items():
-        from orchestrator.lens.drift import drift_animation
-
         animation = drift_animation(group)
         if animation is not None:
             write_with(folder / f"drift-{file_name(name)}.gif", methodcaller("write", animation))

@@ -38,7 +38,7 @@ def energy_curve_lines(runs: Iterable[Run]) -> list[Line]:
 
 
 def outcome_lines(study: Study, runs: Sequence[Run]) -> list[Line]:
-    """One line per complete trial: the data of `pareto_front` and of `accuracy_over_epsilon`."""
+    """One line per trial that counts: the data of `pareto_front` and of `accuracy_over_epsilon`."""
     return [asdict(outcome) for outcome in outcomes(study, runs)]
 
 

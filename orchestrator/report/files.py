@@ -17,20 +17,26 @@ from trainers.whole_files import write_whole, write_with
 _DPI = 150
 
 
-def write_plate(plate: Plate, folder: Path) -> Markup:
-    """SVG, PNG, caption and data (if any) of a figure; returns its section of a page. Without one, nothing stays."""
-    files = {kind: folder / f"{plate.name}.{kind}" for kind in ("svg", "png", "csv", "parquet", "txt")}
+def write_plate(plate: Plate, folder: Path, *, in_full: bool = False) -> Markup:
+    """A figure as SVG and its data (if any) as CSV; `in_full` also as PNG with its caption, and as Parquet.
+
+    Returns its section of a page. Without a figure, no file stays.
+    """
+    files = {kind: folder / f"{plate.name}.{kind}" for kind in ("svg", "png", "txt", "csv", "parquet")}
     if plate.figure is None:
-        # What another selection of networks left behind would contradict the page.
+        # What an earlier state, or another selection of networks, left behind would contradict the page.
         for file in files.values():
             file.unlink(missing_ok=True)
         return sections.plate(plate, None)
     svg = to_svg(plate.figure, plate.name)
     write_whole(files["svg"], svg)
-    write_with(files["png"], partial(plate.figure.savefig, format="png", dpi=_DPI))
-    write_whole(files["txt"], f"{plate.heading}. {plate.caption}\n")
-    if plate.lines:
+    if in_full:
+        write_with(files["png"], partial(plate.figure.savefig, format="png", dpi=_DPI))
+        write_whole(files["txt"], f"{plate.heading}. {plate.caption}\n")
+    if plate.lines and in_full:
         write_table(plate.lines, folder / plate.name)
+    elif plate.lines:
+        write_whole(files["csv"], to_csv(plate.lines))
     return sections.plate(plate, svg)
 
 

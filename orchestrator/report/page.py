@@ -11,10 +11,10 @@ from pathlib import Path
 from orchestrator import ladder
 from orchestrator.journal import STUDY_FILE, Journal
 from orchestrator.report import sections
+from orchestrator.report.files import write_plate
 from orchestrator.report.markup import Markup, element, join
-from orchestrator.report.plates import Plate, plates
+from orchestrator.report.plates import plates
 from orchestrator.report.reading import confirmations
-from orchestrator.report.style import to_svg
 from orchestrator.report.stylesheet import CSS
 from orchestrator.report.tables import results, to_csv, trial_rows
 from trainers.whole_files import write_whole
@@ -33,7 +33,7 @@ def write_report(study_folder: Path) -> Path:
     climbed = ladder.results(events)
     write_whole(folder / "results.csv", to_csv(row.flat() for row in tested))
     write_whole(folder / "trials.csv", to_csv(row.flat() for row in tried))
-    shown = [_plate(plate, folder) for plate in plates(study, runs, journal.storage_url)]
+    shown = [write_plate(plate, folder) for plate in plates(study, runs, journal.storage_url)]
     parts = [
         sections.opening(study, runs, events),
         sections.test_results(tested, confirmations(runs)),
@@ -44,19 +44,6 @@ def write_report(study_folder: Path) -> Path:
         sections.citations(),
     ]
     return write_whole(journal.folder / REPORT_FILE, document(study.name, parts))
-
-
-def _plate(plate: Plate, folder: Path) -> Markup:
-    drawing, data = (folder / f"{plate.name}.{kind}" for kind in ("svg", "csv"))
-    if plate.figure is None:
-        # What an earlier state of the study left behind would contradict the page.
-        drawing.unlink(missing_ok=True)
-        data.unlink(missing_ok=True)
-        return sections.plate(plate, None)
-    svg = to_svg(plate.figure, plate.name)
-    write_whole(drawing, svg)
-    write_whole(data, to_csv(plate.lines))
-    return sections.plate(plate, svg)
 
 
 def document(title: str, parts: Sequence[Markup]) -> str:

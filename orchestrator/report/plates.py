@@ -32,60 +32,79 @@ class Plate:
 
 def plates(study: Study, runs: Sequence[Run], storage_url: str) -> list[Plate]:
     """All of them, in the order of the page. `storage_url` is Optuna's storage."""
-    epsilon, counted = evaluation_epsilon(runs), study.search.checkpoint
-    ended = outcomes(study, runs)
-    importances, unread = _importances(study, storage_url)
-    tried, nothing = trials(runs), nothing_counts(study, runs)
-    left_out = len(tried) - len(ended)
-    # A stopped trial may count with its best epoch; Optuna knows what it told of complete ones only.
-    complete = sum(run.state == "complete" for run in tried)
-    only_counting = f" {left_out} of {len(tried)} trials have no result that counts: not shown." if left_out else ""
-    allowed = {run.trial for run in feasible(study, runs)}
-    barred = ", ".join(str(outcome.trial) for outcome in ended if outcome.trial not in allowed)
-    not_chosen = f" Not meeting search.constraints, and never chosen: {barred}." if barred else ""
-    one_line = "One line a trial" + (", that of its first seed" if study.search.seeds > 1 else "")
     return [
-        Plate(
-            "energy_curves",
-            "Energy and robustness during training",
-            "Top: mean ΔE(x) = E(x) − E(x*) on fixed training images, x* from PGD-10 at the training ε (symmetric "
-            "logarithm beyond ±1 where values demand it). Bottom: accuracy on held-out images under PGD-10 at "
-            f"ε = {epsilon}. {one_line}. Markers with a dark edge: the epoch in which overfitting sets in, by robust "
-            "accuracy below half of its best (catastrophic) or by a steep fall of ΔE(x) with rising robust error "
-            "(robust); filled if a second sign confirms it. Epochs count from 1.",
-            figures.energy_curves(study, runs),
-            energy_curve_lines(runs),
-            "No epoch has been recorded yet.",
-        ),
-        Plate(
-            "pareto_front",
-            "Clean against robust accuracy",
-            f"Held-out accuracy at the {counted} epoch of trials that count, clean and under PGD-10 at ε = "
-            f"{epsilon}; numbers are trials. Hollow: catastrophic overfitting set in.{only_counting}{not_chosen}",
-            figures.pareto_front(study, runs),
-            outcome_lines(study, runs),
-            nothing,
-        ),
-        Plate(
-            "accuracy_over_epsilon",
-            "Robust accuracy over the training ε",
-            f"Held-out accuracy under PGD-10 at ε = {epsilon}, whatever the training ε, at the {counted} epoch; a "
-            "point a trial that counts, lines through the means at each ε. Hollow: catastrophic overfitting set in."
-            f"{only_counting}",
-            figures.accuracy_over_epsilon(study, runs),
-            outcome_lines(study, runs),
-            "Trials that count have one training ε only." if ended else nothing,
-        ),
-        Plate(
-            "parameter_importance",
-            "Parameter importance",
-            f"PED-ANOVA over the {complete} complete trials: how far the values of the best trials depart from those "
-            "of all. Shares of one objective sum to 100 %. With few trials they say little.",
-            figures.parameter_importance(importances),
-            importance_lines(importances),
-            _no_importances(complete, unread),
-        ),
+        _energy_curves(study, runs),
+        _pareto_front(study, runs),
+        _accuracy_over_epsilon(study, runs),
+        _parameter_importance(study, runs, storage_url),
     ]
+
+
+def _energy_curves(study: Study, runs: Sequence[Run]) -> Plate:
+    one_line = "One line a trial" + (", that of its first seed" if study.search.seeds > 1 else "")
+    return Plate(
+        "energy_curves",
+        "Energy and robustness during training",
+        "Top: mean ΔE(x) = E(x) − E(x*) on fixed training images, x* from PGD-10 at the training ε (symmetric "
+        "logarithm beyond ±1 where values demand it). Bottom: accuracy on held-out images under PGD-10 at "
+        f"ε = {evaluation_epsilon(runs)}. {one_line}. Markers with a dark edge: the epoch in which overfitting sets "
+        "in, by robust accuracy below half of its best (catastrophic) or by a steep fall of ΔE(x) with rising robust "
+        "error (robust); filled if a second sign confirms it. Epochs count from 1.",
+        figures.energy_curves(study, runs),
+        energy_curve_lines(runs),
+        "No epoch has been recorded yet.",
+    )
+
+
+def _pareto_front(study: Study, runs: Sequence[Run]) -> Plate:
+    allowed = {run.trial for run in feasible(study, runs)}
+    barred = ", ".join(str(outcome.trial) for outcome in outcomes(study, runs) if outcome.trial not in allowed)
+    not_chosen = f" Not meeting search.constraints, and never chosen: {barred}." if barred else ""
+    return Plate(
+        "pareto_front",
+        "Clean against robust accuracy",
+        f"Held-out accuracy at the {study.search.checkpoint} epoch of trials that count, clean and under PGD-10 at "
+        f"ε = {evaluation_epsilon(runs)}; numbers are trials. Hollow: catastrophic overfitting set in."
+        f"{_left_out(study, runs)}{not_chosen}",
+        figures.pareto_front(study, runs),
+        outcome_lines(study, runs),
+        nothing_counts(study, runs),
+    )
+
+
+def _accuracy_over_epsilon(study: Study, runs: Sequence[Run]) -> Plate:
+    one_epsilon = "Trials that count have one training ε only."
+    return Plate(
+        "accuracy_over_epsilon",
+        "Robust accuracy over the training ε",
+        f"Held-out accuracy under PGD-10 at ε = {evaluation_epsilon(runs)}, whatever the training ε, at the "
+        f"{study.search.checkpoint} epoch; a point a trial that counts, lines through the means at each ε. Hollow: "
+        f"catastrophic overfitting set in.{_left_out(study, runs)}",
+        figures.accuracy_over_epsilon(study, runs),
+        outcome_lines(study, runs),
+        one_epsilon if outcomes(study, runs) else nothing_counts(study, runs),
+    )
+
+
+def _parameter_importance(study: Study, runs: Sequence[Run], storage_url: str) -> Plate:
+    importances, unread = _importances(study, storage_url)
+    # A stopped trial may count with its best epoch; Optuna knows what it told of complete ones only.
+    complete = sum(run.state == "complete" for run in trials(runs))
+    return Plate(
+        "parameter_importance",
+        "Parameter importance",
+        f"PED-ANOVA over the {complete} complete trials: how far the values of the best trials depart from those of "
+        "all. Shares of one objective sum to 100 %. With few trials they say little.",
+        figures.parameter_importance(importances),
+        importance_lines(importances),
+        _no_importances(complete, unread),
+    )
+
+
+def _left_out(study: Study, runs: Sequence[Run]) -> str:
+    tried = trials(runs)
+    missing = len(tried) - len(outcomes(study, runs))
+    return f" {missing} of {len(tried)} trials have no result that counts: not shown." if missing else ""
 
 
 def _importances(study: Study, storage_url: str) -> tuple[Importances, str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from orchestrator.constraints import feasible
 from orchestrator.journal import Run
+from orchestrator.pareto import pareto_indices
 from orchestrator.seeds import Spread, counting, spreads, trials
 from search_spaces.study import Study
 from trainers import catalog
@@ -38,7 +39,7 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where a complete trial ended, on held-out images at the checkpoint that counts; accuracies are fractions.
+    """Where a trial that counts ended, on held-out images at the checkpoint that counts; accuracies are fractions.
 
     The front is that of the trials which meet the study's constraints.
     """
@@ -183,15 +184,6 @@ def nothing_counts(study: Study, runs: Sequence[Run]) -> str:
         return "No trial is complete yet."
     ended = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
     return f"No trial has a result that counts: {ended}. The table of all trials says why."
-
-
-def pareto_indices(points: Sequence[tuple[float, float]]) -> set[int]:
-    """Indices of the points that no other point dominates; both coordinates are maximized, equal points all stay."""
-    return {
-        index
-        for index, point in enumerate(points)
-        if not any(other != point and other[0] >= point[0] and other[1] >= point[1] for other in points)
-    }
 
 
 def evaluation_epsilon(runs: Iterable[Run]) -> str:

@@ -15,11 +15,12 @@ from orchestrator.report.summary import headlines, what_was_run
 from orchestrator.report.tables import ResultRow, TrialRow, by_protocol
 from search_spaces.study import Study
 from trainers.catalog.attacks import STAGES, attack_label, stages
+from trainers.diagnostics.overfitting import CLEAN_ACCURACY, ROBUST_ACCURACY
 from trainers.evaluation.result import Protocol
 
 FIGURES_FOLDER = "figures"
 
-_OBJECTIVES = {"val/clean_accuracy": "Clean", "val/pgd10_accuracy": "PGD\u201110"}
+_OBJECTIVES = {CLEAN_ACCURACY: "Clean", ROBUST_ACCURACY: "PGD\u201110"}
 _CITATIONS = (
     (
         "WEAT",

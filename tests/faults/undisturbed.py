@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 
 from orchestrator.interrupt import Interrupt
 from orchestrator.journal import Journal, Run, trial_key
-from orchestrator.search import Outcome, StudySearcher
+from orchestrator.proposals import Outcome
+from orchestrator.search import StudySearcher
 from orchestrator.sweep import judge_run
 from orchestrator.tracking import RUN_TAG
 from search_spaces.study import Study

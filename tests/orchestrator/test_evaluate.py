@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from orchestrator.shards import evaluate_shard, protocol_for
 from search_spaces.study import Confirm
 from trainers import checkpoint
 from trainers.config import parse
-from trainers.data.images import training_indices
+from trainers.data.images import load_splits, training_indices
 from trainers.evaluation import ranges
 from trainers.evaluation.result import Evaluation, ForeignModel
 from trainers.records import EpochRecord
@@ -75,6 +75,17 @@ def test_a_run_is_evaluated_at_its_best_epoch_and_printed_with_standard_errors(r
         error = (share * (1 - share) / 40) ** 0.5
         assert re.search(rf"^{stage} +{100 * share:.2f} ± {100 * error:.2f} %$", printed, re.MULTILINE)
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_the_file_says_which_images_of_the_test_set_its_flags_are_of(run_folder, evaluate, natural_net, tmp_path):
+    assert evaluate(run_folder, *PGD, "--output", "flags.json")[0] == OK
+    written = json.loads((tmp_path / "flags.json").read_text())
+    test = load_splits(checkpoint.latest(run_folder).experiment.data).test
+    right = natural_net.eval()(test.floats()).argmax(1) == test.labels
+    assert len(set(written["images"])) == 40
+    assert written["flags"]["standing"]["clean"] == right[written["images"]].tolist()
+    held_out = replace(Evaluation.load(tmp_path / "flags.json").protocol, split="held-out")
+    assert replace(Evaluation.load(tmp_path / "flags.json"), protocol=held_out).images == []
 
 
 def test_best_and_last_share_a_protocol_and_their_gap_is_printed(run_folder, evaluate, tmp_path):

@@ -124,6 +124,23 @@ def test_a_trial_that_was_issued_again_is_running_until_it_ends_again(tmp_path: 
     assert states == ["running", "failed", "running", "complete"]
 
 
+def test_runs_are_in_the_order_of_their_numbers_and_a_twin_is_of_an_earlier_trial(tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path / "s", STUDY)
+    for number in (10_000, 9_999):
+        propose(journal, number)
+    for seed in (10, 2):
+        journal.propose(7, {}, STUDY.experiment_for({"seed": seed}), seed=seed)
+    assert [run.key for run in journal.runs()] == [
+        "trial-9999", "trial-10000", "trial-0007-seed2", "trial-0007-seed10"
+    ]  # fmt: skip
+    experiment = STUDY.experiment_for({})
+    for number in (10_001, 9_998):
+        journal.propose(number, {}, experiment)
+        journal.ended(trial_key(number), "complete", "", [0.5])
+    found = [journal.twin(number, experiment) for number in (9_998, 9_999, 10_001)]
+    assert [run and run.key for run in found] == [None, "trial-9998", "trial-9998"]
+
+
 def test_an_evaluation_is_seen_when_it_appears_and_when_it_is_replaced(tmp_path: Path) -> None:
     journal = Journal.create(tmp_path / "s", STUDY)
     folder = propose(journal, 0)

@@ -12,8 +12,9 @@ import pytest
 import ray
 import torch
 
-from orchestrator import cluster, slots
-from orchestrator.slots import GroupSlot, Mailbox, patience
+from orchestrator import cluster, group_slot
+from orchestrator.group_slot import GroupSlot, patience
+from orchestrator.mailbox import Mailbox
 from trainers.totals import Diverged
 
 JOB, NEXT, FAILURE = {"key": "a"}, {"key": "b"}, {"failure": "out of memory", "done": True}
@@ -81,12 +82,14 @@ def test_what_a_dead_rank_may_have_caused_is_waited_for_longer() -> None:
 
 @pytest.mark.ray
 def test_a_stopped_trial_waits_for_its_epoch_as_long_as_the_group_lives(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_HALT_SECONDS", "_POLL_SECONDS"):
-        monkeypatch.setattr(slots, name, 0.1, raising=False)
+    monkeypatch.setattr(group_slot, "_POLL_SECONDS", 0.1)
     with cluster.connect(None, trial_slots=1):
         mailbox: Any = ray.remote(Mailbox).options(num_cpus=0).remote()
         ray.get([mailbox.start.remote(JOB), mailbox.next_job.remote()])
-        halted, slot = threading.Event(), SimpleNamespace(_mailbox=mailbox, _over=False)
+        halted, gone = threading.Event(), threading.Event()
+        group = threading.Thread(target=gone.wait, daemon=True)
+        group.start()
+        slot = SimpleNamespace(_mailbox=mailbox, _group=group)
 
         def halt() -> None:
             GroupSlot._halt(slot)  # type: ignore[arg-type]
@@ -99,5 +102,6 @@ def test_a_stopped_trial_waits_for_its_epoch_as_long_as_the_group_lives(monkeypa
         ray.get(mailbox.finish.remote({"done": True}))
         assert halted.wait(30)
         ray.get([mailbox.start.remote(NEXT), mailbox.next_job.remote()])
-        slot._over = True
+        gone.set()
+        group.join()
         GroupSlot._halt(slot)  # type: ignore[arg-type]

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from orchestrator.plan import cost_of, model_size, print_plan
+from orchestrator.costs import cost_of, model_size
+from orchestrator.plan import print_plan
 from search_spaces.study import parse_study
 from trainers.config import parse
 from trainers.models.build import build_model
@@ -71,6 +72,15 @@ def test_a_plan_counts_every_seed_and_says_what_may_cost_less(tmp_path, capsys):
     ):
         assert line in told
         assert line not in plain
+
+
+def test_a_plan_is_of_the_longest_runs_that_the_space_can_reach(tmp_path, capsys):
+    told = []
+    for space in ({"epochs": [2, 8]}, {"epochs": [8, 2]}):
+        raw = {"name": "s", "experiment": {"model": "small"}, "space": space, "confirm": {"attack": "pgd20"}}
+        print_plan(parse_study(raw), tmp_path, None)
+        told.append(capsys.readouterr().out.partition("trials (")[2])
+    assert told[0] == told[1]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from orchestrator.journal import Journal, Run
+from orchestrator.pareto import pareto_indices
 from orchestrator.report import figures
 from orchestrator.report.figure_data import energy_curve_lines
 from orchestrator.report.importance import parameter_importances
@@ -25,7 +26,6 @@ from orchestrator.report.reading import (
     method_label,
     onset_text,
     outcomes,
-    pareto_indices,
     short_names,
     training_phases,
 )

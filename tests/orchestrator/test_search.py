@@ -10,7 +10,8 @@ from statistics import fmean
 import optuna
 import pytest
 
-from orchestrator.search import MAX_ATTEMPTS, Outcome, StudySearcher, make_sampler, open_storage
+from orchestrator.proposals import Outcome, make_sampler, open_storage
+from orchestrator.search import MAX_ATTEMPTS, StudySearcher
 from search_spaces.space import suggest
 from search_spaces.study import Study, parse_study
 from trainers.problems import InvalidInput
@@ -123,14 +124,14 @@ def test_a_driver_that_dies_while_it_draws_a_proposal_leaves_no_trace(
     for _ in range(3):
         first.start()
         first.searcher.on_trial_complete("tune-id", {})
-    ask = first.searcher._optuna.ask
+    ask = first.searcher._proposals._stored.ask
 
     def die_while_drawing() -> optuna.trial.Trial:
         trial = ask()
         suggest(study.space[:drawn], trial)
         raise SystemExit
 
-    monkeypatch.setattr(first.searcher._optuna, "ask", die_while_drawing)
+    monkeypatch.setattr(first.searcher._proposals._stored, "ask", die_while_drawing)
     with pytest.raises(SystemExit):
         first.start()
     second = Driver(url(tmp_path, "killed"), study)

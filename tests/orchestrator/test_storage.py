@@ -10,9 +10,9 @@ import pytest
 
 from orchestrator import storage as storage_module
 from orchestrator.journal import STUDY_FILE, Journal
+from orchestrator.proposals import open_storage
 from orchestrator.report.page import write_report
 from orchestrator.run import preflight
-from orchestrator.search import open_storage
 from orchestrator.storage import check_is_ours, explained, open_database
 from search_spaces.study import Study, parse_study
 from tests.integration.conftest import STUDY, Command, answer, write_study

@@ -18,7 +18,8 @@ import pytest
 from mlflow import MlflowClient
 
 from orchestrator.journal import EVALUATION_FILE, Journal, trial_key
-from orchestrator.mirror import Mirror, NotSent, flatten
+from orchestrator.mirror import Mirror, NotSent
+from orchestrator.mirrored_run import flatten
 from orchestrator.tracking import RUN_TAG, check_reachable, connected, log_folder, outage
 from search_spaces.study import Tracking, parse_study
 from tests.conftest import TINY

@@ -273,7 +273,7 @@ def test_objectives_of_a_trial_are_means_over_its_seeds_for_optuna_and_for_reade
 def test_optuna_sees_a_trial_of_which_one_seed_was_stopped_by_the_mean_of_all_seeds(tmp_path: Path) -> None:
     from orchestrator.early_stopping import EarlyStopping
     from orchestrator.interrupt import Interrupt
-    from orchestrator.search import Outcome
+    from orchestrator.proposals import Outcome
     from orchestrator.sweep import Session, TrialRuns
 
     of = study("half", SAT | NEVER, search={"seeds": 2, "objectives": ["val/pgd10_accuracy"]})

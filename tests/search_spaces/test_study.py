@@ -7,7 +7,8 @@ import yaml
 
 from search_spaces.loader import header, load_study, shipped
 from search_spaces.space import corners
-from search_spaces.study import parse_study
+from search_spaces.study import OBJECTIVES, parse_study
+from trainers.diagnostics.overfitting import CLEAN_ACCURACY, ROBUST_ACCURACY
 from trainers.problems import InvalidInput
 
 STUDY = {
@@ -28,6 +29,10 @@ def complaint(**changes):
     with pytest.raises(InvalidInput) as caught:
         parse_study(STUDY | changes)
     return {problem.field: problem.message for problem in caught.value.problems}
+
+
+def test_objectives_are_metrics_that_are_measured():
+    assert OBJECTIVES == (CLEAN_ACCURACY, ROBUST_ACCURACY)
 
 
 @pytest.mark.parametrize("path", shipped().values(), ids=shipped())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +16,7 @@ from trainers.config import Data
 from trainers.data.images import ImageSet, load_splits
 from trainers.evaluation.autoattack import autoattack_stage
 from trainers.evaluation.gradient import GRADIENT_ATTACKS
-from trainers.evaluation.result import Flags, Protocol
+from trainers.evaluation.result import Flags, Protocol, subset_indices
 from trainers.evaluation.searching import for_fast_search, for_search
 from trainers.pixels import PixelValue
 from trainers.precision import tf32
@@ -93,11 +92,6 @@ def evaluation_images(data: Data, samples: int, split: str = "test") -> ImageSet
 def fixed_subset(test: ImageSet, samples: int) -> ImageSet:
     """The first `samples` of a fixed, class-mixed order of the test set; all of it if it has no more."""
     return test.select(subset_indices(len(test), samples))
-
-
-def subset_indices(available: int, samples: int) -> np.ndarray:
-    """Where those lie among the `available` images, sorted: row i of an evaluation is image `subset_indices(…)[i]`."""
-    return np.sort(np.random.default_rng(0).permutation(available)[: min(samples, available)])
 
 
 def _as_flags(start: int, stop: int, standing: Mapping[str, Tensor]) -> Flags:

@@ -10,6 +10,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from trainers import catalog
 from trainers.problems import InvalidInput
 from trainers.whole_files import write_whole
 
@@ -82,6 +85,11 @@ class Flags:
         return cls(content["start"], content["stop"], standing)
 
 
+def subset_indices(available: int, samples: int) -> np.ndarray:
+    """Which of `available` images are attacked, sorted: the first `samples` of a fixed, class-mixed order."""
+    return np.sort(np.random.default_rng(0).permutation(available)[: min(samples, available)])
+
+
 @dataclass(frozen=True)
 class ForeignModel:
     """Who a model is that no Experiment of ours made: its architecture in words, the SHA-256 of all its tensors."""
@@ -111,6 +119,16 @@ class Evaluation:
         return {stage: sum(flags) / len(flags) for stage, flags in self.flags.standing.items()}
 
     @property
+    def images(self) -> list[int]:
+        """Where each image lies in the whole test set, from 0, in the order of the flags; empty for another split."""
+        if self.protocol.split != "test":
+            return []
+        # The name of the data, and for digits their size.
+        dataset = catalog.DATASETS[self.protocol.data.partition(" ")[0]]
+        indices = subset_indices(dataset.num_test, self.protocol.samples)[self.flags.start : self.flags.stop]
+        return [int(index) for index in indices]
+
+    @property
     def standard_errors(self) -> dict[str, float]:
         """Binomial standard error of each accuracy: sqrt(p (1 - p) / n)."""
         count = self.flags.stop - self.flags.start
@@ -127,8 +145,8 @@ class Evaluation:
         return self.experiment_digest, self.epoch, self.foreign
 
     def save(self, file: Path) -> None:
-        """Write as JSON."""
-        content = asdict(self) | {"accuracies": self.accuracies}
+        """Write as JSON, with what follows from the fields: `accuracies`, and `images`, whose flags they are."""
+        content = asdict(self) | {"accuracies": self.accuracies, "images": self.images}
         write_whole(file, json.dumps(content) + "\n")
 
     @classmethod
