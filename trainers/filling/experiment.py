@@ -157,7 +157,8 @@ def _fill_subset(raw: dict[str, Any], problems: list[Problem]) -> None:
     file = Path(str(subset.get("file"))).expanduser().absolute()
     if file.is_file():
         try:
-            subset["sha256"] = subset_hash(read_subset(str(file), str(subset.get("name"))))
+            indices = read_subset(str(file), str(subset.get("name")))
+            subset["sha256"], subset["count"] = subset_hash(indices), len(indices)
         except InvalidInput as error:
             problems.extend(error.problems)
         subset["file"] = str(file)  # workers have other working directories
