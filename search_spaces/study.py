@@ -11,7 +11,8 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator
 
 from search_spaces.constraints import Constraint
 from search_spaces.contradictions import contradictions
-from search_spaces.space import Dimension, check_space, corners, grid_size, read_space, settings
+from search_spaces.dimension import Dimension
+from search_spaces.space import check_space, corners, grid_size, read_space, settings
 from search_spaces.start_points import check_points, read_points
 from search_spaces.stopping import Stopping
 from trainers.catalog.attacks import canonical
