@@ -37,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     except InvalidInput as error:
         print(error.said, file=sys.stderr)
         return 2
+    # Before torch is imported: spinning threads of the ranks of one machine slow each other down.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
     import torch
