@@ -19,9 +19,9 @@ def table(raw: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def fill_table(raw: dict[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Give `raw` what it leaves open and `defaults` say, key by key in every table; a bare name counts as one.
+    """Give `raw` what it leaves open and `defaults` have, key by key in every table; a bare name is a table with it.
 
-    A table of another name is left as it is: the default's other fields belong to what that one names.
+    A table of another name than the default's is left as it is: the default's other fields belong to what that names.
     """
     for key, default in defaults.items():
         if isinstance(default, str) and isinstance(raw.get(key), dict):
