@@ -16,8 +16,8 @@ from search_spaces.space import check_space, corners, grid_size, read_space, set
 from search_spaces.start_points import check_points, read_points
 from search_spaces.stopping import Stopping
 from trainers.catalog.attacks import canonical
-from trainers.config import Data, Experiment, Section, apply_values, explain, parse
-from trainers.problems import InvalidInput, Problem
+from trainers.config import Data, Experiment, Section, apply_values, parse
+from trainers.problems import InvalidInput, Problem, explain
 
 Metric = Literal["val/clean_accuracy", "val/pgd10_accuracy"]
 _POPULATION = 50  # of Optuna's NSGA-II

@@ -23,7 +23,7 @@ from pydantic import (
 from trainers import catalog
 from trainers.filling import fill
 from trainers.pixels import PixelValue
-from trainers.problems import InvalidInput, Problem, unknown_name
+from trainers.problems import InvalidInput, Problem, explain
 from trainers.yaml_text import read_yaml
 
 Precision = Literal["float32", "tf32", "bfloat16"]
@@ -321,34 +321,6 @@ def _contradictions(experiment: Experiment) -> list[Problem]:
         message = f"{at_peak:g}: momentum falls to it at the peak rate, and optimizer.momentum is {momentum:g}"
         problems.append(Problem("optimizer.momentum_at_peak", f"{message}; null keeps it there"))
     return problems
-
-
-def explain(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
-    """Turn pydantic's report into our problems: dotted field, value, what is allowed, nearest field name."""
-    problems = []
-    errors = error.errors()
-    for item in errors:
-        length = len(item["loc"])
-        inside = any(len(other["loc"]) > length and other["loc"][:length] == item["loc"] for other in errors)
-        if item["type"] == "too_short" and inside:
-            continue  # it would not be too short without the mistakes in it
-        place = ".".join(map(str, item["loc"]))
-        if item["type"] == "extra_forbidden":
-            problems.append(Problem(place, unknown_name(item["loc"][-1], _fields_beside(model, item["loc"]), "field")))
-        elif item["type"] == "missing":
-            problems.append(Problem(place, "is missing"))
-        else:
-            problems.append(Problem(place, f"{item['input']!r}: {item['msg'].removeprefix('Value error, ')}"))
-    return problems
-
-
-def _fields_beside(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    for part in path[:-1]:
-        annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        model = annotation
-    return list(model.model_fields)
 
 
 def set_path(raw: dict[str, Any], path: str, value: Any) -> None:
