@@ -28,7 +28,10 @@ class InvalidInput(ValueError):
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
-        super().__init__("\n".join(map(str, self.problems)))
+        super().__init__(self.problems)  # what an exception is made of again in another process
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.problems))
 
     @property
     def said(self) -> str:
