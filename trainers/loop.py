@@ -56,7 +56,7 @@ def fit(
     another process has begun to train this run: a node that was given up may still reach the storage.
     """
     writer = ranks.broadcast(uuid.uuid4().hex)
-    _claim(experiment, run_dir, ranks, resume, writer)
+    ranks.on_first(partial(_claim, experiment, run_dir, resume, writer))
     splits = splits if splits is not None else load_splits(experiment.data)
     splits = replace(splits, train=splits.train.to(ranks.device), validation=splits.validation.to(ranks.device))
     batches = TrainingBatches(splits.train, experiment, ranks)
@@ -72,7 +72,7 @@ def fit(
         fused=True,
     )
     # What the first rank sees, on every rank: a shared file system may show them different things.
-    start, recorded = ranks.broadcast(_found(run_dir) if resume and ranks.is_first else (None, {}))
+    start, recorded = ranks.on_first(partial(_found, run_dir)) if resume else (None, {})
     first_epoch = 0
     if start is not None:
         state = start.training_state()
@@ -158,24 +158,13 @@ def _tell(run_dir: Path, folder: Path, record: EpochRecord, recorded: Mapping[in
         append_record(run_dir, record)
 
 
-def _claim(experiment: Experiment, run_dir: Path, ranks: Ranks, resume: bool, writer: str) -> None:
-    """Make the run folder this experiment's; refuse, on every rank, one that holds another's."""
-    refusal = ranks.broadcast(_refusal(experiment, run_dir, resume) if ranks.is_first else None)
-    if refusal is not None:
-        raise InvalidInput.single(str(run_dir), refusal)
-    ranks.on_first(partial(_identify, experiment, run_dir, writer))
-
-
-def _identify(experiment: Experiment, run_dir: Path, writer: str) -> None:
-    write_whole(run_dir / EXPERIMENT_FILE, experiment.to_yaml())
-    write_whole(run_dir / _IDENTITY_FILE, json.dumps({"digest": experiment.digest()}) + "\n")
-    write_whole(run_dir / _WRITER_FILE, json.dumps({"writer": writer}) + "\n")
-
-
-def _refusal(experiment: Experiment, run_dir: Path, resume: bool) -> str | None:
-    identity = run_dir / _IDENTITY_FILE
+def _claim(experiment: Experiment, run_dir: Path, resume: bool, writer: str) -> None:
+    """Make the run folder this experiment's, and `writer` who writes into it. Raises InvalidInput if it may not be."""
+    identity, digest = run_dir / _IDENTITY_FILE, experiment.digest()
     held = json.loads(identity.read_text())["digest"] if identity.exists() else None
-    if held is None or (held == experiment.digest() and resume):
-        return None
-    what = "another experiment" if held != experiment.digest() else "this experiment already"
-    return f"holds {what} (digest {held}); choose another folder"
+    if held is not None and (held != digest or not resume):
+        what = "another experiment" if held != digest else "this experiment already"
+        raise InvalidInput.single(str(run_dir), f"holds {what} (digest {held}); choose another folder")
+    write_whole(run_dir / EXPERIMENT_FILE, experiment.to_yaml())
+    write_whole(identity, json.dumps({"digest": digest}) + "\n")
+    write_whole(run_dir / _WRITER_FILE, json.dumps({"writer": writer}) + "\n")
