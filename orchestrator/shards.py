@@ -65,9 +65,10 @@ def training_text(experiment: Experiment) -> str:
 
 
 def checkpoint_folder(run_dir: Path, rule: str) -> Path:
-    """`checkpoints/best`, or the newest epoch's."""
-    folder = run_dir / "checkpoints"
-    return folder / "best" if rule == "best" else max(folder.glob("epoch_*"), default=folder / "last")
+    """Where the best checkpoint of a run lies, or with another rule the newest epoch's."""
+    from trainers.checkpoint import best_folder, epoch_folder, kept_epochs
+
+    return best_folder(run_dir) if rule == "best" else epoch_folder(run_dir, max(kept_epochs(run_dir), default=0))
 
 
 def evaluate_on_ray(session: Session, wanted: Sequence[tuple[Run, Protocol]]) -> Iterator[tuple[Run, Evaluation]]:

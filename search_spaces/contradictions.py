@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from search_spaces.addresses import REFUSAL, has_password
@@ -27,18 +28,20 @@ def contradictions(study: Study) -> list[Problem]:
         if constraint.baseline is not None and constraint.baseline >= len(study.search.start):
             field = f"search.constraints.{metric}.baseline"
             problems.append(Problem(field, f"{constraint.baseline}: search.start has {len(study.search.start)} points"))
+    experiments = _experiments(study)
     problems += [
-        *_incomparable(study), *_undivided_batches(study), *_idle_pruning(study), *_unsuited_sampler(study),
-        *_crooked_ladder(study), *_shared_gpus(study),
+        *_incomparable(study, experiments), *_undivided_batches(study, experiments),
+        *_idle_pruning(study, experiments), *_unsuited_sampler(study), *_crooked_ladder(study, experiments),
+        *_shared_gpus(study),
     ]  # fmt: skip
     return problems
 
 
-def _incomparable(study: Study) -> list[Problem]:
+def _incomparable(study: Study, experiments: Sequence[Experiment]) -> list[Problem]:
     """Points of the space at which robust accuracy would be measured at another ε."""
     if any(dimension.path == "evaluation.epsilon" for dimension in study.space):
         return [Problem("space.evaluation.epsilon", "robust accuracies at different epsilons do not compare: fix it")]
-    epsilons = (experiment.evaluation.epsilon for experiment in _experiments(study))
+    epsilons = (experiment.evaluation.epsilon for experiment in experiments)
     found = {epsilon: epsilon.text for epsilon in epsilons}
     if len(found) < 2:
         return []
@@ -65,12 +68,12 @@ def _unsuited_sampler(study: Study) -> list[Problem]:
     return problems
 
 
-def _idle_pruning(study: Study) -> list[Problem]:
+def _idle_pruning(study: Study, experiments: Sequence[Experiment]) -> list[Problem]:
     """Comparisons that never happen, or that would compare schedules of different lengths."""
     prune = study.search.stop.prune
     if prune is None:
         return []
-    lengths = {experiment.epochs for experiment in _experiments(study)}
+    lengths = {experiment.epochs for experiment in experiments}
     if len(lengths) > 1:
         return [Problem("search.stop.prune", "trials of different lengths can't be compared: fix epochs")]
     epochs = min(lengths, default=math.inf)
@@ -80,10 +83,10 @@ def _idle_pruning(study: Study) -> list[Problem]:
     return []
 
 
-def _crooked_ladder(study: Study) -> list[Problem]:
+def _crooked_ladder(study: Study, experiments: Sequence[Experiment]) -> list[Problem]:
     """Rungs that drop nothing that the one before has left, drop what is to be confirmed, or want too many images."""
     problems, before = [], None
-    holdout = min((experiment.data.holdout for experiment in _experiments(study)), default=None)
+    holdout = min((experiment.data.holdout for experiment in experiments), default=None)
     for place, rung in enumerate(study.confirm.ladder):
         field = f"confirm.ladder.{place}"
         if rung.keep < study.confirm.top:
@@ -96,8 +99,8 @@ def _crooked_ladder(study: Study) -> list[Problem]:
     return problems
 
 
-def _undivided_batches(study: Study) -> list[Problem]:
-    batches = {experiment.optimizer.batch_size for experiment in _experiments(study)}
+def _undivided_batches(study: Study, experiments: Sequence[Experiment]) -> list[Problem]:
+    batches = {experiment.optimizer.batch_size for experiment in experiments}
     sections = {"resources.workers": study.resources.workers, "confirm.workers": study.confirm.workers or 1}
     problems = []
     for field, workers in sections.items():

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from trainers.config import Section, explain
-from trainers.problems import InvalidInput, Problem, unknown_name
+from trainers.config import Section
+from trainers.problems import InvalidInput, Problem, explain, unknown_name
 from trainers.yaml_text import read_table
 
 Init = Literal["pca", "local_pca", "gaussian", "noise"]

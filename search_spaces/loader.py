@@ -75,17 +75,25 @@ def _with_dimensions(raw: Mapping[str, Any], values: Mapping[str, Any]) -> dict[
     if not isinstance(space, Mapping):
         return dict(raw)
     space = dict(space)
-    for path in (path.removeprefix("space.") for path in values if path.startswith("space.")):
-        value, known = values[f"space.{path}"], [name for name in space if f"{path}.".startswith(f"{name}.")]
+    for path, value in values.items():
+        if not path.startswith("space."):
+            continue
+        path = path.removeprefix("space.")
+        known = [name for name in space if f"{path}.".startswith(f"{name}.")]
         name = max(known, key=len, default=path)
-        field, _, condition = path.removeprefix(name).removeprefix(".").partition(".")
+        field, _, inner = path.removeprefix(name).removeprefix(".").partition(".")
         if not field:
             space[name] = value
             continue
-        fields = dict(space[name]) if isinstance(space[name], Mapping) else {}
-        fields[field] = {**(fields.get(field) or {}), condition: value} if condition else value
+        fields = _table(space[name])
+        fields[field] = {**_table(fields.get(field)), inner: value} if inner else value
         space[name] = fields
     return {**raw, "space": space}
+
+
+def _table(value: Any) -> dict[str, Any]:
+    """A copy to write into; empty in place of anything else, which the value that is set replaces."""
+    return dict(value) if isinstance(value, Mapping) else {}
 
 
 def header(path: Path) -> str:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from search_spaces.space import Dimension, settings
-from trainers.config import apply_values, parse
-from trainers.problems import InvalidInput, Problem, unknown_name
-
-Point = Mapping[str, Any]
+from search_spaces.dimension import Dimension
+from search_spaces.space import Point, completed, problems_at
+from trainers.problems import Problem, unknown_name
 
 
 def read_points(space: Sequence[Dimension], points: Sequence[Point]) -> list[dict[str, Any]]:
@@ -70,14 +68,7 @@ def _invalid(
     space: Sequence[Dimension], values: Mapping[str, Any], base: Mapping[str, Any], field: str
 ) -> list[Problem]:
     """What an Experiment does not allow at the point, or at one that it is a part of."""
-    whole: dict[str, Any] = {}
-    for dimension in space:
-        if dimension.active(whole):
-            whole[dimension.path] = values.get(dimension.path, dimension.extremes[0])
+    whole = completed(space, values)
     if not values.keys() <= whole.keys():
         return []  # it leaves open what some of its values need: a trial draws that, or leaves those out
-    try:
-        parse(apply_values(base, settings(space, whole)))
-    except InvalidInput as error:
-        return [Problem(f"{field}.{problem.field}", problem.message) for problem in error.problems]
-    return []
+    return [Problem(f"{field}.{problem.field}", problem.message) for problem in problems_at(space, whole, base)]

@@ -11,12 +11,13 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator
 
 from search_spaces.constraints import Constraint
 from search_spaces.contradictions import contradictions
-from search_spaces.space import Dimension, check_space, corners, grid_size, read_space, settings
+from search_spaces.dimension import Dimension
+from search_spaces.space import check_space, corners, grid_size, read_space, settings
 from search_spaces.start_points import check_points, read_points
 from search_spaces.stopping import Stopping
 from trainers.catalog.attacks import canonical
-from trainers.config import Data, Experiment, Section, apply_values, explain, parse
-from trainers.problems import InvalidInput, Problem
+from trainers.config import Data, Experiment, Section, apply_values, parse
+from trainers.problems import InvalidInput, Problem, explain
 
 # Measured after every epoch (`trainers.diagnostics`, which imports more than a study file needs; a test compares).
 Metric = Literal["val/clean_accuracy", "val/pgd10_accuracy"]

@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from trainers.config import apply_overrides, parse
 from trainers.problems import InvalidInput
 from trainers.yaml_text import read_table
 
@@ -28,6 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, help="CPU threads of each process")
     options = parser.parse_args(arguments)
     try:
+        # Not above: the catalog loads what other packages bring, and where that fails it is bad input like any other.
+        from trainers.config import parse
+
         if options.threads is not None and options.threads < 1:
             raise InvalidInput.single("--threads", f"{options.threads}: must be at least 1")
         experiment = parse(read_words(options.words))
@@ -35,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     except InvalidInput as error:
         print(error.said, file=sys.stderr)
         return 2
+    # Before torch is imported: spinning threads of the ranks of one machine slow each other down.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
     import torch
@@ -85,10 +88,22 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def read_words(words: list[str]) -> dict[str, Any]:
-    """Merge YAML files and key=value words, later ones winning, into one raw configuration."""
+    """YAML files and key=value words as one raw configuration; later ones win, key by key in every table.
+
+    But a table of a file that names another choice than before (`method: {name: trades}` after weat_adv) replaces it:
+    the fields that were given belong to the other one.
+    """
+    from trainers.config import apply_overrides
+    from trainers.filling.choices import fill_table
+
     raw: dict[str, Any] = {}
     for word in words:
-        raw = apply_overrides(raw, [word]) if "=" in word else raw | read_table(Path(word))
+        if "=" in word:
+            raw = apply_overrides(raw, [word])
+        else:
+            later = read_table(Path(word))
+            fill_table(later, raw)
+            raw = later
     return raw
 
 

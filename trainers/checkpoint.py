@@ -32,6 +32,7 @@ from trainers.records import EpochRecord
 logger = logging.getLogger(__name__)
 
 KEEP = 2
+_FOLDER, _EPOCH = "checkpoints", "epoch_"
 # What file systems say that have no hard links, such as SMB shares and mounted buckets.
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 _MODEL, _TRAINING, _RECORD, _EXPERIMENT, _MANIFEST = (
@@ -84,18 +85,16 @@ def save(
     it can't be written; what was written of it is removed.
     """
     target = epoch_folder(run_dir, record.epoch)
-    folder = target.parent
     weights = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
     training = io.BytesIO()
     torch.save(dict(state), training)
     _write(target, serialize(weights), training.getvalue(), record, experiment)
-    for broken in _by_epoch(folder):
-        if broken.name > target.name:
-            shutil.rmtree(broken)
-    for old in _by_epoch(folder)[KEEP:]:
-        if not experiment.keeps(int(old.name.removeprefix("epoch_"))):
-            shutil.rmtree(old)
-    for abandoned in folder.glob(".writing-*"):
+    epochs = kept_epochs(run_dir)
+    newest = [epoch for epoch in epochs if epoch <= record.epoch][-KEEP:]
+    for epoch in epochs:
+        if epoch > record.epoch or not (epoch in newest or experiment.keeps(epoch)):
+            shutil.rmtree(epoch_folder(run_dir, epoch))
+    for abandoned in target.parent.glob(".writing-*"):
         shutil.rmtree(abandoned, ignore_errors=True)
     return target
 
@@ -111,18 +110,23 @@ def copy(source: Checkpoint, target: Path, experiment: Experiment) -> None:
 
 def epoch_folder(run_dir: Path, epoch: int) -> Path:
     """Where the checkpoint of an epoch lies while it is kept."""
-    return run_dir / "checkpoints" / f"epoch_{epoch:04d}"
+    return run_dir / _FOLDER / f"{_EPOCH}{epoch:04d}"
+
+
+def kept_epochs(run_dir: Path) -> list[int]:
+    """Epochs (0-based, rising) whose checkpoints lie in a run folder, whole or broken."""
+    numbers = (path.name.removeprefix(_EPOCH) for path in (run_dir / _FOLDER).glob(f"{_EPOCH}*"))
+    return sorted(int(number) for number in numbers if number.isdigit())
 
 
 def best_folder(run_dir: Path) -> Path:
     """Where the checkpoint of the best epoch so far lies."""
-    return run_dir / "checkpoints" / "best"
+    return run_dir / _FOLDER / "best"
 
 
 def mark_best(run_dir: Path, source: Path) -> None:
     """Make `checkpoints/best` a copy of `source` (hard links where there are any: no second copy on the disk)."""
-    folder = run_dir / "checkpoints"
-    staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
+    staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=run_dir / _FOLDER))
     for file in source.iterdir():
         try:
             os.link(file, staging / file.name)
@@ -150,16 +154,12 @@ def load(path: Path) -> Checkpoint:
 
 def latest(run_dir: Path) -> Checkpoint | None:
     """The newest checkpoint of a run that is whole, or None. Says so in the log if it had to go back."""
-    for path in _by_epoch(run_dir / "checkpoints"):
+    for epoch in reversed(kept_epochs(run_dir)):
         try:
-            return load(path)
+            return load(epoch_folder(run_dir, epoch))
         except CorruptCheckpoint as error:
             logger.warning("skipping a broken checkpoint: %s", error)
     return None
-
-
-def _by_epoch(folder: Path) -> list[Path]:
-    return sorted(folder.glob("epoch_*"), reverse=True)
 
 
 def _write(target: Path, weights: bytes, training: bytes, record: EpochRecord, experiment: Experiment) -> None:

@@ -23,7 +23,7 @@ from pydantic import (
 from trainers import catalog
 from trainers.filling import fill
 from trainers.pixels import PixelValue
-from trainers.problems import InvalidInput, Problem, unknown_name
+from trainers.problems import InvalidInput, Problem, explain
 from trainers.yaml_text import read_yaml
 
 Precision = Literal["float32", "tf32", "bfloat16"]
@@ -60,14 +60,14 @@ class Choice(Section):
 class Subset(Section):
     """Some of the training images, treated apart: removed (`drop`), or trained on without perturbation (`no_perturb`).
 
-    `sha256` says which images they are; it is read from the file when the experiment is, and from then on the file has
-    to hold the same.
+    `sha256` and `count` say which images and how many; the file must hold the same from when they were read from it.
     """
 
     file: str = Field(min_length=1, description="written by `orchestrator subsets`")
     name: str = Field(description="misclassified, high_energy, low_energy, random, or what else the file holds")
     treatment: Literal["drop", "no_perturb"]
     sha256: str | None = Field(None, description="of the sorted indices; default: those of the file")
+    count: int | None = Field(None, ge=1, description="default: how many the file holds")
 
 
 class Data(Section):
@@ -237,8 +237,14 @@ class Experiment(Section):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches of the training split; one if it is smaller than a batch."""
-        return max(self.data.num_train // self.optimizer.batch_size, 1)
+        """Whole batches of what is trained on; one if that is less than a batch.
+
+        At most so many where `data.train_samples` leaves out some of the images that `data.subset` drops.
+        """
+        data, subset = self.data, self.data.subset
+        dropped = subset.count or 0 if subset is not None and subset.treatment == "drop" else 0
+        trained_on = min(data.num_train, catalog.DATASETS[data.name].num_train - data.holdout - dropped)
+        return max(trained_on // self.optimizer.batch_size, 1)
 
     @property
     def training_passes(self) -> int:
@@ -274,8 +280,8 @@ class Experiment(Section):
                 start = choice.parameters["start"]
                 notices.append(f"method.{slot}.start: {start:g} of {self.epochs} epochs: {choice.name} {acts}")
         regularizer = self.method.regularizer
-        by_kl = self.method.inner.name == "pgd_kl"
-        if regularizer is not None and by_kl and regularizer.parameters.get("samples") == "abnormal":
+        on_abnormal = regularizer is not None and regularizer.parameters.get("samples") == "abnormal"
+        if on_abnormal and self.method.inner.name == "pgd_kl":
             notices.append(
                 "method.regularizer.samples: abnormal examples are defined by the cross-entropy, and the inner attack "
                 "pgd_kl raises another loss: expect many, without catastrophic overfitting; 'all' has no such problem"
@@ -307,45 +313,14 @@ def parse(raw: Mapping[str, Any]) -> Experiment:
 def _contradictions(experiment: Experiment) -> list[Problem]:
     """What can be seen only once every field has its value."""
     problems = []
-    check_every = experiment.evaluation.check_every
-    if check_every is not None and experiment.data.name in catalog.DATASETS:
-        steps = experiment.steps_per_epoch
-        if check_every > steps:
-            problems.append(Problem("evaluation.check_every", f"{check_every}: an epoch has {steps} steps only"))
+    check_every, is_known = experiment.evaluation.check_every, experiment.data.name in catalog.DATASETS
+    if check_every is not None and is_known and check_every > (steps := experiment.steps_per_epoch):
+        problems.append(Problem("evaluation.check_every", f"{check_every}: an epoch has {steps} steps only"))
     momentum, at_peak = experiment.optimizer.momentum, experiment.optimizer.momentum_at_peak
     if at_peak is not None and at_peak > momentum:
         message = f"{at_peak:g}: momentum falls to it at the peak rate, and optimizer.momentum is {momentum:g}"
         problems.append(Problem("optimizer.momentum_at_peak", f"{message}; null keeps it there"))
     return problems
-
-
-def explain(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
-    """Turn pydantic's report into our problems: dotted field, value, what is allowed, nearest field name."""
-    problems = []
-    errors = error.errors()
-    for item in errors:
-        length = len(item["loc"])
-        inside = any(len(other["loc"]) > length and other["loc"][:length] == item["loc"] for other in errors)
-        if item["type"] == "too_short" and inside:
-            continue  # it would not be too short without the mistakes in it
-        place = ".".join(map(str, item["loc"]))
-        if item["type"] == "extra_forbidden":
-            siblings = _fields_beside(model, item["loc"])
-            problems.append(Problem(place, unknown_name(item["loc"][-1], siblings, "field")))
-        elif item["type"] == "missing":
-            problems.append(Problem(place, "is missing"))
-        else:
-            problems.append(Problem(place, f"{item['input']!r}: {item['msg'].removeprefix('Value error, ')}"))
-    return problems
-
-
-def _fields_beside(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    for part in path[:-1]:
-        annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        model = annotation
-    return list(model.model_fields)
 
 
 def set_path(raw: dict[str, Any], path: str, value: Any) -> None:
@@ -355,8 +330,7 @@ def set_path(raw: dict[str, Any], path: str, value: Any) -> None:
     for part in parents:
         inside = table.get(part)
         if not isinstance(inside, dict):
-            inside = {} if inside is None else {"name": inside}
-            table[part] = inside
+            inside = table[part] = {} if inside is None else {"name": inside}
         table = inside
     table[last] = value
 

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from trainers import checkpoint
+from trainers.checkpoint import Checkpoint
 from trainers.config import Experiment
 from trainers.data.batches import TrainingBatches
 from trainers.data.images import Splits, load_splits
@@ -55,7 +56,7 @@ def fit(
     another process has begun to train this run: a node that was given up may still reach the storage.
     """
     writer = ranks.broadcast(uuid.uuid4().hex)
-    _claim(experiment, run_dir, ranks, resume, writer)
+    ranks.on_first(partial(_claim, experiment, run_dir, resume, writer))
     splits = splits if splits is not None else load_splits(experiment.data)
     splits = replace(splits, train=splits.train.to(ranks.device), validation=splits.validation.to(ranks.device))
     batches = TrainingBatches(splits.train, experiment, ranks)
@@ -71,26 +72,19 @@ def fit(
         fused=True,
     )
     # What the first rank sees, on every rank: a shared file system may show them different things.
-    start = ranks.broadcast(checkpoint.latest(run_dir) if resume and ranks.is_first else None)
-    known = ranks.broadcast(read_records(run_dir) if resume and ranks.is_first else [])
-    best = -1.0
+    start, recorded = ranks.on_first(partial(_found, run_dir)) if resume else (None, {})
+    first_epoch = 0
     if start is not None:
         state = start.training_state()
         networks.restore(start, state)
         optimizer.load_state_dict(state["optimizer"])
-        if start.record.epoch not in {record.epoch for record in known}:
-            ranks.on_first(partial(append_record, run_dir, start.record))
-        best = max(
-            (record.metrics[ROBUST_ACCURACY] for record in known if record.epoch < start.record.epoch), default=best
-        )
-        if start.record.metrics[ROBUST_ACCURACY] > best:
-            # Again, for the crash may have come before it was marked; epochs after this one are marked anew.
-            best = start.record.metrics[ROBUST_ACCURACY]
-            ranks.on_first(partial(checkpoint.mark_best, run_dir, start.path))
-        if start.record.epoch + 1 >= experiment.epochs:
+        # Told again: a crash may have come between the checkpoint and this.
+        ranks.on_first(partial(_tell, run_dir, start.path, start.record, recorded))
+        recorded[start.record.epoch] = start.record
+        first_epoch = start.record.epoch + 1
+        if first_epoch >= experiment.epochs:
             yield start.record
             return
-    recorded = {record.epoch: record for record in known}
 
     method = build_method(experiment)
     steps = experiment.epochs * len(batches)
@@ -98,7 +92,7 @@ def fit(
     momentum = momenta(experiment.schedule, settings.momentum, settings.momentum_at_peak, steps)
     warmup = experiment.attack.warmup_epochs * len(batches)
 
-    for epoch in range(0 if start is None else start.record.epoch + 1, experiment.epochs):
+    for epoch in range(first_epoch, experiment.epochs):
         began = time.perf_counter()
         networks.parallel.train()
         rows, first = batches.rows
@@ -133,48 +127,44 @@ def fit(
             raise Diverged(f"not finite after epoch {epoch + 1}: {', '.join(broken[:5])}")
         # A recorded epoch is never recorded again: after falling back to an older checkpoint its record stands.
         record = ranks.broadcast(recorded.get(epoch) or EpochRecord(epoch, time.time(), metrics))
-        recorded[epoch] = record
         state = {"optimizer": optimizer.state_dict(), **networks.state()}
-        is_best, is_new = record.metrics[ROBUST_ACCURACY] > best, epoch not in {record.epoch for record in known}
-        ranks.on_first(
-            partial(_keep, run_dir, writer, experiment, networks.kept, state, record, is_best=is_best, is_new=is_new)
-        )
-        best = max(best, record.metrics[ROBUST_ACCURACY])
+        ranks.on_first(partial(_keep, run_dir, writer, experiment, networks.kept, state, record, recorded))
+        recorded[epoch] = record
         yield record
+
+
+def _found(run_dir: Path) -> tuple[Checkpoint | None, dict[int, EpochRecord]]:
+    """What a run left behind: its newest whole checkpoint, and the records of its epochs, maybe of later ones too."""
+    return checkpoint.latest(run_dir), {record.epoch: record for record in read_records(run_dir)}
 
 
 def _keep(
     run_dir: Path, writer: str, experiment: Experiment, model: nn.Module, state: Mapping[str, Any],
-    record: EpochRecord, *, is_best: bool, is_new: bool,
+    record: EpochRecord, recorded: Mapping[int, EpochRecord],
 ) -> None:  # fmt: skip
     """Checkpoint first: an epoch that is recorded is never lost."""
     if json.loads((run_dir / _WRITER_FILE).read_text())["writer"] != writer:
         raise TakenOver(f"{run_dir} is trained by another process now")
     folder = checkpoint.save(run_dir, experiment, model, state, record)
-    if is_best:
+    _tell(run_dir, folder, record, recorded)
+
+
+def _tell(run_dir: Path, folder: Path, record: EpochRecord, recorded: Mapping[int, EpochRecord]) -> None:
+    """Mark the checkpoint in `folder` if its epoch is the best so far, and write its record unless it stands there."""
+    before = (other.metrics[ROBUST_ACCURACY] for epoch, other in recorded.items() if epoch < record.epoch)
+    if all(record.metrics[ROBUST_ACCURACY] > accuracy for accuracy in before):
         checkpoint.mark_best(run_dir, folder)
-    if is_new:
+    if record.epoch not in recorded:
         append_record(run_dir, record)
 
 
-def _claim(experiment: Experiment, run_dir: Path, ranks: Ranks, resume: bool, writer: str) -> None:
-    """Make the run folder this experiment's; refuse, on every rank, one that holds another's."""
-    refusal = ranks.broadcast(_refusal(experiment, run_dir, resume) if ranks.is_first else None)
-    if refusal is not None:
-        raise InvalidInput.single(str(run_dir), refusal)
-    ranks.on_first(partial(_identify, experiment, run_dir, writer))
-
-
-def _identify(experiment: Experiment, run_dir: Path, writer: str) -> None:
-    write_whole(run_dir / EXPERIMENT_FILE, experiment.to_yaml())
-    write_whole(run_dir / _IDENTITY_FILE, json.dumps({"digest": experiment.digest()}) + "\n")
-    write_whole(run_dir / _WRITER_FILE, json.dumps({"writer": writer}) + "\n")
-
-
-def _refusal(experiment: Experiment, run_dir: Path, resume: bool) -> str | None:
-    identity = run_dir / _IDENTITY_FILE
+def _claim(experiment: Experiment, run_dir: Path, resume: bool, writer: str) -> None:
+    """Make the run folder this experiment's, and `writer` who writes into it. Raises InvalidInput if it may not be."""
+    identity, digest = run_dir / _IDENTITY_FILE, experiment.digest()
     held = json.loads(identity.read_text())["digest"] if identity.exists() else None
-    if held is None or (held == experiment.digest() and resume):
-        return None
-    what = "another experiment" if held != experiment.digest() else "this experiment already"
-    return f"holds {what} (digest {held}); choose another folder"
+    if held is not None and (held != digest or not resume):
+        what = "another experiment" if held != digest else "this experiment already"
+        raise InvalidInput.single(str(run_dir), f"holds {what} (digest {held}); choose another folder")
+    write_whole(run_dir / EXPERIMENT_FILE, experiment.to_yaml())
+    write_whole(identity, json.dumps({"digest": digest}) + "\n")
+    write_whole(run_dir / _WRITER_FILE, json.dumps({"writer": writer}) + "\n")

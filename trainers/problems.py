@@ -6,6 +6,11 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from pydantic import BaseModel, ValidationError
+
+# Pydantic calls these by their names in Python.
+_IN_YAML = {"tuple_type": "must be a list", "dict_type": "must be a table", "model_type": "must be a table"}
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -23,7 +28,10 @@ class InvalidInput(ValueError):
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
-        super().__init__("\n".join(map(str, self.problems)))
+        super().__init__(self.problems)  # what an exception is made of again in another process
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.problems))
 
     @property
     def said(self) -> str:
@@ -42,3 +50,33 @@ def unknown_name(given: object, allowed: Iterable[str], what: str) -> str:
     near = difflib.get_close_matches(str(given), allowed, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]}?" if near else ""
     return f"unknown {what} {given!r}.{hint} Allowed: {', '.join(allowed)}."
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
+    """Turn pydantic's report into our problems: dotted field, value, what is allowed, nearest field name."""
+    problems = []
+    errors = error.errors()
+    for item in errors:
+        length = len(item["loc"])
+        inside = any(len(other["loc"]) > length and other["loc"][:length] == item["loc"] for other in errors)
+        if item["type"] == "too_short" and inside:
+            continue  # it would not be too short without the mistakes in it
+        place = ".".join(map(str, item["loc"]))
+        if item["type"] == "extra_forbidden":
+            message = unknown_name(item["loc"][-1], _fields_beside(model, item["loc"]), "field")
+        elif item["type"] == "missing":
+            message = "is missing"
+        else:
+            said = _IN_YAML.get(item["type"], item["msg"].removeprefix("Value error, "))
+            message = f"{item['input']!r}: {said}"
+        problems.append(Problem(place, message))
+    return problems
+
+
+def _fields_beside(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    for part in path[:-1]:
+        annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)

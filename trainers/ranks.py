@@ -6,7 +6,7 @@ import inspect
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,8 @@ import torch.distributed as dist
 import torch.distributed.nn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from trainers.problems import InvalidInput
 
 T = TypeVar("T")
 
@@ -80,17 +82,18 @@ class Ranks:
         received: T = box[0]
         return received
 
-    def on_first(self, write: Callable[[], object]) -> None:
-        """Run `write` on rank 0; the others wait. What the file system refuses there is raised on every rank."""
-        refused: OSError | None = None
+    def on_first(self, work: Callable[[], T]) -> T:
+        """What `work` returns on rank 0, on every rank; what files or input refuse there is raised on every rank."""
+        result, refused = None, None
         if self.is_first:
             try:
-                write()
-            except OSError as error:
+                result = work()
+            except (OSError, InvalidInput) as error:
                 refused = error
-        refused = self.broadcast(refused)
+        result, refused = self.broadcast((result, refused))
         if refused is not None:
             raise refused
+        return cast(T, result)
 
     def barrier(self) -> None:
         """Wait for all ranks."""

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from trainers.data.images import ImageSet
 
-_EPOCH_FOLDER = "checkpoints/epoch_{:04d}"
-
 
 @dataclass(frozen=True)
 class Foreign:
@@ -81,12 +79,13 @@ def choose_networks(
 
 def stored_epochs(networks: Sequence[Network], wanted: str, data_dir: Path | None) -> list[Network]:
     """The stored epochs of every run among `networks`: `all`, or numbers from 1 with commas. Raises InvalidInput."""
+    from trainers.checkpoint import epoch_folder, kept_epochs
+
     found = []
     for network in networks:
         if network.run is None:
             continue
-        folders = network.run.folder.glob("checkpoints/epoch_*")
-        available = sorted(int(folder.name.removeprefix("epoch_")) + 1 for folder in folders)
+        available = [epoch + 1 for epoch in kept_epochs(network.run.folder)]
         chosen = available if wanted == "all" else _numbers(wanted)
         missing = [epoch for epoch in chosen if epoch not in available]
         if missing:
@@ -95,7 +94,7 @@ def stored_epochs(networks: Sequence[Network], wanted: str, data_dir: Path | Non
                 f"{', '.join(map(str, available))}; keep_every=N keeps more while training"
             )  # fmt: skip
         for epoch in chosen:
-            (subject,) = own_subjects(network.run.folder / _EPOCH_FOLDER.format(epoch - 1), None, data_dir)
+            (subject,) = own_subjects(epoch_folder(network.run.folder, epoch - 1), None, data_dir)
             found.append(Network(network.name, subject, network.run, epoch - 1))
     if not found:
         raise InvalidInput.single("--epochs", f"{wanted}: none of the networks is a run folder with stored epochs")

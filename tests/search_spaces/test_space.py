@@ -8,8 +8,9 @@ import random
 import pytest
 from pydantic import ValidationError
 
+from search_spaces.dimension import Dimension
 from search_spaces.loader import header, load_study, shipped
-from search_spaces.space import Dimension, check_space, corners, grid_size, read_space, settings, suggest
+from search_spaces.space import check_space, corners, grid_size, read_space, settings, suggest
 
 CONDITIONAL = {
     "method.name": ["fgsm", "trades", "fgsm_rs_der"],
@@ -105,6 +106,13 @@ def test_corners_of_an_unconditional_space_change_one_thing_at_a_time():
     assert len(both) == 5 + 6
     assert {sum(values.values()) for values in both} == {0, 1, 2}
     assert corners([]) == [{}]
+
+
+def test_no_corner_comes_twice_where_conditions_hang_on_one_another():
+    raw = CONDITIONAL | {"attack.epsilon": {"low": 0.1, "high": 0.3, "when": {"method.regularizer.samples": "all"}}}
+    points = corners(space(raw), together=2)
+    assert all(left != right for left, right in itertools.combinations(points, 2))
+    assert points[0] == {"method.name": "fgsm"}
 
 
 def test_corners_reach_the_numbers_on_which_conditions_are():

@@ -370,6 +370,14 @@ def test_words_of_the_command_line_reach_into_the_space(tmp_path):
     load_study(file, ["experiment.method.regularizer.beta=4"])  # where its condition does not hold
     with pytest.raises(InvalidInput, match=r"space.attack.epsilon.low"):
         load_study(file, ["space.attack.epsilon.low=x"])
+    with pytest.raises(InvalidInput, match=r"regularizer.beta.low: {'x': 3}: .* is not a number"):
+        load_study(file, ["space.method.regularizer.beta.low.x=3"])
+
+
+def test_what_must_be_a_list_or_a_table_is_said_in_the_words_of_the_file():
+    assert complaint(space={"seed": 3})["space.seed.choices"] == "3: must be a list"
+    assert complaint(space={"seed": {"choices": [1], "when": 3}})["space.seed.when"] == "3: must be a table"
+    assert complaint(search=[3])["search"] == "[3]: must be a table"
 
 
 def test_a_key_that_is_given_twice_is_named_with_its_lines(tmp_path):

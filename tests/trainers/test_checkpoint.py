@@ -112,6 +112,16 @@ def test_the_newest_two_and_the_best_are_kept(save, tmp_path):
     assert checkpoint.load(tmp_path / "checkpoints" / "best").record.epoch == 4
 
 
+def test_epochs_are_kept_by_number_however_many_digits_it_has(save, tmp_path):
+    assert checkpoint.kept_epochs(tmp_path) == []
+    for epoch in (9998, 9999, 10000):
+        checkpoint.mark_best(tmp_path, save(epoch))
+    assert checkpoint.kept_epochs(tmp_path) == [9999, 10000]
+    assert checkpoint.latest(tmp_path).record.epoch == 10000
+    save(9999)
+    assert checkpoint.kept_epochs(tmp_path) == [9999]
+
+
 def test_what_a_crash_left_half_written_is_no_checkpoint_and_is_swept_away(save, tmp_path):
     half = tmp_path / "checkpoints" / ".writing-abc"
     half.mkdir(parents=True)

@@ -10,7 +10,7 @@ from torch import nn
 from trainers.catalog.attacks import stages
 from trainers.evaluation.consistency import ConsistencyRule, inconsistencies, with_warnings
 from trainers.evaluation.ranges import evaluate_range, fixed_subset
-from trainers.evaluation.result import Evaluation, Flags, Protocol
+from trainers.evaluation.result import Evaluation, Flags, ForeignModel, Protocol
 
 PROTOCOL = Protocol("digits", "test", 1000, "0.05", "-", seed=0, shard=1000, batch_size=500, checkpoint="best")
 
@@ -88,6 +88,15 @@ def test_several_evaluations_of_a_model_compare_attacks_that_each_came_first():
 def test_different_models_or_settings_are_not_compared(other):
     with pytest.raises(ValueError, match="of one model"):
         inconsistencies([evaluation("pgd20", 900, 500), other])
+
+
+def test_weights_of_others_that_know_nothing_may_be_for_another_network():
+    foreign = ForeignModel("small stem_stride=1", "0" * 64)
+    (warning,) = inconsistencies([replace(evaluation("pgd20", 160, 100), foreign=foreign)])
+    assert warning.startswith("the clean accuracy is only 16.0 % (chance: 10.0 %)")
+    assert "--model-option" in warning
+    assert inconsistencies([replace(evaluation("pgd20", 200, 160), foreign=foreign)]) == ()
+    assert inconsistencies([evaluation("pgd20", 160, 100)]) == ()
 
 
 def test_saturated_logits_are_found_out_and_the_same_net_without_is_cleared(natural_net, splits):

@@ -18,10 +18,12 @@ from trainers.data.batches import TrainingBatches
 from trainers.data.images import load_splits
 from trainers.loop import fit
 from trainers.models.build import build_model
+from trainers.problems import InvalidInput
 from trainers.randomness import Noise, generator
 from trainers.ranks import Ranks
-from trainers.records import read_records
+from trainers.records import RECORDS_FILE, read_records
 from trainers.step import build_method, train_step
+from trainers.whole_files import write_whole
 
 WORLD = 2
 ROWS = 32
@@ -108,6 +110,12 @@ def work(rank, folder):
         ranks.on_first((folder / "missing" / "file").touch)
     except FileNotFoundError as error:
         found["refused"] = error.filename
+    found["on the first"] = ranks.on_first(lambda: rank)
+    ranks.on_first(lambda: write_whole(folder / "broken" / RECORDS_FILE, "no record\n"))
+    try:
+        next(fit(settings("weat_adv"), folder / "broken", ranks=ranks, splits=splits))
+    except InvalidInput as error:
+        found["no record"] = str(error)
     torch.save(found, folder / f"rank{rank}.pt")
     dist.destroy_process_group()
 
@@ -197,6 +205,9 @@ def test_the_first_rank_writes_and_what_it_is_refused_every_rank_is_told(togethe
     folder, found = together
     assert [file.name for file in folder.glob("written by *")] == ["written by 0"]
     assert [each["refused"] for each in found] == [str(folder / "missing" / "file")] * WORLD
+    assert [each["on the first"] for each in found] == [0] * WORLD
+    for each in found:  # and none waits for a first one that is gone
+        assert each["no record"].startswith(f"{folder}/broken/records.jsonl: has a line that is no record")
 
 
 def test_the_threads_of_a_process_group_end_with_it(tmp_path):

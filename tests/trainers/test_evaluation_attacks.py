@@ -22,7 +22,7 @@ from trainers.catalog.attacks import (
     stages,
 )
 from trainers.evaluation.classifier import check_classifier
-from trainers.evaluation.gradient import GRADIENT_ATTACKS, cw, margin_t, pgd_restarts
+from trainers.evaluation.gradient import GRADIENT_ATTACKS, margin_t, pgd_restarts
 from trainers.evaluation.ranges import evaluate_range, fixed_subset
 from trainers.evaluation.result import Protocol
 from trainers.problems import InvalidInput
@@ -157,8 +157,8 @@ def test_cw_lets_go_of_what_is_fooled_by_more_than_its_confidence(linear, batch)
 
     images, labels = batch
     start = uniform_start(images, 1e-3, noise())
-    assert torch.equal(cw(Confident(), images, 1 - labels, epsilon=1e-3, noise=noise()), start)
-    assert not torch.equal(cw(Confident(), images, labels, epsilon=1e-3, noise=noise()), start)
+    assert torch.equal(GRADIENT_ATTACKS["cw"](Confident(), images, 1 - labels, epsilon=1e-3, noise=noise()), start)
+    assert not torch.equal(GRADIENT_ATTACKS["cw"](Confident(), images, labels, epsilon=1e-3, noise=noise()), start)
 
 
 def test_restarts_keep_what_fools_the_model_else_the_highest_loss(natural_net, splits):

@@ -171,6 +171,18 @@ def test_a_file_that_changes_afterwards_is_refused(treated, indices, file):
         assert "another subset than the one" in refusal(lambda use=use: use(settings.data))
 
 
+def test_the_steps_of_an_epoch_are_those_on_what_is_left(treated, experiment, alone, tmp_path):
+    whole = {"data.train_samples": None, "optimizer.batch_size": 32}
+    path = tmp_path / "half.json"
+    path.write_text(json.dumps({"subsets": {"some": training_indices(experiment(whole).data)[::2].tolist()}}))
+    for treatment, steps in (("drop", 21), ("no_perturb", 43)):
+        settings = treated(treatment, whole, path=path)
+        assert len(TrainingBatches(load_splits(settings.data).train, settings, alone)) == steps
+        assert settings.steps_per_epoch == steps
+        with pytest.raises(InvalidInput, match=f"evaluation.check_every: 44: an epoch has {steps} steps only"):
+            treated(treatment, whole | {"evaluation.check_every": 44}, path=path)
+
+
 @pytest.mark.parametrize("treatment", ["drop", "no_perturb"])
 def test_neither_test_nor_held_out_images_need_the_file(treatment, treated, splits, file):
     data = treated(treatment).data

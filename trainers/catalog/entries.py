@@ -173,7 +173,9 @@ class Preset:
     def slot(self, name: str) -> dict[str, Any] | None:
         """What fills one slot, as a mapping with its `name`; None for an empty one."""
         chosen = getattr(self, name)
-        return {"name": chosen} if isinstance(chosen, str) else None if chosen is None else dict(chosen)
+        if chosen is None:
+            return None
+        return {"name": chosen} if isinstance(chosen, str) else dict(chosen)
 
 
 @dataclass(frozen=True)

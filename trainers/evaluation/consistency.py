@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from trainers.catalog import DATASETS
 from trainers.catalog.attacks import stages
 from trainers.evaluation.result import Evaluation
 
@@ -46,13 +47,25 @@ def inconsistencies(evaluations: Sequence[Evaluation], rule: ConsistencyRule | N
         raise ValueError("only evaluations of one model that differ in nothing but the attack can be checked together")
     found = [*_gap(evaluations, rule), *_order_between(evaluations, rule)]
     for evaluation in evaluations:
-        found += [*_square(evaluation, rule), *_order_within(evaluation, rule)]
+        found += [*_misfit(evaluation), *_square(evaluation, rule), *_order_within(evaluation, rule)]
     return tuple(dict.fromkeys(found))
 
 
 def with_warnings(evaluation: Evaluation) -> Evaluation:
     """The same evaluation with what its own flags warn of added."""
     return replace(evaluation, warnings=(*evaluation.warnings, *inconsistencies([evaluation])))
+
+
+def _misfit(evaluation: Evaluation) -> list[str]:
+    """Anyone's weights that know next to nothing: a stride has no tensor whose shape would show that it is wrong."""
+    chance = 1 / DATASETS[evaluation.protocol.data.split()[0]].num_classes
+    clean = evaluation.accuracies["clean"]
+    if evaluation.foreign is None or clean >= 2 * chance:
+        return []
+    return [
+        f"the clean accuracy is only {100 * clean:.1f} % (chance: {100 * chance:.1f} %): the weights may be for "
+        "another stride or other options (--model-option), which shapes do not show, or for another --normalization"
+    ]
 
 
 def _gap(evaluations: Sequence[Evaluation], rule: ConsistencyRule) -> list[str]:

@@ -1,36 +1,32 @@
-"""Our own gradient attacks of a final evaluation. They return x* only, on batches that the caller has cut.
+"""Our own gradient attacks of a final evaluation: what each is and where it comes from says `catalog.attacks`.
 
-Images are [B, C, H, W] in [0,1], epsilon is in the same unit, steps are of ε/4 (2/255 at ε = 8/255). The model is in
-eval mode already.
+They return x* only, on batches that the caller has cut. Images are [B, C, H, W] in [0,1], epsilon is in the same unit,
+steps are of ε/4 (2/255 at ε = 8/255). The model is in eval mode already.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainers.attacks.linf import ascend, project, uniform_start
+from trainers.attacks.linf import Adversarial, ascend, project, uniform_start
 from trainers.attacks.pgd import pgd, pgd_kl, pgd_margin, pgd_targeted
 from trainers.randomness import Noise
 
 
-def pgd20(model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float, noise: Noise) -> Tensor:
-    """PGD-20 on the cross-entropy: uniform start, final iterate (Madry et al. 2018, arXiv 1706.06083)."""
-    attacked = pgd(
-        model, images, labels, epsilon=epsilon, step_size=epsilon / 4, steps=20, batch_norm="eval", noise=noise
-    )
-    return attacked.images
-
-
-def cw(model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float, noise: Noise) -> Tensor:
-    """CW∞: PGD-20 on the margin with κ = 50 (Carlini & Wagner 2017, arXiv 1608.04644; κ of arXiv 2106.07904)."""
-    attacked = pgd_margin(
+def twenty_steps(
+    attack: Callable[..., Adversarial], model: nn.Module, images: Tensor, labels: Tensor, *,
+    epsilon: float, noise: Noise, **parameters: Any,
+) -> Tensor:  # fmt: skip
+    """Where an attack of training ends after 20 steps; `parameters` are its own."""
+    attacked = attack(
         model, images, labels,
-        epsilon=epsilon, step_size=epsilon / 4, steps=20, batch_norm="eval", noise=noise, kappa=50.0,
+        epsilon=epsilon, step_size=epsilon / 4, steps=20, batch_norm="eval", noise=noise, **parameters,
     )  # fmt: skip
     return attacked.images
 
@@ -65,22 +61,6 @@ def margin_t(
         with torch.no_grad():
             standing = standing[model(attacked.images).argmax(1) == labels[standing]]
     return found
-
-
-def targeted(model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float, noise: Noise) -> Tensor:
-    """PGD-20 towards a wrong class drawn at random for each image (Kurakin et al. 2017, arXiv 1611.01236)."""
-    attacked = pgd_targeted(
-        model, images, labels, epsilon=epsilon, step_size=epsilon / 4, steps=20, batch_norm="eval", noise=noise
-    )
-    return attacked.images
-
-
-def kl20(model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float, noise: Noise) -> Tensor:
-    """TRADES's inner attack with 20 steps: it raises KL(p(x) || p(x*)) and never sees the label (arXiv 1901.08573)."""
-    attacked = pgd_kl(
-        model, images, labels, epsilon=epsilon, step_size=epsilon / 4, steps=20, batch_norm="eval", noise=noise
-    )
-    return attacked.images
 
 
 def pgd_restarts(
@@ -130,12 +110,12 @@ def _step_while_correct(
     return current
 
 
-GradientAttack = Callable[..., Tensor]
-GRADIENT_ATTACKS: dict[str, GradientAttack] = {
-    "pgd20": pgd20,
+GRADIENT_ATTACKS: dict[str, Callable[..., Tensor]] = {
+    "pgd20": partial(twenty_steps, pgd),
     "pgd50-10": partial(pgd_restarts, steps=50, restarts=10),
-    "cw": cw,
+    # κ of MAIL's code (arXiv 2106.07904).
+    "cw": partial(twenty_steps, pgd_margin, kappa=50.0),
     "margin-t": partial(margin_t, steps=20, targets=3),
-    "pgd20-t": targeted,
-    "kl20": kl20,
+    "pgd20-t": partial(twenty_steps, pgd_targeted),
+    "kl20": partial(twenty_steps, pgd_kl),
 }

@@ -18,6 +18,22 @@ def table(raw: dict[str, Any], key: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def fill_table(raw: dict[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Give `raw` what it leaves open and `defaults` have, key by key in every table; a bare name is a table with it.
+
+    A table of another name than the default's is left as it is: the default's other fields belong to what that names.
+    """
+    for key, default in defaults.items():
+        if isinstance(default, str) and isinstance(raw.get(key), dict):
+            default = {"name": default}
+        if not isinstance(default, Mapping):
+            raw.setdefault(key, copy.copy(default))
+            continue
+        inside = table(raw, key)
+        if "name" not in default or inside.get("name", default["name"]) == default["name"]:
+            fill_table(inside, default)
+
+
 def fill_choice(
     table: dict[str, Any], place: str, entries: Mapping[str, catalog.Entry], problems: list[Problem],
     defaults: Mapping[str, Any] | None = None, apart: tuple[str, ...] = (),

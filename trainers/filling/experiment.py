@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from trainers import catalog
 from trainers.data.subset import read_subset, subset_hash
-from trainers.filling.choices import fill_choice, table
+from trainers.filling.choices import fill_choice, fill_table, table
 from trainers.filling.method import fill_method
 from trainers.pixels import PixelValue
 from trainers.problems import InvalidInput, Problem, unknown_name
@@ -55,25 +54,14 @@ def _fill_recipe(raw: dict[str, Any], problems: list[Problem]) -> None:
     usual = {key: recipe.settings[key]["name"] for key in ("method", "schedule")}
     given = {key: table(raw, key).get("name", usual[key]) for key in usual}
     settings: dict[str, Any] = copy.deepcopy(dict(recipe.on_data.get(str(name), {})))
-    _merge(settings, recipe.settings)
+    fill_table(settings, recipe.settings)
     if given["schedule"] != usual["schedule"]:
         settings.get("optimizer", {}).pop("momentum_at_peak", None)
     if given["method"] != usual["method"]:
         # What belongs to the recipe's own method: its step size, when its weight perturbation starts.
         settings.get("attack", {}).pop("step_size", None)
         del settings["method"]
-    _merge(raw, settings)
-
-
-def _merge(raw: dict[str, Any], defaults: Mapping[str, Any]) -> None:
-    for key, default in defaults.items():
-        if not isinstance(default, Mapping):
-            raw.setdefault(key, copy.copy(default))
-            continue
-        inside = table(raw, key)
-        if "name" in default and inside.get("name", default["name"]) != default["name"]:
-            continue
-        _merge(inside, default)
+    fill_table(raw, settings)
 
 
 def _check_combinations(raw: dict[str, Any], schedule: dict[str, Any], problems: list[Problem]) -> None:
@@ -169,7 +157,8 @@ def _fill_subset(raw: dict[str, Any], problems: list[Problem]) -> None:
     file = Path(str(subset.get("file"))).expanduser().absolute()
     if file.is_file():
         try:
-            subset["sha256"] = subset_hash(read_subset(str(file), str(subset.get("name"))))
+            indices = read_subset(str(file), str(subset.get("name")))
+            subset["sha256"], subset["count"] = subset_hash(indices), len(indices)
         except InvalidInput as error:
             problems.extend(error.problems)
         subset["file"] = str(file)  # workers have other working directories

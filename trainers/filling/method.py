@@ -44,9 +44,10 @@ def fill_method(
 
 def _chosen_name(method: Mapping[str, Any], slot: str, preset: catalog.Preset) -> object:
     """The name in a slot before it is filled."""
-    given, usual = method.get(slot), preset.slot(slot)
+    usual = preset.slot(slot)
     assert usual is not None
-    return given.get("name", usual["name"]) if isinstance(given, dict) else given if slot in method else usual["name"]
+    given = method.get(slot, usual)
+    return given.get("name", usual["name"]) if isinstance(given, dict) else given
 
 
 def _fill_slot(

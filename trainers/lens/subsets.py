@@ -10,8 +10,6 @@ import numpy as np
 
 from trainers.lens.points import Array
 
-SUBSETS = ("misclassified", "high_energy", "low_energy", "random")
-
 
 def choose_subsets(energy: Array, correct: Array, *, seed: int) -> dict[str, Array]:
     """Positions (sorted) of four sets of the same size among N images with E(x) `energy` [N] and `correct` [N].

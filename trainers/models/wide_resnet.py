@@ -2,38 +2,19 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from trainers.models.batch_norm import BatchNorm2d
-from trainers.models.projection import Projection
+from trainers.models.preact_resnet import PreActBlock
 from trainers.models.stem import Stem
-
-
-class WideBlock(nn.Module):
-    """BN-ReLU-conv twice, plus the input; where the shape changes, a 1x1 convolution of the activated input."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.norm1 = BatchNorm2d(inputs)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.norm2 = BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.projection = None if inputs == outputs else Projection(inputs, outputs, stride)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C', H', W']."""
-        activated = F.relu(self.norm1(features))
-        residual = features if self.projection is None else self.projection(activated)
-        out: Tensor = self.conv2(F.relu(self.norm2(self.conv1(activated))))
-        return out + residual
 
 
 def wide_resnet(num_classes: int, channels: int, *, depth: int, widen_factor: int) -> nn.Module:
     """WRN-depth-widen_factor: three stages of (depth - 4) / 6 blocks and 16, 32, 64 times `widen_factor` channels.
 
-    Convolutions start from N(0, 2 / fan-out), the linear layer's bias from 0, as in the papers. Adaptive pooling to
-    1x1, so that 64x64 images work too. Raises ValueError unless depth is 6n + 4.
+    The blocks are those of the pre-activation ResNet, with shortcuts of the activated input. Convolutions start from
+    N(0, 2 / fan-out), the linear layer's bias from 0, as in the papers. Adaptive pooling to 1x1, so that 64x64 images
+    work too. Raises ValueError unless depth is 6n + 4.
     """
     blocks, rest = divmod(depth - 4, 6)
     if blocks < 1 or rest:
@@ -43,7 +24,8 @@ def wide_resnet(num_classes: int, channels: int, *, depth: int, widen_factor: in
     for stage in range(3):
         outputs = 16 * widen_factor * 2**stage
         for block in range(blocks):
-            layers.append(WideBlock(inputs, outputs, 2 if stage > 0 and block == 0 else 1))
+            stride = 2 if stage > 0 and block == 0 else 1
+            layers.append(PreActBlock(inputs, outputs, stride, shortcut="activated"))
             inputs = outputs
     linear = nn.Linear(inputs, num_classes)
     nn.init.zeros_(linear.bias)
