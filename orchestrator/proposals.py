@@ -7,6 +7,7 @@ a killed and resumed study proposes what an uninterrupted one would have.
 
 from __future__ import annotations
 
+import uuid
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -22,6 +23,7 @@ from search_spaces.space import suggest
 from search_spaces.study import Search, Study
 from trainers.problems import InvalidInput
 
+_DRIVER = "driver"  # the attribute of a stored study that tells its drivers apart
 _STATES = {"complete": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
@@ -69,13 +71,19 @@ class Proposals:
     def __init__(self, study: Study, storage_url: str, identity: str, say: Callable[[str], None] = print) -> None:
         self._study = study
         self._stored = open_storage(storage_url, study, identity, say)
+        self._driver = uuid.uuid4().hex
+        self._stored.set_user_attr(_DRIVER, self._driver)
 
     def running(self) -> list[int]:
         """Trials of which Optuna was not told how they ended."""
         return [trial.number for trial in self._stored.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
 
     def ask(self) -> int | None:
-        """The next trial, with its values drawn and stored; None once the study has all of its trials."""
+        """The next trial, with its values drawn and stored; None once the study has all of its trials.
+
+        Raises ConnectionError once another driver has opened the study, as do `note` and `tell`.
+        """
+        self._check_is_ours()
         trials = self._stored.get_trials(deepcopy=False)
         enqueued = [trial.number for trial in trials if trial.state == TrialState.WAITING]
         if len(trials) - len(enqueued) >= self._study.trials:
@@ -121,7 +129,16 @@ class Proposals:
     def _trial(self, number: int) -> FrozenTrial:
         return self._stored.get_trials(deepcopy=False)[number]
 
+    def _check_is_ours(self) -> None:
+        """The lock of a study folder knows nothing of its copies: whoever came last has the study."""
+        if self._stored.user_attrs.get(_DRIVER) != self._driver:
+            raise ConnectionError(
+                f"search.storage: another driver goes on with the study {self._study.name!r}, in a copy of this "
+                "folder; this one has stopped"
+            )
+
     def _annotate(self, number: int, name: str, value: Any) -> None:
+        self._check_is_ours()
         # Optuna offers no public way to annotate a trial by its number.
         self._stored._storage.set_trial_user_attr(self._trial(number)._trial_id, name, value)
 

@@ -361,6 +361,22 @@ def test_other_objectives_are_refused(tmp_path: Path) -> None:
         Driver(url(tmp_path, "s"), made_up_study(objectives=["val/pgd10_accuracy", "val/clean_accuracy"]))
 
 
+def test_whoever_opened_a_study_last_has_it_and_who_had_it_stops(tmp_path: Path) -> None:
+    """As when the copy of a folder is resumed while the study runs, on a database that both know."""
+    first = Driver(url(tmp_path, "s"), made_up_study())
+    assert first.start() == 0
+    second = Driver(url(tmp_path, "s"), made_up_study())
+    first.searcher.on_trial_complete("tune-id", {})
+    (problem,) = first.problems
+    assert str(problem).startswith("search.storage: another driver goes on with the study 's'")
+    with pytest.raises(ConnectionError, match="another driver"):
+        first.start()
+    second.run_to_the_end()
+    assert (sorted(second.proposed), second.problems) == (list(range(8)), [])
+    trials = optuna.load_study(study_name="s", storage=url(tmp_path, "s")).trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 8
+
+
 def test_two_studies_of_one_name_do_not_meet_in_one_database(tmp_path: Path) -> None:
     study = made_up_study()
     open_storage(url(tmp_path, "s"), study, "one folder")
