@@ -23,9 +23,10 @@ def fill(raw: dict[str, Any]) -> list[Problem]:
     _fill_subset(raw, problems)
     method = table(raw, "method")
     preset = catalog.PRESETS.get(str(method.setdefault("name", "fgsm")))
+    of_method = problems
     if preset is None:
         problems.append(Problem("method.name", unknown_name(method["name"], catalog.PRESETS, "method")))
-        preset = catalog.PRESETS["fgsm"]
+        preset, of_method = catalog.PRESETS["fgsm"], []  # what contradicts a stand-in is nobody's mistake
     attack, evaluation, model = table(raw, "attack"), table(raw, "evaluation"), table(raw, "model")
     model.setdefault("name", "small" if dataset.module.endswith("digits") else "preact_resnet18")
     fill_choice(model, "model", catalog.MODELS, problems)
@@ -35,8 +36,8 @@ def fill(raw: dict[str, Any]) -> list[Problem]:
     attack.setdefault("epsilon", dataset.epsilon)
     epsilon = _usable_epsilon(attack["epsilon"], dataset)
     data_name, model_name = str(table(raw, "data").get("name")), str(model["name"])
-    fill_method(method, preset, schedule, data_name, model_name, float(epsilon), problems)
-    _fill_attack(attack, method, preset, epsilon, problems)
+    fill_method(method, preset, schedule, data_name, model_name, float(epsilon), of_method)
+    _fill_attack(attack, method, preset, epsilon, of_method)
     evaluation.setdefault("epsilon", epsilon)
     _check_combinations(raw, schedule, problems)
     return problems
@@ -67,7 +68,7 @@ def _fill_recipe(raw: dict[str, Any], problems: list[Problem]) -> None:
 def _check_combinations(raw: dict[str, Any], schedule: dict[str, Any], problems: list[Problem]) -> None:
     optimizer = table(raw, "optimizer")
     cycled = optimizer.get("momentum_at_peak")
-    if cycled is not None and schedule["name"] not in ("triangular", "onecycle"):
+    if cycled is not None and str(schedule["name"]) in catalog.SCHEDULES.keys() - {"triangular", "onecycle"}:
         problems.append(
             Problem(
                 "optimizer.momentum_at_peak", f"{cycled!r}: {schedule['name']} has no peak; triangular and onecycle do"
@@ -127,6 +128,8 @@ def _fill_data(data: dict[str, Any], problems: list[Problem]) -> catalog.Dataset
     ):
         if data.get(given) is not None and data.get(absent) is None:
             problems.append(Problem(f"data.{absent}", f"is missing: {meaning}"))
+    if str(name) not in catalog.DATASETS:
+        return dataset  # a stand-in, whose number of images is not what was meant
     for field in ("holdout", "train_samples"):
         count = data.get(field)
         if isinstance(count, int) and count >= dataset.num_train:
@@ -177,7 +180,8 @@ def _fill_attack(
     attack: dict[str, Any], method: dict[str, Any], preset: catalog.Preset, epsilon: PixelValue,
     problems: list[Problem],
 ) -> None:  # fmt: skip
-    inner = catalog.INNER.get(str(method["inner"].get("name")), catalog.INNER["fgsm"])
+    # An unknown one is a problem already: taken for pgd it is no second one, whatever the steps.
+    inner = catalog.INNER.get(str(method["inner"].get("name")), catalog.INNER["pgd"])
     steps = attack.setdefault("steps", 1 if inner.single_step else preset.steps if preset.steps > 1 else 10)
     if inner.single_step and steps != 1:
         problems.append(Problem("attack.steps", f"{steps!r}: {method['inner']['name']} takes exactly 1 step"))
