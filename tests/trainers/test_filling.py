@@ -135,6 +135,7 @@ def test_a_value_that_was_filled_in_is_not_refused_where_it_changes_nothing(raw)
 
 def test_a_warm_up_ends_before_the_run():
     assert "ε is never reached" in complaint({"epochs": 3, "attack": {"warmup_epochs": 3}})["attack.warmup_epochs"]
+    assert "the 30 epochs" in complaint({"attack": {"warmup_epochs": 30}})["attack.warmup_epochs"]
 
 
 def test_gradient_alignment_does_not_run_in_bfloat16():
@@ -157,3 +158,7 @@ def test_of_a_name_that_is_not_known_nothing_else_is_claimed(raw, field):
     found = complaint(raw)
     assert "unknown" in found.pop(field)
     assert not found.keys() - {"schedule"}
+
+
+def test_a_slot_without_a_name_is_one_problem():
+    assert list(complaint({"method": {"inner": None}})) == ["method.inner"]

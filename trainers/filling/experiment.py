@@ -74,11 +74,6 @@ def _check_combinations(raw: dict[str, Any], schedule: dict[str, Any], problems:
                 "optimizer.momentum_at_peak", f"{cycled!r}: {schedule['name']} has no peak; triangular and onecycle do"
             )
         )
-    warmup, epochs = table(raw, "attack").get("warmup_epochs"), raw.get("epochs")
-    if isinstance(warmup, (int, float)) and isinstance(epochs, int) and warmup >= epochs:
-        problems.append(
-            Problem("attack.warmup_epochs", f"{warmup!r}: must be below the {epochs} epochs, or ε is never reached")
-        )
     if raw.get("synchronize_batch_norm") is True and table(raw, "model").get("norm") == "group":
         problems.append(Problem("synchronize_batch_norm", "true: the model has no batch norm (model.norm: group)"))
     regularizer = table(raw, "method").get("regularizer")
