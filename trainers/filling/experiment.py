@@ -21,24 +21,25 @@ def fill(raw: dict[str, Any]) -> list[Problem]:
     dataset = _fill_data(table(raw, "data"), problems)
     _check_augmentation(raw, dataset, problems)
     _fill_subset(raw, problems)
-    method = table(raw, "method")
+
+    model, schedule = table(raw, "model"), table(raw, "schedule")
+    model.setdefault("name", "small" if dataset.module.endswith("digits") else "preact_resnet18")
+    fill_choice(model, "model", catalog.MODELS, problems)
+    schedule.setdefault("name", "triangular")
+    fill_choice(schedule, "schedule", catalog.SCHEDULES, problems)
+
+    method, attack = table(raw, "method"), table(raw, "attack")
+    epsilon = _usable_epsilon(attack.setdefault("epsilon", dataset.epsilon), dataset)
+    table(raw, "evaluation").setdefault("epsilon", epsilon)
     preset = catalog.PRESETS.get(str(method.setdefault("name", "fgsm")))
     of_method = problems
     if preset is None:
         problems.append(Problem("method.name", unknown_name(method["name"], catalog.PRESETS, "method")))
         preset, of_method = catalog.PRESETS["fgsm"], []  # what contradicts a stand-in is nobody's mistake
-    attack, evaluation, model = table(raw, "attack"), table(raw, "evaluation"), table(raw, "model")
-    model.setdefault("name", "small" if dataset.module.endswith("digits") else "preact_resnet18")
-    fill_choice(model, "model", catalog.MODELS, problems)
-    schedule = table(raw, "schedule")
-    schedule.setdefault("name", "triangular")
-    fill_choice(schedule, "schedule", catalog.SCHEDULES, problems)
-    attack.setdefault("epsilon", dataset.epsilon)
-    epsilon = _usable_epsilon(attack["epsilon"], dataset)
     data_name, model_name = str(table(raw, "data").get("name")), str(model["name"])
     fill_method(method, preset, schedule, data_name, model_name, float(epsilon), of_method)
     _fill_attack(attack, method, preset, epsilon, of_method)
-    evaluation.setdefault("epsilon", epsilon)
+
     _check_combinations(raw, schedule, problems)
     return problems
 
