@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,8 @@ def _fill_data(data: dict[str, Any], problems: list[Problem]) -> catalog.Dataset
         data.setdefault(field, getattr(dataset, field))
     directory = data.get("directory")
     if isinstance(directory, str) and directory:
-        data["directory"] = str(Path(directory).expanduser().absolute())  # workers have other working directories
+        # Workers have other working directories. Path.expanduser raises for a home that is not there, as of ~dta/cifar.
+        data["directory"] = str(Path(os.path.expanduser(directory)).absolute())
     size, padding = data["size"], data.get("padding")
     if dataset.files and size != dataset.size:
         problems.append(
@@ -153,7 +155,7 @@ def _fill_subset(raw: dict[str, Any], problems: list[Problem]) -> None:
     subset = table(raw, "data").get("subset")
     if not isinstance(subset, dict) or subset.get("sha256") is not None:
         return
-    file = Path(str(subset.get("file"))).expanduser().absolute()
+    file = Path(os.path.expanduser(str(subset.get("file")))).absolute()
     if file.is_file():
         try:
             indices = read_subset(str(file), str(subset.get("name")))
