@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -161,7 +162,7 @@ class Study(Section):
         given = data if isinstance(data, Mapping) else {}
         directory = given.get("directory")
         place = {
-            "directory": str(Path(directory).expanduser().absolute()) if directory else None,
+            "directory": str(Path(os.path.expanduser(directory)).absolute()) if directory else None,
             "download": given.get("download", False),
         }
         return experiment.model_copy(update={"data": experiment.data.model_copy(update=place)})

@@ -138,18 +138,28 @@ def mark_best(run_dir: Path, source: Path) -> None:
 
 
 def load(path: Path) -> Checkpoint:
-    """Read and verify one checkpoint folder. Raises CorruptCheckpoint, saying which file is at fault."""
+    """Read and verify one checkpoint folder.
+
+    Raises CorruptCheckpoint, saying which file is at fault, and InvalidInput for one whose experiment has other fields
+    than those of this version, or names an extension that is not installed.
+    """
     manifest_file = path / _MANIFEST
     try:
         manifest = json.loads(manifest_file.read_text())
         for name in (_MODEL, _TRAINING, _RECORD, _EXPERIMENT):
             if _sha256(path / name) != manifest["sha256"][name]:
                 raise CorruptCheckpoint.single(str(path), f"{name} does not match its checksum")
-        experiment = parse(json.loads((path / _EXPERIMENT).read_text()))
+        raw = json.loads((path / _EXPERIMENT).read_text())
         record = EpochRecord.from_json((path / _RECORD).read_text())
     except (OSError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CorruptCheckpoint.single(str(path), f"is not a complete checkpoint ({error})") from error
-    return Checkpoint(path, experiment, record)
+    try:
+        return Checkpoint(path, parse(raw), record)
+    except InvalidInput as error:
+        problems = "; ".join(map(str, error.problems))
+        raise InvalidInput.single(
+            str(path), f"is of an experiment that this version does not know ({problems})"
+        ) from error
 
 
 def latest(run_dir: Path) -> Checkpoint | None:

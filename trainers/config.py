@@ -301,8 +301,9 @@ def parse(raw: Mapping[str, Any]) -> Experiment:
     try:
         experiment = Experiment.model_validate(filled)
     except ValidationError as error:
-        already = {problem.field for problem in problems}
-        found = [problem for problem in explain(error, Experiment) if problem.field not in already]
+        # What is in a table that is a problem itself says nothing more.
+        already = tuple(f"{problem.field}." for problem in problems)
+        found = [problem for problem in explain(error, Experiment) if not f"{problem.field}.".startswith(already)]
         raise InvalidInput([*problems, *found]) from None
     problems += _contradictions(experiment)
     if problems:
@@ -316,6 +317,10 @@ def _contradictions(experiment: Experiment) -> list[Problem]:
     check_every, is_known = experiment.evaluation.check_every, experiment.data.name in catalog.DATASETS
     if check_every is not None and is_known and check_every > (steps := experiment.steps_per_epoch):
         problems.append(Problem("evaluation.check_every", f"{check_every}: an epoch has {steps} steps only"))
+    warmup, epochs = experiment.attack.warmup_epochs, experiment.epochs
+    if warmup >= epochs:
+        message = f"{warmup:g}: must be below the {epochs} epochs, or ε is never reached"
+        problems.append(Problem("attack.warmup_epochs", message))
     momentum, at_peak = experiment.optimizer.momentum, experiment.optimizer.momentum_at_peak
     if at_peak is not None and at_peak > momentum:
         message = f"{at_peak:g}: momentum falls to it at the peak rate, and optimizer.momentum is {momentum:g}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 
@@ -135,6 +136,18 @@ def test_saving_an_epoch_again_replaces_it(save, tmp_path):
     flip_a_bit(save(0) / "model.safetensors")
     assert checkpoint.load(save(0)).record.epoch == 0
     assert folders(tmp_path) == ["epoch_0000"]
+
+
+def test_a_checkpoint_of_another_version_is_named_with_what_is_not_known(save):
+    folder = save(0)
+    content = json.loads((folder / "experiment.json").read_text())
+    content["method"]["inner"] = {"name": "pgd_of_tomorrow"}
+    (folder / "experiment.json").write_text(json.dumps(content))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["sha256"]["experiment.json"] = hashlib.sha256((folder / "experiment.json").read_bytes()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InvalidInput, match=rf"{folder}: is of an experiment .*\(method\.inner\.name: unknown inner"):
+        checkpoint.load(folder)
 
 
 @pytest.mark.parametrize(("field", "value"), [("seed", 1), ("epochs", 0)])

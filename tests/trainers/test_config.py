@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from trainers.config import apply_overrides, apply_values, parse
+from trainers.data.availability import check_available
 from trainers.pixels import PixelValue, pixels
 from trainers.problems import InvalidInput
 
@@ -345,3 +346,13 @@ def test_pixel_values_survive_pickling_with_their_text():
 
     value = pickle.loads(pickle.dumps(PixelValue("8/255")))
     assert (value, value.text) == (8 / 255, "8/255")
+
+
+def test_a_home_that_is_not_there_is_a_folder_that_is_not_there(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    data = {"name": "cifar10", "directory": "~nobody_of_that_name/cifar", "extra": "~nobody_of_that_name/1m.npz"}
+    data |= {"extra_fraction": 0.5, "subset": {"file": "~nobody_of_that_name/s.json", "name": "s", "treatment": "drop"}}
+    found = parse({"data": data}).data
+    assert found.directory == str(tmp_path / "~nobody_of_that_name" / "cifar")
+    with pytest.raises(InvalidInput, match="holds no cifar-10-batches-py"):
+        check_available(found)

@@ -135,8 +135,30 @@ def test_a_value_that_was_filled_in_is_not_refused_where_it_changes_nothing(raw)
 
 def test_a_warm_up_ends_before_the_run():
     assert "ε is never reached" in complaint({"epochs": 3, "attack": {"warmup_epochs": 3}})["attack.warmup_epochs"]
+    assert "the 30 epochs" in complaint({"attack": {"warmup_epochs": 30}})["attack.warmup_epochs"]
 
 
 def test_gradient_alignment_does_not_run_in_bfloat16():
     assert "differentiates twice" in complaint({"method": "grad_align", "precision": "bfloat16"})["precision"]
     assert parse({"method": "fgsm_rs_der", "precision": "bfloat16"}).precision == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("raw", "field"),
+    [
+        ({"method": {"name": "tradez", "beta": 6}, "attack": {"steps": 10}}, "method.name"),
+        ({"method": {"name": "sat", "inner": "pdg"}, "attack": {"steps": 7}}, "method.inner.name"),
+        ({"method": {"name": "trades", "outer": "ce_nat", "beta": 6}}, "method.outer.name"),
+        ({"data": {"name": "cifar", "size": 32, "holdout": 2000, "train_samples": 20_000}}, "data.name"),
+        ({"schedule": "step", "optimizer": {"momentum_at_peak": 0.8}}, "schedule.name"),
+        ({"schedule": ["step"], "data": {"name": ["cifar"]}}, "data.name"),
+    ],
+)
+def test_of_a_name_that_is_not_known_nothing_else_is_claimed(raw, field):
+    found = complaint(raw)
+    assert "unknown" in found.pop(field)
+    assert not found.keys() - {"schedule"}
+
+
+def test_a_slot_without_a_name_is_one_problem():
+    assert list(complaint({"method": {"inner": None}})) == ["method.inner"]

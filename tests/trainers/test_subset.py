@@ -199,6 +199,9 @@ def test_what_a_file_may_not_hold(treated, file, tmp_path):
     missing = treated("drop", path=tmp_path / "missing.json")
     assert "orchestrator subsets" in refusal(lambda: check_available(missing.data))
     assert "is not there" in refusal(missing.digest)
+    for content in ('{"subsets": null}', '{"subsets": ["some"]}'):
+        file.write_text(content)
+        assert "subsets is no table" in refusal(lambda: read_subset(str(file), "some"))
     file.write_text("[1, 2]")
     assert "no such file of subsets" in refusal(lambda: read_subset(str(file), "some"))
 

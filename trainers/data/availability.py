@@ -18,7 +18,7 @@ PARTS = ("train_images", "train_labels", "test_images", "test_labels")
 def data_directory(data: Data) -> Path | None:
     """Where the images of a data set that is not bundled lie: `data.directory`, or the environment."""
     directory = data.directory or os.environ.get(DIRECTORY_VARIABLE)
-    return Path(directory).expanduser().absolute() if directory else None
+    return Path(os.path.expanduser(directory)).absolute() if directory else None
 
 
 def check_available(data: Data) -> None:

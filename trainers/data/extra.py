@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import zipfile
 import zlib
@@ -77,7 +78,7 @@ def read_extra(data: Data) -> list[Array]:
 def extra_path(data: Data) -> Path:
     """Where `data.extra` lies. Raises InvalidInput if it is relative to a folder that is not given."""
     assert data.extra is not None
-    path = Path(data.extra).expanduser()
+    path = Path(os.path.expanduser(data.extra))
     if not path.is_absolute():
         directory = data_directory(data)
         if directory is None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,9 @@ _FIELD = "data.subset"
 def read_subset(file: str, name: str, expected: str | None = None) -> list[int]:
     """The sorted indices of one subset. Raises InvalidInput if it is not there, or not the one of `expected` hash."""
     try:
-        subsets = json.loads(Path(file).expanduser().read_text(encoding="utf-8"))["subsets"]
+        subsets = json.loads(Path(os.path.expanduser(file)).read_text(encoding="utf-8"))["subsets"]
+        if not isinstance(subsets, dict):
+            raise TypeError("subsets is no table")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InvalidInput.single(
             f"{_FIELD}.file", f"{file!r}: no such file of subsets ({error}); `orchestrator subsets` writes one"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +22,25 @@ def fill(raw: dict[str, Any]) -> list[Problem]:
     dataset = _fill_data(table(raw, "data"), problems)
     _check_augmentation(raw, dataset, problems)
     _fill_subset(raw, problems)
-    method = table(raw, "method")
-    preset = catalog.PRESETS.get(str(method.setdefault("name", "fgsm")))
-    if preset is None:
-        problems.append(Problem("method.name", unknown_name(method["name"], catalog.PRESETS, "method")))
-        preset = catalog.PRESETS["fgsm"]
-    attack, evaluation, model = table(raw, "attack"), table(raw, "evaluation"), table(raw, "model")
+
+    model, schedule = table(raw, "model"), table(raw, "schedule")
     model.setdefault("name", "small" if dataset.module.endswith("digits") else "preact_resnet18")
     fill_choice(model, "model", catalog.MODELS, problems)
-    schedule = table(raw, "schedule")
     schedule.setdefault("name", "triangular")
     fill_choice(schedule, "schedule", catalog.SCHEDULES, problems)
-    attack.setdefault("epsilon", dataset.epsilon)
-    epsilon = _usable_epsilon(attack["epsilon"], dataset)
+
+    method, attack = table(raw, "method"), table(raw, "attack")
+    epsilon = _usable_epsilon(attack.setdefault("epsilon", dataset.epsilon), dataset)
+    table(raw, "evaluation").setdefault("epsilon", epsilon)
+    preset = catalog.PRESETS.get(str(method.setdefault("name", "fgsm")))
+    of_method = problems
+    if preset is None:
+        problems.append(Problem("method.name", unknown_name(method["name"], catalog.PRESETS, "method")))
+        preset, of_method = catalog.PRESETS["fgsm"], []  # what contradicts a stand-in is nobody's mistake
     data_name, model_name = str(table(raw, "data").get("name")), str(model["name"])
-    fill_method(method, preset, schedule, data_name, model_name, float(epsilon), problems)
-    _fill_attack(attack, method, preset, epsilon, problems)
-    evaluation.setdefault("epsilon", epsilon)
+    fill_method(method, preset, schedule, data_name, model_name, float(epsilon), of_method)
+    _fill_attack(attack, method, preset, epsilon, of_method)
+
     _check_combinations(raw, schedule, problems)
     return problems
 
@@ -67,16 +70,11 @@ def _fill_recipe(raw: dict[str, Any], problems: list[Problem]) -> None:
 def _check_combinations(raw: dict[str, Any], schedule: dict[str, Any], problems: list[Problem]) -> None:
     optimizer = table(raw, "optimizer")
     cycled = optimizer.get("momentum_at_peak")
-    if cycled is not None and schedule["name"] not in ("triangular", "onecycle"):
+    if cycled is not None and str(schedule["name"]) in catalog.SCHEDULES.keys() - {"triangular", "onecycle"}:
         problems.append(
             Problem(
                 "optimizer.momentum_at_peak", f"{cycled!r}: {schedule['name']} has no peak; triangular and onecycle do"
             )
-        )
-    warmup, epochs = table(raw, "attack").get("warmup_epochs"), raw.get("epochs")
-    if isinstance(warmup, (int, float)) and isinstance(epochs, int) and warmup >= epochs:
-        problems.append(
-            Problem("attack.warmup_epochs", f"{warmup!r}: must be below the {epochs} epochs, or ε is never reached")
         )
     if raw.get("synchronize_batch_norm") is True and table(raw, "model").get("norm") == "group":
         problems.append(Problem("synchronize_batch_norm", "true: the model has no batch norm (model.norm: group)"))
@@ -113,7 +111,8 @@ def _fill_data(data: dict[str, Any], problems: list[Problem]) -> catalog.Dataset
         data.setdefault(field, getattr(dataset, field))
     directory = data.get("directory")
     if isinstance(directory, str) and directory:
-        data["directory"] = str(Path(directory).expanduser().absolute())  # workers have other working directories
+        # Workers have other working directories. Path.expanduser raises for a home that is not there, as of ~dta/cifar.
+        data["directory"] = str(Path(os.path.expanduser(directory)).absolute())
     size, padding = data["size"], data.get("padding")
     if dataset.files and size != dataset.size:
         problems.append(
@@ -127,6 +126,8 @@ def _fill_data(data: dict[str, Any], problems: list[Problem]) -> catalog.Dataset
     ):
         if data.get(given) is not None and data.get(absent) is None:
             problems.append(Problem(f"data.{absent}", f"is missing: {meaning}"))
+    if str(name) not in catalog.DATASETS:
+        return dataset  # a stand-in, whose number of images is not what was meant
     for field in ("holdout", "train_samples"):
         count = data.get(field)
         if isinstance(count, int) and count >= dataset.num_train:
@@ -154,7 +155,7 @@ def _fill_subset(raw: dict[str, Any], problems: list[Problem]) -> None:
     subset = table(raw, "data").get("subset")
     if not isinstance(subset, dict) or subset.get("sha256") is not None:
         return
-    file = Path(str(subset.get("file"))).expanduser().absolute()
+    file = Path(os.path.expanduser(str(subset.get("file")))).absolute()
     if file.is_file():
         try:
             indices = read_subset(str(file), str(subset.get("name")))
@@ -177,7 +178,8 @@ def _fill_attack(
     attack: dict[str, Any], method: dict[str, Any], preset: catalog.Preset, epsilon: PixelValue,
     problems: list[Problem],
 ) -> None:  # fmt: skip
-    inner = catalog.INNER.get(str(method["inner"].get("name")), catalog.INNER["fgsm"])
+    # An unknown one is a problem already: taken for pgd it is no second one, whatever the steps.
+    inner = catalog.INNER.get(str(method["inner"].get("name")), catalog.INNER["pgd"])
     steps = attack.setdefault("steps", 1 if inner.single_step else preset.steps if preset.steps > 1 else 10)
     if inner.single_step and steps != 1:
         problems.append(Problem("attack.steps", f"{steps!r}: {method['inner']['name']} takes exactly 1 step"))

@@ -86,7 +86,7 @@ def _fill_beta(
 ) -> None:
     parameter = None if outer is None else outer.parameters.get("beta")
     beta = method.get("beta")
-    if beta is not None and parameter is None:
+    if beta is not None and parameter is None and outer is not None:
         with_beta = [name for name, row in catalog.PRESETS.items() if "beta" in catalog.OUTER[row.outer].parameters]
         hint = " Its regularizer has one: method.regularizer.beta." if preset.regularizer == "der" else ""
         problems.append(
