@@ -10,13 +10,16 @@ from ray.tune.search import Searcher
 
 from orchestrator.beginnings import Beginnings
 from orchestrator.constraints import feasible, limits
+from orchestrator.endings import judge_run
 from orchestrator.journal import EVALUATION_FILE, Journal, Run, confirmation_key
 from orchestrator.ladder import climb
 from orchestrator.pareto import pareto_indices
 from orchestrator.proposals import Outcome
 from orchestrator.search import DriverOnly
 from orchestrator.shards import evaluate_on_ray, protocol_for
-from orchestrator.sweep import Session, configuration, judge_run, run_on_slots, with_seed
+from orchestrator.slots import configuration
+from orchestrator.sweep import Session, with_seed
+from orchestrator.tuning import run_on_slots
 from search_spaces.study import Study
 from trainers.config import parse
 from trainers.records import read_records
@@ -25,7 +28,7 @@ from trainers.records import read_records
 def choose(trials: Sequence[Run], top: int) -> list[Run]:
     """The best trials by Pareto rank, within a rank by the mean of the objectives, then by number.
 
-    Complete ones, and stopped ones that have objectives all the same (`sweep.stopped_outcome`). Confirmations of both
+    Complete ones, and stopped ones that have objectives all the same (`endings.stopped_outcome`). Confirmations of both
     run to their last epoch.
     """
     left = [run for run in trials if run.kind == "trial" and run.objectives]
