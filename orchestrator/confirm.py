@@ -15,7 +15,7 @@ from orchestrator.journal import EVALUATION_FILE, Journal, Run, confirmation_key
 from orchestrator.ladder import climb
 from orchestrator.pareto import pareto_indices
 from orchestrator.proposals import Outcome
-from orchestrator.search import DriverOnly
+from orchestrator.search import OwnSearcher
 from orchestrator.shards import evaluate_on_ray, protocol_for
 from orchestrator.slots import configuration
 from orchestrator.sweep import Session, with_seed
@@ -132,7 +132,7 @@ def _job(session: Session, beginnings: Beginnings, run: Run, seed: int) -> dict[
     return configuration(key, experiment, folder, resources, beginnings.sharing(experiment, folder))
 
 
-class _Jobs(DriverOnly, Searcher):
+class _Jobs(OwnSearcher):
     """Gives Tune one run after the other, made when its turn comes, and records how they end.
 
     One whose processes died, oftener than Tune tries again, comes again as long as there are new epochs each time.
@@ -171,12 +171,6 @@ class _Jobs(DriverOnly, Searcher):
         if outcome is not None:
             session.journal.ended(job["key"], outcome.state, outcome.reason, list(outcome.objectives))
             session.view.ended(job["key"], outcome.state, outcome.reason)
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing to save."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore."""
 
 
 def _epochs(job: Mapping[str, Any]) -> int:

@@ -16,7 +16,7 @@ from orchestrator.cluster import HEAD_NODE, TRIAL_SLOT
 from orchestrator.group_slot import group_slot
 from orchestrator.interrupt import Interrupt
 from orchestrator.reservations import ReleasePlacementGroups
-from orchestrator.search import DriverOnly
+from orchestrator.search import DriverOnly, OwnSearcher
 from orchestrator.slots import ProcessSlot, record_of
 from search_spaces.study import Resources
 from trainers.config import parse
@@ -35,17 +35,9 @@ def run_on_slots(
     concurrent = session.capacity.require(resources, section)
     scratch = session.journal.folder / "ray"
     logging.getLogger("ray").setLevel(logging.CRITICAL)
-    if resources.workers > 1:
-        slot: Any = group_slot(resources, scratch / "groups", start_attempts=3 if session.capacity.private else -1)
-        # The workers of a group hold the CPUs. Its trial actor must hold something, but no part of a CPU, or the last
-        # group would not fit: a slot, and on a cluster without slots a trace of the head node.
-        needs = {"CPU": 0, TRIAL_SLOT: 1} if session.capacity.private else {"CPU": 0, HEAD_NODE: 0.001}
-    else:
-        slot = ProcessSlot
-        needs = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
     listener = _Listener(session)
     tune.Tuner(
-        tune.with_resources(slot, needs),
+        _slot(resources, scratch / "groups", private=session.capacity.private),
         tune_config=TuneConfig(
             search_alg=_UntilInterrupted(searcher, session.interrupt),
             scheduler=scheduler,
@@ -64,7 +56,17 @@ def run_on_slots(
     ).fit()
 
 
-class _UntilInterrupted(DriverOnly, Searcher):
+def _slot(resources: Resources, groups: Path, *, private: bool) -> Any:
+    """What Tune starts for these resources, with what it reserves. `private` is a Ray that we started."""
+    if resources.workers == 1:
+        return tune.with_resources(ProcessSlot, {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker})
+    # The workers of a group hold the CPUs. Its trial actor must hold something, but no part of a CPU, or the last
+    # group would not fit: a slot, and on a cluster without slots a trace of the head node.
+    needs = {"CPU": 0, TRIAL_SLOT: 1} if private else {"CPU": 0, HEAD_NODE: 0.001}
+    return tune.with_resources(group_slot(resources, groups, start_attempts=3 if private else -1), needs)
+
+
+class _UntilInterrupted(OwnSearcher):
     """A searcher that proposes nothing more once the user has asked to stop."""
 
     def __init__(self, searcher: Searcher, interrupt: Interrupt) -> None:
@@ -79,12 +81,6 @@ class _UntilInterrupted(DriverOnly, Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         self._searcher.on_trial_complete(trial_id, result, error)
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing to save."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore."""
 
 
 class _StopOnInterrupt(DriverOnly, Stopper):
