@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,17 @@ from ray.tune.search import Searcher
 
 from orchestrator.beginnings import Beginnings
 from orchestrator.constraints import feasible, limits
-from orchestrator.journal import EVALUATION_FILE, Run, confirmation_key
+from orchestrator.endings import judge_run
+from orchestrator.journal import EVALUATION_FILE, Journal, Run, confirmation_key
 from orchestrator.ladder import climb
 from orchestrator.pareto import pareto_indices
 from orchestrator.proposals import Outcome
-from orchestrator.search import DriverOnly
+from orchestrator.search import OwnSearcher
 from orchestrator.shards import evaluate_on_ray, protocol_for
-from orchestrator.sweep import Session, configuration, judge_run, run_on_slots, with_seed
+from orchestrator.slots import configuration
+from orchestrator.sweep import Session, with_seed
+from orchestrator.tuning import run_on_slots
+from search_spaces.study import Study
 from trainers.config import parse
 from trainers.records import read_records
 
@@ -24,7 +28,7 @@ from trainers.records import read_records
 def choose(trials: Sequence[Run], top: int) -> list[Run]:
     """The best trials by Pareto rank, within a rank by the mean of the objectives, then by number.
 
-    Complete ones, and stopped ones that have objectives all the same (`sweep.stopped_outcome`). Confirmations of both
+    Complete ones, and stopped ones that have objectives all the same (`endings.stopped_outcome`). Confirmations of both
     run to their last epoch.
     """
     left = [run for run in trials if run.kind == "trial" and run.objectives]
@@ -51,6 +55,14 @@ def confirm(session: Session, *, anew: bool) -> None:
     With `anew`, what was evaluated under other settings is evaluated again under these; its shards of before are kept.
     Without, it stays: a study that is resumed does not take back what was asked for since.
     """
+    chosen = _chosen(session)
+    _train(session, chosen)
+    session.interrupt.check()
+    _evaluate(session, {key for _, _, key in _wanted(session.study, chosen)} if anew else set())
+
+
+def _chosen(session: Session) -> list[Run]:
+    """The trials to confirm, the best first: those that meet the constraints and withstand the ladder."""
     study, journal, view = session.study, session.journal, session.view
     candidates = distinct(feasible(study, journal.runs()))
     ranked = choose(candidates, len(candidates))
@@ -60,34 +72,53 @@ def confirm(session: Session, *, anew: bool) -> None:
             view.say(f"search.constraints.{metric} is not applied: its baseline has recorded nothing")
     if not ranked and study.search.constraints:
         view.say("no trial meets search.constraints: nothing is confirmed")
-    # The seeds of the trials are not fresh.
-    offsets = range(study.search.seeds, study.search.seeds + study.confirm.seeds)
-    finished = {run.key for run in journal.runs() if run.kind == "confirmation" and run.state == "complete"}
-    left = [(run, seed) for run in chosen for seed in offsets if confirmation_key(run.trial, seed) not in finished]
-    if left:
-        trials = ", ".join(str(run.trial) for run in chosen)
-        resources = study.confirm_resources
-        view.phase(
-            f"confirming trials {trials} with {study.confirm.seeds} seeds, {resources.workers} workers each",
-            runs=len(left),
-            epochs=sum(run.experiment.epochs for run, _ in left),
-        )
-        beginnings = Beginnings(study, journal, resources)
-        jobs = (_job(session, beginnings, run, seed) for run, seed in left)
-        run_on_slots(session, _Jobs(jobs, session), resources, "confirm")
-    session.interrupt.check()
-    wanted = {confirmation_key(run.trial, seed) for run in chosen for seed in offsets}
+    return chosen
+
+
+def _wanted(study: Study, chosen: Sequence[Run]) -> list[tuple[Run, int, str]]:
+    """(trial, seed, key) of each confirmation. The seeds of the trials are not fresh."""
+    seeds = range(study.search.seeds, study.search.seeds + study.confirm.seeds)
+    return [(trial, seed, confirmation_key(trial.trial, seed)) for trial in chosen for seed in seeds]
+
+
+def _confirmed(journal: Journal) -> list[Run]:
+    """The confirmations that are trained."""
+    return [run for run in journal.runs() if run.kind == "confirmation" and run.state == "complete"]
+
+
+def _train(session: Session, chosen: Sequence[Run]) -> None:
+    """Train what is not trained yet."""
+    study, journal = session.study, session.journal
+    finished = {run.key for run in _confirmed(journal)}
+    left = [(trial, seed) for trial, seed, key in _wanted(study, chosen) if key not in finished]
+    if not left:
+        return
+    trials, resources = ", ".join(str(run.trial) for run in chosen), study.confirm_resources
+    session.view.phase(
+        f"confirming trials {trials} with {study.confirm.seeds} seeds, {resources.workers} workers each",
+        runs=len(left),
+        epochs=sum(trial.experiment.epochs for trial, _ in left),
+    )
+    beginnings = Beginnings(study, journal, resources)
+    jobs = (_job(session, beginnings, trial, seed) for trial, seed in left)
+    run_on_slots(session, _Jobs(jobs, session), resources, "confirm")
+
+
+def _evaluate(session: Session, anew: Set[str]) -> None:
+    """Attack every confirmation that has no evaluation, and those of `anew` (keys) whose evaluation is another."""
+    study = session.study
     waiting = [
         (run, protocol)
-        for run in journal.runs()
-        if run.kind == "confirmation" and run.state == "complete"
+        for run in _confirmed(session.journal)
         for protocol in [protocol_for(run.experiment, study.confirm, study.search.checkpoint)]
-        if run.evaluation is None or (anew and run.key in wanted and run.evaluation.protocol != protocol)
+        if run.evaluation is None or (run.key in anew and run.evaluation.protocol != protocol)
     ]
-    if waiting:
-        view.phase(f"{study.confirm.attack} on {study.confirm.samples} test images for {len(waiting)} runs")
-        for run, evaluation in evaluate_on_ray(session, waiting):
-            evaluation.save(run.folder / EVALUATION_FILE)
+    if not waiting:
+        return
+    attack, samples = study.confirm.attack, study.confirm.samples
+    session.view.phase(f"{attack} on {samples} test images for {len(waiting)} runs")
+    for run, evaluation in evaluate_on_ray(session, waiting):
+        evaluation.save(run.folder / EVALUATION_FILE)
 
 
 def _job(session: Session, beginnings: Beginnings, run: Run, seed: int) -> dict[str, Any]:
@@ -101,7 +132,7 @@ def _job(session: Session, beginnings: Beginnings, run: Run, seed: int) -> dict[
     return configuration(key, experiment, folder, resources, beginnings.sharing(experiment, folder))
 
 
-class _Jobs(DriverOnly, Searcher):
+class _Jobs(OwnSearcher):
     """Gives Tune one run after the other, made when its turn comes, and records how they end.
 
     One whose processes died, oftener than Tune tries again, comes again as long as there are new epochs each time.
@@ -140,12 +171,6 @@ class _Jobs(DriverOnly, Searcher):
         if outcome is not None:
             session.journal.ended(job["key"], outcome.state, outcome.reason, list(outcome.objectives))
             session.view.ended(job["key"], outcome.state, outcome.reason)
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing to save."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore."""
 
 
 def _epochs(job: Mapping[str, Any]) -> int:

@@ -38,11 +38,11 @@ def examine(address: str | None, storage: Path, data_dir: Path | None, study: St
         report.check("Ray", _private_ray)
     else:
         _examine_cluster(address, storage, data_dir, study, report)
-    for name in catalog.DATASETS:
-        if study is None:
-            console.print(_data(name, data_dir), soft_wrap=True)
     if study is not None:
         report.check("data", lambda: _required(data_of(study, data_dir)))
+    else:
+        for name in catalog.DATASETS:
+            console.print(_data(name, data_dir), soft_wrap=True)
     return report.healthy
 
 

@@ -280,32 +280,10 @@ class Journal:
 
     def _apply(self, event: Mapping[str, Any]) -> None:
         if event["event"] in ("proposed", "confirming"):
-            began = event.get("origin")
-            # Journals of earlier versions name the trial alone.
-            key = event.get("key") or trial_key(event["trial"])
-            self._runs[key] = Run(
-                key,
-                event.get("kind", "trial") if event["event"] == "proposed" else "confirmation",
-                event["trial"],
-                event["values"],
-                parse(event["experiment"]),
-                self.folder / event["folder"],
-                origin=None if began is None else Origin(**began),
-                seeds=event.get("seeds", 1),
-            )
-        elif event.get("key") not in self._runs:
-            return
-        elif event["event"] == "stopping":
-            self._runs[event["key"]] = replace(self._runs[event["key"]], stopped_by=event["rule"])
-        elif event["event"] == "evaluated":
-            self._runs[event["key"]] = replace(self._runs[event["key"]], not_evaluated=event["problem"])
-        elif event["event"] == "ended":
-            self._runs[event["key"]] = replace(
-                self._runs[event["key"]],
-                state=event["state"],
-                reason=event["reason"],
-                objectives=tuple(event["objectives"]),
-            )
+            run = _begun(event, self.folder)
+            self._runs[run.key] = run
+        elif event.get("key") in self._runs:
+            self._runs[event["key"]] = replace(self._runs[event["key"]], **_changes(event))
 
     def _evaluation(self, folder: Path) -> Evaluation | None:
         file = folder / EVALUATION_FILE
@@ -317,6 +295,32 @@ class Journal:
         if folder not in self._evaluations or self._evaluations[folder][0] != version:
             self._evaluations[folder] = version, Evaluation.load(file)
         return self._evaluations[folder][1]
+
+
+def _begun(event: Mapping[str, Any], folder: Path) -> Run:
+    """The run of a study in `folder` that an event says was issued, for the first time or again."""
+    origin = event.get("origin")
+    return Run(
+        event.get("key") or trial_key(event["trial"]),  # journals of earlier versions name the trial alone
+        "confirmation" if event["event"] == "confirming" else event.get("kind", "trial"),
+        event["trial"],
+        event["values"],
+        parse(event["experiment"]),
+        folder / event["folder"],
+        origin=None if origin is None else Origin(**origin),
+        seeds=event.get("seeds", 1),
+    )
+
+
+def _changes(event: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a run that an event about it changes."""
+    if event["event"] == "stopping":
+        return {"stopped_by": event["rule"]}
+    if event["event"] == "evaluated":
+        return {"not_evaluated": event["problem"]}
+    if event["event"] == "ended":
+        return {"state": event["state"], "reason": event["reason"], "objectives": tuple(event["objectives"])}
+    return {}
 
 
 def _place(run: Run) -> tuple[int, int, int]:

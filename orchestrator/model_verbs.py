@@ -28,8 +28,6 @@ Cluster = Annotated[
     str | None, typer.Option("--address", help="shard over this Ray cluster; local starts one; default: this process")
 ]
 ATTACK_HELP = "pgd20, cw, autoattack, worst, … (a wrong name lists all), or several, each on what the last one left"
-
-
 _FILE_COLUMNS = 200
 
 

@@ -52,7 +52,13 @@ def savings(runs: Iterable[Run], study: Study) -> list[Saving]:
     tried = [run for run in everything if run.kind != "confirmation"]
     stopped = [run for run in tried if run.state == "stopped" and (run.origin is None or run.origin.kind != "twin")]
 
-    def saving(how: str, group: list[Run], among: list[Run], epochs: Epochs, seconds: Seconds) -> Saving:
+    def saving(
+        how: str,
+        group: list[Run],
+        among: list[Run],
+        epochs: Callable[[Run], int],
+        seconds: Callable[[Run, Resources], float],
+    ) -> Saving:
         return Saving(
             how,
             len(group),
@@ -78,10 +84,6 @@ def savings(runs: Iterable[Run], study: Study) -> list[Saving]:
         if (group := [run for run in everything if run.origin is not None and run.origin.kind == kind])
     ]
     return by_rule + by_origin
-
-
-Epochs = Callable[[Run], int]
-Seconds = Callable[[Run, Resources], float]
 
 
 def _epochs_taken_over(run: Run) -> int:

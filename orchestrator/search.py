@@ -48,7 +48,17 @@ class DriverOnly:
         return type(None), ()
 
 
-class StudySearcher(DriverOnly, Searcher):
+class OwnSearcher(DriverOnly, Searcher):
+    """A searcher of ours: its state is in files, and a fresh one is the restored one."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore."""
+
+
+class StudySearcher(OwnSearcher):
     """Proposes trials to Tune until the study's total is reached, and tells Optuna how they ended.
 
     Each of a trial's runs, one a seed, is a trial of Tune's; Optuna is told when the last of them has ended. A run that
@@ -87,9 +97,6 @@ class StudySearcher(DriverOnly, Searcher):
                 return None if self._running else str(Searcher.FINISHED)
             self._waiting += [SeedRun(number, seed) for seed in self._seeds]
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Nothing: intermediate values go to the records, not to Optuna."""
-
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Hear how a run ended; one that was only interrupted leaves its trial running and is issued again."""
         run = self._running.pop(trial_id, None)
@@ -107,12 +114,6 @@ class StudySearcher(DriverOnly, Searcher):
                 self._proposals.note(run, replace(self._proposals.attempts(run), fruitless=0))
         except Exception as problem:
             self._runs.give_up(problem)
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: the storage is the state."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore: a fresh searcher on the same storage is the restored one."""
 
     def _take_up(self, number: int) -> None:
         """Go on with a trial that a dead driver left: its runs end that are decided, the others are issued again."""

@@ -79,22 +79,7 @@ def evaluate_on_ray(session: Session, wanted: Sequence[tuple[Run, Protocol]]) ->
     """
     import ray
 
-    resources = session.study.resources
-    task = ray.remote(attempt_shard).options(
-        num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_retries=_MAX_LOSSES
-    )
-    pending: dict[Any, tuple[Run, Protocol]] = {}
-    left: dict[str, int] = {}
-    for run, protocol in wanted:
-        left[run.key] = len(protocol.ranges())
-        folder = str(checkpoint_folder(run.folder, protocol.checkpoint))
-        data = session.study.located(run.experiment).data.model_dump_json()
-        for start, stop in protocol.ranges():
-            reference = task.remote(
-                folder, data, asdict(protocol), start, stop, str(run.folder), resources.cpus_per_worker,
-                resources.gpus_per_worker,
-            )  # fmt: skip
-            pending[reference] = run, protocol
+    pending = _submitted(session, wanted)
     while pending:
         done, _ = ray.wait(list(pending), timeout=1.0)
         if session.interrupt.requested:
@@ -102,26 +87,45 @@ def evaluate_on_ray(session: Session, wanted: Sequence[tuple[Run, Protocol]]) ->
                 ray.cancel(reference, force=True)
             session.interrupt.check()
         for reference in done:
-            if reference not in pending:
-                continue  # of a run that has just failed
             run, protocol = pending.pop(reference)
             problem = _problem_of(reference)
+            others = [other for other, (its, _) in pending.items() if its.key == run.key]
             if problem:
-                for other in [other for other, (its, _) in pending.items() if its.key == run.key]:
+                for other in others:
                     ray.cancel(other, force=True)
                     del pending[other]
                 session.journal.evaluated(run.key, problem)
                 session.view.say(f"{run.key}  not evaluated: {problem}")
-                continue
-            left[run.key] -= 1
-            if not left[run.key]:
-                evaluation = collect(run.folder, checkpoint_folder(run.folder, protocol.checkpoint), protocol)
-                if run.not_evaluated:
-                    session.journal.evaluated(run.key, "")
-                session.view.say(f"{run.key}  {summary(evaluation)}")
-                for warning in evaluation.warnings:
-                    session.view.say(f"{run.key}  warning: {warning}")
-                yield run, evaluation
+            elif not others:
+                yield run, _collected(session, run, protocol)
+
+
+def _submitted(session: Session, wanted: Sequence[tuple[Run, Protocol]]) -> dict[Any, tuple[Run, Protocol]]:
+    """Reference of a Ray task -> what it evaluates a shard of."""
+    import ray
+
+    resources = session.study.resources
+    threads, gpus = resources.cpus_per_worker, resources.gpus_per_worker
+    task = ray.remote(attempt_shard).options(num_cpus=threads, num_gpus=gpus, max_retries=_MAX_LOSSES)
+    pending: dict[Any, tuple[Run, Protocol]] = {}
+    for run, protocol in wanted:
+        folder = str(checkpoint_folder(run.folder, protocol.checkpoint))
+        data = session.study.located(run.experiment).data.model_dump_json()
+        for bounds in protocol.ranges():
+            reference = task.remote(folder, data, asdict(protocol), *bounds, str(run.folder), threads, gpus)
+            pending[reference] = run, protocol
+    return pending
+
+
+def _collected(session: Session, run: Run, protocol: Protocol) -> Evaluation:
+    """The evaluation of a run whose shards have all ended, said and noted."""
+    evaluation = collect(run.folder, checkpoint_folder(run.folder, protocol.checkpoint), protocol)
+    if run.not_evaluated:
+        session.journal.evaluated(run.key, "")
+    session.view.say(f"{run.key}  {summary(evaluation)}")
+    for warning in evaluation.warnings:
+        session.view.say(f"{run.key}  warning: {warning}")
+    return evaluation
 
 
 def _problem_of(reference: Any) -> str | None:

@@ -11,15 +11,33 @@ from __future__ import annotations
 import traceback
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
 from orchestrator import disk
 from orchestrator.devices import reserved_device
 from orchestrator.mailbox import Report
-from trainers.config import parse
+from search_spaces.study import Resources
+from trainers.config import Experiment, parse
 from trainers.records import EpochRecord
+
+if TYPE_CHECKING:
+    from trainers.prefix import Sharing
+
+
+def configuration(
+    key: str, experiment: Experiment, folder: Path, resources: Resources, sharing: Sharing | None = None
+) -> dict[str, Any]:
+    """A run as a slot takes it."""
+    return {
+        "key": key,
+        "experiment": experiment.to_dict(),
+        "run_dir": str(folder),
+        "threads": resources.cpus_per_worker,
+        "gpus": resources.gpus_per_worker,
+        "sharing": sharing,
+    }
 
 
 def report_of(record: EpochRecord, epochs: int) -> Report:

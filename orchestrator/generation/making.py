@@ -85,9 +85,7 @@ def make(
     wanted: Sequence[tuple[Network, Recipe]], folder: Path, *, address: str | None, threads: int, console: Console
 ) -> list[Made]:
     """The images of every network by every recipe. Shards that are in `folder/shards` are not made again."""
-    names = {
-        id(network): identity(network, _training(_text(network)), console, gradients=True) for network, _ in wanted
-    }
+    names = {id(network): identity(network, _training(network.data), console, gradients=True) for network, _ in wanted}
     shards = (folder / SHARDS_FOLDER).absolute()
     tasks: dict[Path, Task] = {}
     found = []
@@ -100,7 +98,7 @@ def make(
             files.append(file)
             if not (file.exists() and energies.exists()):
                 work = partial(
-                    make_shard, data=_text(network), recipe=recipe, bounds=(start, stop), energies=energies, file=file
+                    make_shard, data=network.data, recipe=recipe, bounds=(start, stop), energies=energies, file=file
                 )
                 said = f"{network.name}, {recipe.init}: chains {start}-{stop}"
                 tasks.setdefault(file, Task(said, network.subject.load, work))
@@ -188,10 +186,6 @@ def _training(data: str) -> ImageSet:
     from trainers.data.images import load_splits
 
     return load_splits(Data.model_validate_json(data)).train
-
-
-def _text(network: Network) -> str:
-    return network.subject.experiment.data.model_dump_json()
 
 
 def _joined(network: str, recipe: Recipe, files: Sequence[Path], energies: Path) -> Made:

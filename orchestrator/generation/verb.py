@@ -209,7 +209,9 @@ def _publish(
         for name, value in line.items()
         if isinstance(value, float)
     }
-    identity = recipe.digest(" ".join(f"{one.network} {one.init} {one.images.tobytes()[:4096]!r}" for one in made))
+    identity = recipe.digest(
+        " ".join(f"{one.network} {one.init} {one.images.ravel()[:4096].tobytes()!r}" for one in made)
+    )
     born = max(file.stat().st_mtime for file in (output / SHARDS_FOLDER).glob("*.npz"))
     tracking.hand_over(
         uri, console, identity=identity, kind="generation", name="generated images", time=born,

@@ -40,7 +40,7 @@ def measure(
     """
     from trainers.lens.points import Points
 
-    images = _images(_text(wanted[0][0]), protocol.samples)
+    images = _images(wanted[0][0].data, protocol.samples)
     names = [
         identity(network, images, console, gradients=any(map(needs_gradients, stages)))[:16]
         for network, stages in wanted
@@ -57,7 +57,7 @@ def measure(
                 kept = file(name, stage, bounds)
                 if not kept.exists():
                     work = partial(
-                        measure_shard, data=_text(network), protocol=replace(protocol, attack=stage), bounds=bounds,
+                        measure_shard, data=network.data, protocol=replace(protocol, attack=stage), bounds=bounds,
                         file=kept,
                     )  # fmt: skip
                     tasks.setdefault(kept, Task(_describe(network, bounds, stage), network.subject.load, work))
@@ -88,10 +88,6 @@ def _images(data: str, samples: int) -> ImageSet:
     from trainers.evaluation.ranges import evaluation_images
 
     return evaluation_images(Data.model_validate_json(data), samples)
-
-
-def _text(network: Network) -> str:
-    return network.subject.experiment.data.model_dump_json()
 
 
 def _describe(network: Network, bounds: tuple[int, int], stage: str) -> str:

@@ -46,6 +46,11 @@ class Network:
     run: Run | None = None
     epoch: int | None = None
 
+    @property
+    def data(self) -> str:
+        """The data that it is for, as JSON: so tasks take them."""
+        return self.subject.experiment.data.model_dump_json()
+
 
 def choose_networks(
     words: Sequence[str], *, rule: str | None, foreign: Foreign, data_dir: Path | None

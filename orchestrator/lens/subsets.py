@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -12,6 +13,12 @@ from orchestrator.subjects import own_subjects
 from trainers.problems import InvalidInput
 from trainers.whole_files import write_whole
 
+if TYPE_CHECKING:
+    from torch import nn
+
+    from trainers.data.images import ImageSet
+    from trainers.lens.points import Points
+
 
 def write_subsets(
     checkpoint: Path, *, rule: str | None, output: Path, seed: int, batch_size: int, data_dir: Path | None,
@@ -19,37 +26,24 @@ def write_subsets(
 ) -> None:  # fmt: skip
     """Sort the training images of a run's own split by its net's E(x) and write the four subsets of `lens.subsets`.
 
-    Images are not augmented. Raises InvalidInput if the net is always right or always wrong, or for `rule` both.
+    Raises InvalidInput if the net is always right or always wrong, or for `rule` both.
     """
     if rule == "both":
         raise InvalidInput.single("--checkpoint", "both: subsets come from one net; allowed: best, last")
     disk.check_file(output, "--output")
     (subject,) = own_subjects(checkpoint, rule, data_dir)
-    import numpy as np
-    import torch
-
     from trainers.data.images import load_splits, training_indices
     from trainers.foreign.weights import weights_digest
-    from trainers.lens.points import Points, points
     from trainers.lens.subsets import choose_subsets
-    from trainers.precision import tf32
-    from trainers.ranks import Ranks
 
     data = subject.experiment.data.model_copy(update={"subset": None})
-    indices, images = training_indices(data), load_splits(data).train
-    device = Ranks.current().device
-    model = subject.load().to(device).eval()
-    parts = []
-    with torch.no_grad(), tf32(allowed=False), console.status("") as status:
-        for start in range(0, len(images), batch_size):
-            status.update(f"training images {start} of {len(images)}")
-            batch = images.floats(start, start + batch_size).to(device)
-            parts.append(points(model(batch), images.labels[start : start + batch_size].to(device)))
-    seen = Points.joined(parts)
+    indices, model = training_indices(data), subject.load()
+    seen = _points(model, load_splits(data).train, batch_size, console)
     try:
         chosen = choose_subsets(seen.energy, seen.correct, seed=seed)
     except ValueError as error:
         raise InvalidInput.single(str(checkpoint), str(error)) from error
+    mean_energy = {name: float(seen.energy[rows].mean()) for name, rows in chosen.items()}
     content = {
         "data": f"{data.name} {data.size}x{data.size}",
         "reference": {
@@ -59,15 +53,14 @@ def write_subsets(
             "training_accuracy": float(seen.correct.mean()),
         },
         "seed": seed,
-        "mean_energy": {name: float(seen.energy[rows].mean()) for name, rows in chosen.items()},
+        "mean_energy": mean_energy,
         "subsets": {name: indices[rows].tolist() for name, rows in chosen.items()},
     }
     write_whole(output, json.dumps(content) + "\n")
-    size = len(chosen["random"])
-    console.print(f"{subject.source}: right on {100 * seen.correct.mean():.2f} % of {len(images)} training images")
-    for name, energy in content["mean_energy"].items():  # type: ignore[attr-defined]
-        console.print(f"{name:<14} {size} images  mean E(x) {energy:+.3f}")
-    common = len(np.intersect1d(chosen["high_energy"], chosen["low_energy"]))
+    console.print(f"{subject.source}: right on {100 * seen.correct.mean():.2f} % of {len(indices)} training images")
+    for name, energy in mean_energy.items():
+        console.print(f"{name:<14} {len(chosen[name])} images  mean E(x) {energy:+.3f}")
+    common = len({*chosen["high_energy"].tolist()} & {*chosen["low_energy"].tolist()})
     if common:
         console.print(
             f"warning: {common} images are in high_energy and in low_energy: fewer than twice as many are classified "
@@ -75,3 +68,22 @@ def write_subsets(
             style="yellow", soft_wrap=True,
         )  # fmt: skip
     console.print(f"subsets: {output}", soft_wrap=True)
+
+
+def _points(model: nn.Module, images: ImageSet, batch_size: int, console: Console) -> Points:
+    """What the net makes of every training image, none augmented."""
+    import torch
+
+    from trainers.lens.points import Points, points
+    from trainers.precision import tf32
+    from trainers.ranks import Ranks
+
+    device = Ranks.current().device
+    model.to(device).eval()
+    parts = []
+    with torch.no_grad(), tf32(allowed=False), console.status("") as status:
+        for start in range(0, len(images), batch_size):
+            status.update(f"training images {start} of {len(images)}")
+            batch = images.floats(start, start + batch_size).to(device)
+            parts.append(points(model(batch), images.labels[start : start + batch_size].to(device)))
+    return Points.joined(parts)

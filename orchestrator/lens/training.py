@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from orchestrator.journal import Run
 from orchestrator.lens.networks import Network
 from orchestrator.report.figure_data import Line
-from orchestrator.report.figures import ONSETS, delta_energy_axis
+from orchestrator.report.figures import ONSETS, delta_energy_axis, mark_onsets
 from orchestrator.report.lettering import legend_outside
 from orchestrator.report.reading import curve, epsilon_text, overfitting, training_phases
 from orchestrator.report.style import INK, MUTED, method_colors, new_figure, styled
@@ -44,13 +44,7 @@ def energy_and_error(networks: Sequence[Network]) -> Figure | None:
             epochs, values = curve(run, metric)
             shown = [convert(value) for value in values]
             axes.plot(epochs, shown, **look)
-            at = dict(zip(epochs, shown, strict=True))
-            for onset in overfitting(run):
-                axes.plot(
-                    onset.epoch + 1, at[onset.epoch + 1], linestyle="", marker=ONSETS[onset.kind][0], markersize=8,
-                    markerfacecolor=look["color"] if onset.confirmed else "white", markeredgecolor=INK,
-                    markeredgewidth=0.8, zorder=4,
-                )  # fmt: skip
+            mark_onsets(axes, run, dict(zip(epochs, shown, strict=True)), look["color"])
         found = training_phases(run)
         for first in (found.first_break, found.second_break) if found else ():
             epochs, values = curve(run, REFERENCE_DELTA_ENERGY)

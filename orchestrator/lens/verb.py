@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from operator import methodcaller
 from pathlib import Path
 
@@ -38,9 +39,8 @@ def lens_protocol(networks: Sequence[Network], settings: Confirm, epsilon: str |
     if epsilon is None and len(given) > 1:
         raise InvalidInput.single("--epsilon", f"is missing: the networks' own evaluation ε differ ({sorted(given)})")
     found = protocol_for(networks[0].subject.experiment, settings, "weights")
-    fields = {name: getattr(found, name) for name in Protocol.__dataclass_fields__}
     # A network is known by its weights: neither by the rule that chose its epoch nor by how it was trained.
-    return Protocol(**fields | {"epsilon": epsilon or found.epsilon, "training": ""})
+    return replace(found, epsilon=epsilon or found.epsilon, training="")
 
 
 def look(

@@ -257,21 +257,25 @@ def _energy_column(
         stroke: dict[str, Any] = {"linewidth": 0.9 if thin else 1.6} | strokes[float(run.experiment.attack.epsilon)]
         for axes, metric, scale in ((top, REFERENCE_DELTA_ENERGY, 1), (bottom, ROBUST_ACCURACY, 100)):
             epochs, values = curve(run, metric)
+            drawn = [scale * value for value in values]
             # A single epoch is a point: a line of it would not be seen.
             axes.plot(
                 epochs,
-                [scale * value for value in values],
+                drawn,
                 **dict(look) | {"marker": look["marker"] or ("." if len(epochs) == 1 else "")},
                 **stroke,
                 markevery=max(len(epochs) // 6, 1),
             )
-            for onset in overfitting(run):
-                at = dict(zip(epochs, values, strict=True))[onset.epoch + 1]
-                axes.plot(
-                    onset.epoch + 1, scale * at, linestyle="", marker=ONSETS[onset.kind][0],
-                    markersize=6 if thin else 8, markerfacecolor=look["color"] if onset.confirmed else "white",
-                    markeredgecolor=INK, markeredgewidth=0.8, zorder=4,
-                )  # fmt: skip
+            mark_onsets(axes, run, dict(zip(epochs, drawn, strict=True)), look["color"], size=6 if thin else 8)
+
+
+def mark_onsets(axes: Axes, run: Run, at: Mapping[int, float], color: str, *, size: float = 8) -> None:
+    """A marker on a run's line, whose values are `at` its epochs (from 1), wherever overfitting sets in."""
+    for onset in overfitting(run):
+        axes.plot(
+            onset.epoch + 1, at[onset.epoch + 1], linestyle="", marker=ONSETS[onset.kind][0], markersize=size,
+            markerfacecolor=color if onset.confirmed else "white", markeredgecolor=INK, markeredgewidth=0.8, zorder=4,
+        )  # fmt: skip
 
 
 def delta_energy_axis(axes: Axes, values: Iterable[float]) -> None:

@@ -15,11 +15,11 @@ import yaml
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
+from orchestrator.endings import judge_run
 from orchestrator.interrupt import Interrupt
 from orchestrator.journal import Journal, Run, trial_key
 from orchestrator.proposals import Outcome
 from orchestrator.search import StudySearcher
-from orchestrator.sweep import judge_run
 from orchestrator.tracking import RUN_TAG
 from search_spaces.study import Study
 from tests.integration.conftest import unmeasured

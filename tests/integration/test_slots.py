@@ -72,7 +72,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     study = parse_study({**STUDY, "resources": resources.model_dump()})
     journal = Journal.create(folder / "study", study)
     with planted_credentials(), cluster.connect(None, trial_slots=1) as capacity:
-        from orchestrator import confirm, sweep
+        from orchestrator import confirm, slots, sweep, tuning
 
         # What a worker process inherits from the driver: everything but its credentials, planted above.
         inherited = ray.get(ray.remote(lambda: dict(os.environ)).options(num_cpus=0).remote())
@@ -81,10 +81,10 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
         session = sweep.Session(study, journal, capacity, StudyView(Console(quiet=True)), Interrupt(print))
         jobs: list[dict[str, Any]] = [
-            sweep.configuration(f"run{i}", experiment, folder / f"run{i}", resources)
+            slots.configuration(f"run{i}", experiment, folder / f"run{i}", resources)
             for i, experiment in enumerate(experiments())
         ]
-        sweep.run_on_slots(session, confirm._Jobs(jobs, session), resources, "resources")
+        tuning.run_on_slots(session, confirm._Jobs(jobs, session), resources, "resources")
         assert not ray.util.placement_group_table() or all(
             group["state"] == "REMOVED" for group in ray.util.placement_group_table().values()
         )

@@ -108,8 +108,8 @@ def test_a_run_that_got_to_its_end_is_not_stopped(journal: Journal, study: Study
 def test_a_collapsed_trial_counts_only_where_its_best_epoch_does(
     study: Study, checkpoint: str, objectives: tuple[float, ...]
 ) -> None:
+    from orchestrator.endings import stopped_outcome
     from orchestrator.stop_rules import Stop
-    from orchestrator.sweep import stopped_outcome
 
     chosen = parse_study({**study.to_raw(), "search": {"checkpoint": checkpoint}})
     made = records([*COLLAPSE, 0.9])  # the last epoch came after the decision
@@ -119,8 +119,8 @@ def test_a_collapsed_trial_counts_only_where_its_best_epoch_does(
 
 
 def test_with_one_objective_optuna_hears_of_it_epoch_by_epoch(study: Study) -> None:
+    from orchestrator.endings import stopped_outcome
     from orchestrator.stop_rules import Stop
-    from orchestrator.sweep import stopped_outcome
 
     one = parse_study({**study.to_raw(), "search": {"objectives": ["val/pgd10_accuracy"]}})
     stop = Stop("catastrophic", 2, "because")
