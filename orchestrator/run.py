@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
 
@@ -30,6 +30,8 @@ from trainers.problems import InvalidInput, Problem
 
 if TYPE_CHECKING:
     from orchestrator.sweep import Session
+
+_LOCK_ATTEMPTS, _LOCK_SECONDS = 5, 0.1
 
 
 def preflight(study: Study, folder: Path, address: str | None, search: bool = True) -> None:
@@ -216,9 +218,8 @@ def only_driver(folder: Path) -> Iterator[None]:
     """Two drivers would both re-issue the same trials: hold a lock for as long as this process lives."""
     with open(folder / "lock", "w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InvalidInput.single(str(folder), "another process is running this study") from None
+            if not _locked(file):
+                raise InvalidInput.single(str(folder), "another process is running this study")
         except OSError as error:
             raise InvalidInput.single(
                 "--storage", f"{str(folder.parent)!r}: its file system has no locks ({error.strerror}), and a second "
@@ -226,6 +227,17 @@ def only_driver(folder: Path) -> Iterator[None]:
                 "or name another folder"
             ) from error  # fmt: skip
         yield
+
+
+def _locked(file: TextIO) -> bool:
+    """Take the lock, unless a driver has it; `status` holds it for a moment, each time it looks."""
+    for attempt in range(_LOCK_ATTEMPTS):
+        if attempt:
+            time.sleep(_LOCK_SECONDS)
+        with suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    return False
 
 
 def _check_database(study: Study, folder: Path) -> None:

@@ -7,6 +7,7 @@ import fcntl
 import io
 import itertools
 import os
+import threading
 
 import pytest
 from rich.console import Console
@@ -53,6 +54,17 @@ def test_it_shows_every_run_and_whether_a_driver_works(tmp_path, capsys):
     assert "; running" in capsys.readouterr().out
     # Following a study without a driver ends at once.
     assert main(["status", str(journal.folder), "--follow"]) == 0
+
+
+def test_a_driver_that_starts_while_somebody_looks_waits_a_moment_and_not_for_another_driver(tmp_path):
+    journal = Journal.create(tmp_path / "seen", parse_study({"name": "seen"}))
+    with open(journal.folder / "lock", "w") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        threading.Timer(0.15, fcntl.flock, (looking, fcntl.LOCK_UN)).start()
+        with only_driver(journal.folder):
+            assert is_driven(journal.folder)
+            with pytest.raises(InvalidInput, match="another process is running"), only_driver(journal.folder):
+                pytest.fail("two drivers at once")
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
