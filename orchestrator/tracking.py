@@ -1,7 +1,7 @@
 """Where MLflow is, whether it answers, and runs on it that are made once. `mirror` keeps whole studies there.
 
-Nothing but these two modules and `mirrored_run` talks to it. Making a run twice is harmless: it is found by a tag of our
-own first.
+Nothing but these two modules and `mirrored_run` talks to it. Making a run twice is harmless: it is found by a tag of
+our own first.
 """
 
 from __future__ import annotations
