@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator import disk
+from orchestrator.commands.job_verbs import job, submit
+from orchestrator.commands.model_verbs import ATTACK_HELP, DataDir, evaluate, generate, lens, plain_console, subsets
 from orchestrator.exit_codes import BAD_INPUT, ENVIRONMENT, INTERRUPTED, OK, SOME_FAILED
-from orchestrator.job_verbs import job, submit
-from orchestrator.model_verbs import ATTACK_HELP, DataDir, evaluate, generate, lens, plain_console, subsets
+from orchestrator.host import disk
 from trainers.problems import InvalidInput, Problem
 
 app = typer.Typer(
@@ -63,11 +63,11 @@ def sweep(
         overrides.append(f"experiment.data.directory={data_dir.absolute()}")
     loaded = load_study(study, overrides, smoke=smoke)
     if dry_run:
-        from orchestrator.plan import print_plan
+        from orchestrator.study.plan import print_plan
 
         print_plan(loaded, storage, address)
         return
-    from orchestrator.run import relative, run_study
+    from orchestrator.study.run import relative, run_study
 
     folder = storage / loaded.name
     again = ["resume", relative(folder), *_options(address=address)]
@@ -85,8 +85,8 @@ def resume(
     data_dir: DataDir = None,
 ) -> None:
     """Continue an interrupted study: finished trials stay, unfinished ones go on from their checkpoints."""
-    from orchestrator.journal import Journal
-    from orchestrator.run import relative, run_study
+    from orchestrator.records.journal import Journal
+    from orchestrator.study.run import relative, run_study
 
     journal = Journal.open(folder)
     study = journal.study() if data_dir is None else journal.study().with_data_in(data_dir)
@@ -105,8 +105,8 @@ def confirm(
     data_dir: DataDir = None,
 ) -> None:
     """Train the best configurations of a study again with fresh seeds and attack them on the test set."""
-    from orchestrator.journal import Journal
-    from orchestrator.run import relative, run_study
+    from orchestrator.records.journal import Journal
+    from orchestrator.study.run import relative, run_study
     from search_spaces.study import parse_study
 
     journal = Journal.open(folder)
@@ -131,7 +131,7 @@ def _options(**given: object) -> list[str]:
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(help="a study folder, e.g. runs/quickstart")]) -> None:
     """Write report.html and the figures of a study anew, whatever state it is in."""
-    from orchestrator.journal import Journal
+    from orchestrator.records.journal import Journal
     from orchestrator.report.page import write_report
 
     print(write_report(Journal.open(folder).folder))
@@ -143,7 +143,7 @@ def status(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="until the study's driver ends")] = False,
 ) -> None:
     """Show a study, running or not, from any terminal that sees its folder."""
-    from orchestrator.status import show_status
+    from orchestrator.commands.status import show_status
 
     show_status(folder, plain_console(), follow=follow)
 
@@ -153,7 +153,7 @@ def compare(
     folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="study folders")], format: Format = "table"
 ) -> None:
     """Rank the confirmed results of several studies; other protocols are shown apart, with the reason."""
-    from orchestrator.compare import compare as compare_studies
+    from orchestrator.commands.compare import compare as compare_studies
 
     compare_studies(folders, format, plain_console())
 
@@ -161,15 +161,15 @@ def compare(
 @app.command()
 def sync(folder: Annotated[Path, typer.Argument(help="a study folder, e.g. runs/quickstart")]) -> None:
     """Bring MLflow up to date with a study's journal."""
-    from orchestrator import tracking
-    from orchestrator.journal import Journal
-    from orchestrator.mirror import sync as bring_up_to_date
-    from orchestrator.run import only_driver
+    from orchestrator.records.journal import Journal
+    from orchestrator.study.run import only_driver
+    from orchestrator.tracking import server
+    from orchestrator.tracking.mirror import sync as bring_up_to_date
 
     journal = Journal.open(folder)
     study = journal.study()
-    uri = tracking.tracking_uri(study)
-    tracking.check_reachable(uri, study.tracking.experiment)
+    uri = server.tracking_uri(study)
+    server.check_reachable(uri, study.tracking.experiment)
     with only_driver(journal.folder):  # a driver does it by itself; both at once would make some runs twice
         bring_up_to_date(journal, uri)
     print(f"{uri} is up to date")
@@ -202,7 +202,7 @@ def methods(
     name: Annotated[str | None, typer.Argument(help="one method, in full")] = None, format: Format = "table"
 ) -> None:
     """The training methods: slots, parameters, cost, source."""
-    from orchestrator.listing import print_method, print_methods
+    from orchestrator.commands.listing import print_method, print_methods
 
     print_method(name, format) if name else print_methods(format)
 
@@ -212,7 +212,7 @@ def spaces(
     name: Annotated[str | None, typer.Argument(help="one study, in full")] = None, format: Format = "table"
 ) -> None:
     """The studies that ship with this package."""
-    from orchestrator.listing import print_space, print_spaces
+    from orchestrator.commands.listing import print_space, print_spaces
 
     print_space(name, format) if name else print_spaces(format)
 
@@ -246,7 +246,7 @@ def doctor(
     data_dir: DataDir = None,
 ) -> None:
     """Check what a study needs: Python, torch, GPUs, Ray, MLflow, disk, data; on a cluster, on each node."""
-    from orchestrator.doctor import examine
+    from orchestrator.commands.doctor import examine
     from search_spaces.loader import load_study
 
     loaded = load_study(study) if study else None

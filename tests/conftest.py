@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from orchestrator import cluster
+from orchestrator.cluster import connection
 from trainers.config import apply_values, parse
 from trainers.data.images import load_splits
 from trainers.models.build import build_model
 from trainers.ranks import Ranks
 
 # Ray reads its environment when it is imported, and test modules import it.
-cluster.prepare(private=True)
+connection.prepare(private=True)
 
 TINY = {
     "data": {"size": 8, "train_samples": 256, "holdout": 100},

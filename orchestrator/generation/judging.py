@@ -88,7 +88,7 @@ class Measures:
 
 
 def _judge(folder: Path, data: Data) -> nn.Module:
-    from orchestrator.subjects import own_subjects
+    from orchestrator.evaluation.subjects import own_subjects
 
     (subject,) = own_subjects(folder, None, None)
     own = subject.experiment.data

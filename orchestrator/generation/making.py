@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
+from orchestrator.cluster.tasks import Task, run_tasks
 from orchestrator.lens.networks import Network, identity
-from orchestrator.tasks import Task, run_tasks
 from trainers.config import Data
 from trainers.whole_files import write_with
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from orchestrator import tracking
 from orchestrator.generation.figures import SHOWN, energies, energy_lines, mosaic
 from orchestrator.generation.judging import Judges, Measures
 from orchestrator.generation.making import SHARDS_FOLDER, Made, Recipe, make
@@ -21,6 +20,7 @@ from orchestrator.report.markup import Markup, element, table
 from orchestrator.report.page import document
 from orchestrator.report.plates import Plate
 from orchestrator.report.sections import FIGURES_FOLDER
+from orchestrator.tracking import server
 from search_spaces.generation import INITS, TOLERANCE, Generation
 from trainers import catalog
 from trainers.problems import InvalidInput
@@ -66,9 +66,9 @@ def create(
     output: Path, track: bool, console: Console,
 ) -> list[Line]:  # fmt: skip
     """Images of every network by every recipe; returns the lines of the table."""
-    uri = tracking.resolved_uri(None)
+    uri = server.resolved_uri(None)
     if track:
-        tracking.check_reachable(uri)
+        server.check_reachable(uri)
     measures = Measures(judges, networks[0], wanted[0])
     try:
         made = make(
@@ -213,7 +213,7 @@ def _publish(
         " ".join(f"{one.network} {one.init} {one.images.ravel()[:4096].tobytes()!r}" for one in made)
     )
     born = max(file.stat().st_mtime for file in (output / SHARDS_FOLDER).glob("*.npz"))
-    tracking.hand_over(
+    server.hand_over(
         uri, console, identity=identity, kind="generation", name="generated images", time=born,
         params={"recipe": _how(recipe)}, metrics=metrics,
         artifacts=[output / PAGE_FILE, output / FIGURES_FOLDER],

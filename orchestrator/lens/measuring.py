@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from orchestrator.cluster.tasks import Task, run_tasks
 from orchestrator.lens.networks import Network, identity
-from orchestrator.tasks import Task, run_tasks
 from trainers.catalog.attacks import needs_gradients
 from trainers.config import Data
 from trainers.evaluation.result import Protocol

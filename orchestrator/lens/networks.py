@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.journal import Run
+from orchestrator.evaluation.subjects import Subject, choose_subjects, own_subjects
+from orchestrator.records.journal import Run
 from orchestrator.report.reading import method_label
-from orchestrator.subjects import Subject, choose_subjects, own_subjects
 from trainers import catalog
 from trainers.problems import InvalidInput, Problem, unknown_name
 from trainers.records import read_records

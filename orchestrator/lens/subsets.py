@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from orchestrator import disk
-from orchestrator.subjects import own_subjects
+from orchestrator.evaluation.subjects import own_subjects
+from orchestrator.host import disk
 from trainers.problems import InvalidInput
 from trainers.whole_files import write_whole
 

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from orchestrator.journal import Run
 from orchestrator.lens.networks import Network
+from orchestrator.records.journal import Run
 from orchestrator.report.figure_data import Line
 from orchestrator.report.figures import ONSETS, delta_energy_axis, mark_onsets
 from orchestrator.report.lettering import legend_outside

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from orchestrator import tracking
-from orchestrator.evaluate import check_epsilon, settings_of
+from orchestrator.evaluation.shards import protocol_for
+from orchestrator.evaluation.verb import check_epsilon, settings_of
 from orchestrator.lens.drift import drift_animation
 from orchestrator.lens.measuring import POINTS_FOLDER, measure
 from orchestrator.lens.networks import Network, file_name, stored_epochs
@@ -22,7 +22,7 @@ from orchestrator.report.files import write_parquet, write_plate, write_table
 from orchestrator.report.markup import Markup, element, table
 from orchestrator.report.page import document
 from orchestrator.report.sections import FIGURES_FOLDER
-from orchestrator.shards import protocol_for
+from orchestrator.tracking import server
 from search_spaces.study import Confirm
 from trainers.catalog.attacks import stages
 from trainers.evaluation.result import Protocol
@@ -57,9 +57,9 @@ def look(
     if not chosen:
         raise InvalidInput.single("--attack", "clean: a lens compares images with their adversarial versions")
     protocol = lens_protocol(networks, settings, epsilon)
-    uri = tracking.resolved_uri(None)
+    uri = server.resolved_uri(None)
     if track:
-        tracking.check_reachable(uri)
+        server.check_reachable(uri)
     followed_stage = "pgd20" if "pgd20" in chosen else chosen[0]
     stored = [] if epochs is None else stored_epochs(networks, epochs, data_dir)
     wanted = [(one, ("clean", *chosen)) for one in networks] + [(one, ("clean", followed_stage)) for one in stored]
@@ -88,7 +88,7 @@ def _publish(lens: Lens, output: Path, uri: str, console: Console) -> None:
     who = [one.network.subject.source for one in lens.seen]
     identity = hashlib.sha256(repr((lens.protocol.key, names, who)).encode()).hexdigest()[:32]
     born = max(file.stat().st_mtime for file in (output / POINTS_FOLDER).glob("*.npz"))
-    tracking.hand_over(
+    server.hand_over(
         uri, console, identity=identity, kind="lens", name=f"lens of {len(lens.seen)} networks", time=born,
         params=names | {"protocol": lens.protocol.key}, metrics=metrics(lens),
         artifacts=[output / PAGE_FILE, output / FIGURES_FOLDER],

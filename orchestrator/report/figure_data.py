@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
-from orchestrator.journal import Run
+from orchestrator.records.journal import Run
+from orchestrator.records.seeds import trials
 from orchestrator.report.importance import Importances
 from orchestrator.report.reading import curve, epsilon_text, method_label, outcomes, overfitting
-from orchestrator.seeds import trials
 from search_spaces.study import Study
 from trainers.diagnostics.overfitting import REFERENCE_DELTA_ENERGY, ROBUST_ACCURACY
 

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FormatStrFormatter, MaxNLocator, NullLocator
 
-from orchestrator.journal import Run
+from orchestrator.records.journal import Run
+from orchestrator.records.seeds import trials
 from orchestrator.report.importance import Importances
 from orchestrator.report.lettering import legend_outside
 from orchestrator.report.reading import (
@@ -42,7 +43,6 @@ from orchestrator.report.style import (
     new_figure,
     styled,
 )
-from orchestrator.seeds import trials
 from search_spaces.study import Study
 from trainers.diagnostics.overfitting import CLEAN_ACCURACY, REFERENCE_DELTA_ENERGY, ROBUST_ACCURACY
 

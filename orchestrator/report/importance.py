@@ -6,7 +6,7 @@ import math
 import warnings
 from pathlib import Path
 
-from orchestrator.storage import open_database
+from orchestrator.records.storage import open_database
 from search_spaces.study import Study
 
 MIN_TRIALS = 4

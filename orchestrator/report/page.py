@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator import ladder
-from orchestrator.journal import STUDY_FILE, Journal
+from orchestrator.records.journal import STUDY_FILE, Journal
 from orchestrator.report import sections
 from orchestrator.report.files import write_plate
 from orchestrator.report.markup import Markup, element, join
@@ -17,6 +16,7 @@ from orchestrator.report.plates import plates
 from orchestrator.report.reading import confirmations
 from orchestrator.report.stylesheet import CSS
 from orchestrator.report.tables import results, to_csv, trial_rows
+from orchestrator.study import ladder
 from trainers.whole_files import write_whole
 
 REPORT_FILE = "report.html"

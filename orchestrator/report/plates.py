@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from orchestrator.constraints import feasible
-from orchestrator.databases import reason
-from orchestrator.journal import Run
+from orchestrator.host.databases import reason
+from orchestrator.records.constraints import feasible
+from orchestrator.records.journal import Run
+from orchestrator.records.seeds import trials
 from orchestrator.report import figures
 from orchestrator.report.figure_data import Line, energy_curve_lines, importance_lines, outcome_lines
 from orchestrator.report.importance import MIN_TRIALS, Importances, parameter_importances
 from orchestrator.report.reading import evaluation_epsilon, nothing_counts, outcomes
-from orchestrator.seeds import trials
 from search_spaces.study import Study
 
 

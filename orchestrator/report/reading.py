@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.constraints import feasible
-from orchestrator.journal import Run
-from orchestrator.pareto import pareto_indices
-from orchestrator.seeds import Spread, counting, spreads, trials
+from orchestrator.records.constraints import feasible
+from orchestrator.records.journal import Run
+from orchestrator.records.pareto import pareto_indices
+from orchestrator.records.seeds import Spread, counting, spreads, trials
 from search_spaces.study import Study
 from trainers import catalog
 from trainers.config import Evaluation, Experiment

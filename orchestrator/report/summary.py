@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from orchestrator.constraints import feasible, limits
-from orchestrator.journal import Run
+from orchestrator.records.constraints import feasible, limits
+from orchestrator.records.journal import Run
+from orchestrator.records.savings import savings
+from orchestrator.records.seeds import trials
 from orchestrator.report.reading import (
     confirmations,
     energy_warnings,
@@ -19,8 +21,6 @@ from orchestrator.report.reading import (
     overfitting,
 )
 from orchestrator.report.tables import by_protocol, results
-from orchestrator.savings import savings
-from orchestrator.seeds import trials
 from search_spaces.study import Study
 from trainers.catalog.attacks import attack_label
 

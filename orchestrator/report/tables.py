@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from orchestrator.constraints import violations
-from orchestrator.journal import Run
+from orchestrator.records.constraints import violations
+from orchestrator.records.journal import Run
+from orchestrator.records.seeds import Spread, trials
 from orchestrator.report.reading import confirmations, curve, epsilon_text, method_label, objectives, onset_text
-from orchestrator.seeds import Spread, trials
 from search_spaces.study import Study
 from trainers.diagnostics.overfitting import ROBUST_ACCURACY
 from trainers.evaluation.result import Protocol

@@ -7,7 +7,7 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-from orchestrator.journal import Journal
+from orchestrator.records.journal import Journal
 from tests.cluster.network import GCS_PORT, HEAD_ADDRESS, Network
 from tests.faults.laboratory import Laboratory
 from tests.faults.undisturbed import assert_same_run, assert_tracked_once

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from orchestrator.journal import Journal
+from orchestrator.records.journal import Journal
 from tests.cluster.ray_node import RayNode, make_token
 from tests.cluster.test_bare_cluster import ROOT, free_ports
 from tests.integration.conftest import STUDY, run

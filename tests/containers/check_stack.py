@@ -17,8 +17,8 @@ import yaml
 from mlflow import MlflowClient
 
 from orchestrator.exit_codes import OK
-from orchestrator.journal import Journal, Run
-from orchestrator.tracking import RUN_TAG
+from orchestrator.records.journal import Journal, Run
+from orchestrator.tracking.server import RUN_TAG
 from tests.containers.stack import Stack
 from tests.faults.undisturbed import assert_tracked_once
 from trainers.diagnostics.overfitting import ROBUST_ACCURACY

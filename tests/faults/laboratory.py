@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from orchestrator.journal import Journal
+from orchestrator.records.journal import Journal
 from search_spaces.study import Study, parse_study
 from tests.faults.processes import descendants, kill, wait_for_the_end_of, wait_until
 from tests.integration.conftest import command, unmeasured

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator import disk
+from orchestrator.host import disk
 from tests.conftest import TINY
 from tests.faults.full_disk import filled, small_disk
 from trainers import checkpoint

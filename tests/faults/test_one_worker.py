@@ -14,7 +14,7 @@ import pytest
 from mlflow import MlflowClient
 
 from orchestrator.exit_codes import ENVIRONMENT, OK, SOME_FAILED
-from orchestrator.journal import JOURNAL_FILE, Journal
+from orchestrator.records.journal import JOURNAL_FILE, Journal
 from tests.faults.conftest import DIVERGING, shaken_study
 from tests.faults.full_disk import filled, small_disk
 from tests.faults.laboratory import TRIAL_ACTOR, Injection, Laboratory

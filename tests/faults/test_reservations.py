@@ -11,9 +11,9 @@ import pytest
 import ray
 from ray.util.placement_group import placement_group, placement_group_table
 
-from orchestrator import cluster
-from orchestrator.journal import Journal
-from orchestrator.reservations import release_left_over
+from orchestrator.cluster import connection
+from orchestrator.records.journal import Journal
+from orchestrator.slots.reservations import release_left_over
 
 pytestmark = pytest.mark.ray
 
@@ -37,7 +37,7 @@ def killed_driver() -> tuple[str, str]:
 
 def test_what_earlier_drivers_of_the_study_reserved_is_removed_and_others_stay(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    with cluster.connect(None, trial_slots=1):
+    with connection.connect(None, trial_slots=1):
         own = placement_group([{"CPU": 0.5}], lifetime="detached")
         ray.get(own.ready())
         release_left_over(journal)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from orchestrator.exit_codes import INTERRUPTED
-from orchestrator.journal import Journal
+from orchestrator.records.journal import Journal
 from tests.faults.conftest import shaken_study
 from tests.faults.laboratory import TRAIN_WORKER, TRIAL_ACTOR, Injection, Laboratory
 from tests.faults.processes import kill

@@ -15,12 +15,12 @@ import yaml
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
-from orchestrator.endings import judge_run
-from orchestrator.interrupt import Interrupt
-from orchestrator.journal import Journal, Run, trial_key
-from orchestrator.proposals import Outcome
-from orchestrator.search import StudySearcher
-from orchestrator.tracking import RUN_TAG
+from orchestrator.host.interrupt import Interrupt
+from orchestrator.records.journal import Journal, Run, trial_key
+from orchestrator.study.endings import judge_run
+from orchestrator.study.proposals import Outcome
+from orchestrator.study.search import StudySearcher
+from orchestrator.tracking.server import RUN_TAG
 from search_spaces.study import Study
 from tests.integration.conftest import unmeasured
 from trainers.config import Experiment

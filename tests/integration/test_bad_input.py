@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator.journal import Journal
+from orchestrator.records.journal import Journal
 from search_spaces.study import parse_study
 from tests.integration.conftest import Command, write_study
 

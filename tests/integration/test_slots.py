@@ -17,10 +17,10 @@ import yaml
 from rich.console import Console
 from safetensors.torch import load_file
 
-from orchestrator import cluster
-from orchestrator.interrupt import Interrupt
-from orchestrator.journal import Journal
-from orchestrator.progress import StudyView
+from orchestrator.cluster import connection
+from orchestrator.host.interrupt import Interrupt
+from orchestrator.records.journal import Journal
+from orchestrator.study.progress import StudyView
 from search_spaces.study import Resources, parse_study
 from tests.integration.conftest import STUDY, environment
 from trainers.config import Experiment, parse
@@ -71,8 +71,9 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     resources = Resources(workers=workers, concurrent_trials=1)
     study = parse_study({**STUDY, "resources": resources.model_dump()})
     journal = Journal.create(folder / "study", study)
-    with planted_credentials(), cluster.connect(None, trial_slots=1) as capacity:
-        from orchestrator import confirm, slots, sweep, tuning
+    with planted_credentials(), connection.connect(None, trial_slots=1) as capacity:
+        from orchestrator.slots import slot
+        from orchestrator.study import confirm, sweep, tuning
 
         # What a worker process inherits from the driver: everything but its credentials, planted above.
         inherited = ray.get(ray.remote(lambda: dict(os.environ)).options(num_cpus=0).remote())
@@ -81,7 +82,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
         session = sweep.Session(study, journal, capacity, StudyView(Console(quiet=True)), Interrupt(print))
         jobs: list[dict[str, Any]] = [
-            slots.configuration(f"run{i}", experiment, folder / f"run{i}", resources)
+            slot.configuration(f"run{i}", experiment, folder / f"run{i}", resources)
             for i, experiment in enumerate(experiments())
         ]
         tuning.run_on_slots(session, confirm._Jobs(jobs, session), resources, "resources")

@@ -14,8 +14,8 @@ import yaml
 from mlflow import MlflowClient
 from rich.console import Console
 
-from orchestrator.journal import Journal, Run
-from orchestrator.tracking import RUN_TAG
+from orchestrator.records.journal import Journal, Run
+from orchestrator.tracking.server import RUN_TAG
 from search_spaces.study import parse_study
 from tests.integration.conftest import command, run, unmeasured, write_study
 from trainers.checkpoint import load
@@ -139,12 +139,12 @@ def test_a_group_of_workers_stops_within_one_epoch_and_takes_the_next_trial(tmp_
     content = yaml.safe_load(write_study(tmp_path, **SECTIONS).read_text())
     study = parse_study({**content, "resources": {"workers": 2, "concurrent_trials": 1}})
     journal = Journal.create(tmp_path / "study", study)
-    from orchestrator import cluster
-    from orchestrator.interrupt import Interrupt
-    from orchestrator.progress import StudyView
+    from orchestrator.cluster import connection
+    from orchestrator.host.interrupt import Interrupt
+    from orchestrator.study.progress import StudyView
 
-    with cluster.connect(None, trial_slots=1) as capacity:
-        from orchestrator import sweep
+    with connection.connect(None, trial_slots=1) as capacity:
+        from orchestrator.study import sweep
 
         sweep.search(sweep.Session(study, journal, capacity, StudyView(Console(quiet=True)), Interrupt(print)))
     first, second, third = journal.runs()

@@ -13,10 +13,10 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from orchestrator.journal import Journal, Run
-from orchestrator.ladder import results
-from orchestrator.mirror import sync
-from orchestrator.tracking import RUN_TAG
+from orchestrator.records.journal import Journal, Run
+from orchestrator.study.ladder import results
+from orchestrator.tracking.mirror import sync
+from orchestrator.tracking.server import RUN_TAG
 from tests.integration.conftest import run, write_study
 from trainers.checkpoint import load
 from trainers.config import parse

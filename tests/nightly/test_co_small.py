@@ -10,7 +10,7 @@ from statistics import mean
 
 import pytest
 
-from orchestrator.journal import Journal, Run
+from orchestrator.records.journal import Journal, Run
 from trainers.diagnostics.overfitting import onsets
 
 # Epochs in which ε grows.

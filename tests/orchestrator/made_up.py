@@ -6,7 +6,7 @@ from pathlib import Path
 
 import optuna
 
-from orchestrator.journal import Journal
+from orchestrator.records.journal import Journal
 from search_spaces.study import Study, parse_study
 from trainers.evaluation.result import Evaluation, Flags, Protocol
 from trainers.records import EpochRecord, append_record

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator import cluster
-from orchestrator.cluster import Capacity, NodeCapacity
-from orchestrator.devices import reserved_device
+from orchestrator.cluster import connection
+from orchestrator.cluster.connection import Capacity, NodeCapacity
+from orchestrator.host.devices import reserved_device
 from search_spaces.study import Resources
 from tests.integration.conftest import environment
 from trainers.problems import InvalidInput
@@ -32,7 +32,7 @@ def slow_ray(monkeypatch):
     def install(failures, words="The current node timed out during startup. This could happen because"):
         def init(**options):
             # The plan counts by this too: Ray's own count knows nothing of affinity.
-            assert options["num_cpus"] == cluster.local_capacity().cpus
+            assert options["num_cpus"] == connection.local_capacity().cpus
             folders.append(Path(options["_temp_dir"]))
             assert folders[-1].is_dir()
             if len(folders) <= failures:
@@ -49,7 +49,7 @@ def slow_ray(monkeypatch):
 
 def test_a_ray_that_is_late_is_started_again_and_leaves_nothing(slow_ray):
     folders = slow_ray(2)
-    with cluster.connect(None, trial_slots=1) as capacity:
+    with connection.connect(None, trial_slots=1) as capacity:
         assert capacity.cpus == 2
         assert [folder.exists() for folder in folders] == [False, False, True]
     assert not folders[-1].exists()
@@ -58,14 +58,14 @@ def test_a_ray_that_is_late_is_started_again_and_leaves_nothing(slow_ray):
 def test_a_ray_that_never_comes_up_is_a_matter_of_the_machine(slow_ray):
     folders = slow_ray(99)
     with pytest.raises(ConnectionError, match=rf"3 times: this machine is too busy .* on {os.cpu_count()} CPUs"):
-        cluster.connect(None, trial_slots=1).__enter__()
+        connection.connect(None, trial_slots=1).__enter__()
     assert not any(folder.exists() for folder in folders)
 
 
 def test_other_errors_are_not_tried_again(slow_ray):
     folders = slow_ray(99, words="something else")
     with pytest.raises(Exception, match="something else"):
-        cluster.connect(None, trial_slots=1).__enter__()
+        connection.connect(None, trial_slots=1).__enter__()
     assert len(folders) == 1
 
 
@@ -79,7 +79,7 @@ def test_no_garbage_is_left_that_could_speak_to_a_ray_that_shuts_down(slow_ray, 
 
     alive = []
     slow_ray(0)
-    with cluster.connect(None, trial_slots=1):
+    with connection.connect(None, trial_slots=1):
         handle = weakref.ref(Handle())
         monkeypatch.setattr(ray, "shutdown", lambda: alive.append(handle() is not None))
         gc.disable()
@@ -92,8 +92,8 @@ def test_a_private_ray_is_its_users_alone_however_long_the_temporary_folder(tmp_
     long = tmp_path / ("x" * 60)
     long.mkdir()
     script = (
-        "import os, stat; from pathlib import Path; from orchestrator import cluster\n"
-        "with cluster.connect(None, trial_slots=1):\n"
+        "import os, stat; from pathlib import Path; from orchestrator.cluster import connection\n"
+        "with connection.connect(None, trial_slots=1):\n"
         "    import ray\n"
         "    session = Path(ray._private.worker._global_node.get_session_dir_path())\n"
         "    scratch = session.parents[1]\n"
@@ -114,7 +114,7 @@ def test_the_temporary_folder_is_used_where_it_is_short_enough(tmp_path, monkeyp
         folder = "/tmp/" + "x" * (length - 5)
         os.makedirs(folder)
         monkeypatch.setattr(tempfile, "tempdir", folder)
-        scratch = cluster._scratch()
+        scratch = connection._scratch()
         assert (str(scratch.parent) == folder) == own
         shutil.rmtree(scratch)
         os.rmdir(folder)

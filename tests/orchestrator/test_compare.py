@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cli import main
-from orchestrator.compare import differences, rankings
-from orchestrator.journal import Journal
+from orchestrator.commands.compare import differences, rankings
+from orchestrator.records.journal import Journal
 from orchestrator.report.tables import ResultRow, Spread
 from search_spaces.study import parse_study
 from trainers.evaluation.result import Evaluation, Flags, Protocol

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from orchestrator.interrupt import Interrupt
-from orchestrator.journal import Journal, Run
-from orchestrator.progress import StudyView
+from orchestrator.host.interrupt import Interrupt
+from orchestrator.records.journal import Journal, Run
+from orchestrator.study.progress import StudyView
 from trainers.config import parse
 from trainers.records import EpochRecord, append_record
 
@@ -22,8 +22,8 @@ def trial(number: int, *objectives: float, state: str = "complete", seed: int = 
 
 
 def test_the_front_comes_first_then_the_next_front_each_by_its_mean() -> None:
-    from orchestrator.confirm import choose
-    from orchestrator.pareto import pareto_indices
+    from orchestrator.records.pareto import pareto_indices
+    from orchestrator.study.confirm import choose
 
     trials = [
         trial(0, 0.9, 0.1),
@@ -41,13 +41,13 @@ def test_the_front_comes_first_then_the_next_front_each_by_its_mean() -> None:
 
 
 def test_equals_do_not_push_each_other_off_the_front() -> None:
-    from orchestrator.confirm import choose
+    from orchestrator.study.confirm import choose
 
     assert [run.trial for run in choose([trial(3, 0.5, 0.5), trial(1, 0.5, 0.5)], 2)] == [1, 3]
 
 
 def test_trials_of_one_experiment_stand_for_one_whoever_came_first() -> None:
-    from orchestrator.confirm import distinct
+    from orchestrator.study.confirm import distinct
 
     side_by_side = [trial(0, state="failed"), trial(1, 0.5, 0.5), trial(2, 0.4, 0.4, seed=1), trial(3, 0.5, 0.5)]
     assert [run.trial for run in distinct(side_by_side)] == [1, 2]
@@ -56,7 +56,7 @@ def test_trials_of_one_experiment_stand_for_one_whoever_came_first() -> None:
 def test_a_confirmation_whose_processes_die_comes_again_as_long_as_it_gets_on(tmp_path: Path) -> None:
     from ray.tune.search import Searcher
 
-    from orchestrator.confirm import _Jobs
+    from orchestrator.study.confirm import _Jobs
 
     session = SimpleNamespace(study=None, journal=Journal(tmp_path), view=StudyView(Console(quiet=True)))
     session.interrupt = Interrupt(print)

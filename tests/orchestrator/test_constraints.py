@@ -8,15 +8,15 @@ from pathlib import Path
 import optuna
 import pytest
 
-from orchestrator.confirm import choose
-from orchestrator.constraints import feasible, limits, violations
-from orchestrator.journal import Journal, Run
+from orchestrator.records.constraints import feasible, limits, violations
+from orchestrator.records.journal import Journal, Run
 from orchestrator.report import figures
 from orchestrator.report.plates import plates
 from orchestrator.report.reading import outcomes
 from orchestrator.report.sections import all_trials
 from orchestrator.report.summary import headlines
 from orchestrator.report.tables import trial_rows
+from orchestrator.study.confirm import choose
 from search_spaces.study import Study, parse_study
 from tests.orchestrator.test_search import Driver, made_up_study, url
 from trainers.problems import InvalidInput

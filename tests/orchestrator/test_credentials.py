@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from orchestrator.credentials import credentials, refuse_password, withheld
+from orchestrator.host.credentials import credentials, refuse_password, withheld
 from trainers.problems import InvalidInput
 
 

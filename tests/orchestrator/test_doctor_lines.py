@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from orchestrator import doctor
+from orchestrator.commands import doctor
 from trainers import catalog
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.journal import Journal, trial_key
+from orchestrator.records.journal import Journal, trial_key
+from orchestrator.records.savings import savings
 from orchestrator.report.summary import headlines
-from orchestrator.savings import savings
 from search_spaces.stopping import Pruning, Stopping
 from search_spaces.study import Resources, Study, parse_study
 from tests.orchestrator.curves import records
@@ -36,7 +36,7 @@ class Trials:
     """Feeds curves to the rules epoch by epoch, as a study does."""
 
     def __init__(self, journal: Journal, study: Study, rules: Stopping) -> None:
-        from orchestrator.early_stopping import EarlyStopping
+        from orchestrator.study.early_stopping import EarlyStopping
 
         self.study, self.stopping = study, EarlyStopping(rules, journal)
 
@@ -84,7 +84,7 @@ def test_a_new_driver_decides_as_the_one_that_died_would_have(journal: Journal, 
 
 
 def test_an_epoch_that_nobody_judged_before_the_kill_is_judged_afterwards(journal: Journal, study: Study) -> None:
-    from orchestrator.early_stopping import EarlyStopping
+    from orchestrator.study.early_stopping import EarlyStopping
 
     stopping = EarlyStopping(Stopping(catastrophic=True), journal)
     made, experiment = records(COLLAPSE), study.experiment_for({"method.name": "fgsm"})
@@ -97,7 +97,7 @@ def test_an_epoch_that_nobody_judged_before_the_kill_is_judged_afterwards(journa
 
 
 def test_a_run_that_got_to_its_end_is_not_stopped(journal: Journal, study: Study) -> None:
-    from orchestrator.early_stopping import EarlyStopping
+    from orchestrator.study.early_stopping import EarlyStopping
 
     stopping = EarlyStopping(Stopping(catastrophic=True), journal)
     made = records([0.5] * (EPOCHS - 1) + [0.01])
@@ -108,8 +108,8 @@ def test_a_run_that_got_to_its_end_is_not_stopped(journal: Journal, study: Study
 def test_a_collapsed_trial_counts_only_where_its_best_epoch_does(
     study: Study, checkpoint: str, objectives: tuple[float, ...]
 ) -> None:
-    from orchestrator.endings import stopped_outcome
-    from orchestrator.stop_rules import Stop
+    from orchestrator.study.endings import stopped_outcome
+    from orchestrator.study.stop_rules import Stop
 
     chosen = parse_study({**study.to_raw(), "search": {"checkpoint": checkpoint}})
     made = records([*COLLAPSE, 0.9])  # the last epoch came after the decision
@@ -119,8 +119,8 @@ def test_a_collapsed_trial_counts_only_where_its_best_epoch_does(
 
 
 def test_with_one_objective_optuna_hears_of_it_epoch_by_epoch(study: Study) -> None:
-    from orchestrator.endings import stopped_outcome
-    from orchestrator.stop_rules import Stop
+    from orchestrator.study.endings import stopped_outcome
+    from orchestrator.study.stop_rules import Stop
 
     one = parse_study({**study.to_raw(), "search": {"objectives": ["val/pgd10_accuracy"]}})
     stop = Stop("catastrophic", 2, "because")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import environment
+from orchestrator.host import environment
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from orchestrator.cli import main
+from orchestrator.evaluation.shards import evaluate_shard, protocol_for
 from orchestrator.exit_codes import BAD_INPUT, ENVIRONMENT, INTERRUPTED, OK
-from orchestrator.shards import evaluate_shard, protocol_for
 from search_spaces.study import Confirm
 from trainers import checkpoint
 from trainers.config import parse

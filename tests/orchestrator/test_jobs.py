@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from orchestrator.cli import main
-from orchestrator.jobs import Jobs
+from orchestrator.cluster.jobs import Jobs
 
 
 def test_ray_does_not_report_what_it_uploads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.jobs.check_dashboard_answers", lambda *_: None)
+    monkeypatch.setattr("orchestrator.cluster.jobs.check_dashboard_answers", lambda *_: None)
     monkeypatch.setattr("ray.job_submission.JobSubmissionClient", lambda _address: object())
     Jobs("http://127.0.0.1:9")
     for module in ("dashboard_sdk", "job.sdk"):
@@ -38,7 +38,7 @@ class Remembered:
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Remembered:
     client = Remembered("")
-    monkeypatch.setattr("orchestrator.jobs.check_dashboard_answers", lambda *_: None)
+    monkeypatch.setattr("orchestrator.cluster.jobs.check_dashboard_answers", lambda *_: None)
     monkeypatch.setattr("ray.job_submission.JobSubmissionClient", lambda _address: client)
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
     return client

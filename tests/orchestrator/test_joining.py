@@ -13,8 +13,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from orchestrator import joining
-from orchestrator.joining import check_answers, check_dashboard_answers
+from orchestrator.cluster import joining
+from orchestrator.cluster.joining import check_answers, check_dashboard_answers
 from trainers.problems import InvalidInput
 
 SECRET = "5e"

@@ -9,16 +9,16 @@ import torch
 from mlflow import MlflowClient
 from rich.console import Console
 
-from orchestrator import cluster
-from orchestrator.interrupt import Interrupt
-from orchestrator.journal import Journal, trial_key
-from orchestrator.ladder import RungResult, climb, rank, results
-from orchestrator.mirror import sync
-from orchestrator.progress import StudyView
+from orchestrator.cluster import connection
+from orchestrator.host.interrupt import Interrupt
+from orchestrator.records.journal import Journal, trial_key
+from orchestrator.records.seeds import trials
 from orchestrator.report.page import write_report
-from orchestrator.seeds import trials
-from orchestrator.sweep import Session
-from orchestrator.tracking import RUN_TAG
+from orchestrator.study.ladder import RungResult, climb, rank, results
+from orchestrator.study.progress import StudyView
+from orchestrator.study.sweep import Session
+from orchestrator.tracking.mirror import sync
+from orchestrator.tracking.server import RUN_TAG
 from search_spaces.study import Rung, parse_study
 from tests.conftest import TINY
 from trainers import checkpoint
@@ -70,7 +70,7 @@ def expected(journal: Journal, number: int, attack: str, samples: int, precision
 @pytest.mark.ray
 def test_every_rung_attacks_those_that_are_left_and_is_climbed_once(journal: Journal) -> None:
     torch.set_num_threads(1)
-    with cluster.connect(None, trial_slots=1) as capacity:
+    with connection.connect(None, trial_slots=1) as capacity:
         session = Session(STUDY, journal, capacity, StudyView(Console(quiet=True)), Interrupt(print))
         left = climb(session, trials(journal.runs()))
     first, second = results(journal.events())

@@ -16,15 +16,15 @@ from mlflow import MlflowClient
 from PIL import Image
 from rich.console import Console
 
-from orchestrator import tracking
 from orchestrator.cli import main
-from orchestrator.evaluate import settings_of
+from orchestrator.evaluation.verb import settings_of
 from orchestrator.exit_codes import BAD_INPUT, INTERRUPTED, OK
 from orchestrator.lens import measuring
 from orchestrator.lens.networks import Foreign, choose_networks
 from orchestrator.lens.training import abnormal_lines, energy_and_error, training_lines
 from orchestrator.lens.verb import lens_protocol
 from orchestrator.report.style import method_colors
+from orchestrator.tracking import server
 from tests.orchestrator.curves import records
 from trainers import checkpoint
 from trainers.data.images import load_splits, training_indices
@@ -163,7 +163,7 @@ def test_every_figure_is_written_with_its_data_and_numbers_are_those_of_the_poin
     assert (last["step"], float(last["energy_mean"])) == ("20", pytest.approx(attacked.energy.mean(), rel=1e-5))
     robust = [float(line["robust_accuracy"]) for line in lines(figures / "delta_energy.csv")]
     assert robust == sorted(robust)
-    client = MlflowClient(tracking_uri=tracking.resolved_uri(None))
+    client = MlflowClient(tracking_uri=server.resolved_uri(None))
     (run,) = client.search_runs([client.get_experiment_by_name("adversarial-training").experiment_id])
     assert run.data.metrics["net/pgd20/robust_accuracy"] == stands.mean()
     assert {item.path for item in client.list_artifacts(run.info.run_id)} == {"figures", "lens.html"}
@@ -322,9 +322,9 @@ def test_a_folder_is_logged_to_mlflow_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "a.csv").write_text("x\n1\n")
-    uri = tracking.resolved_uri(None)
+    uri = server.resolved_uri(None)
     for _ in range(2):
-        tracking.log_folder(
+        server.log_folder(
             uri, identity="one", kind="lens", name="lens", time=1.7e9, params={"network.0": "net"},
             metrics={"net/pgd20/robust_accuracy": 0.25}, artifacts=[tmp_path / "figures"],
         )  # fmt: skip

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import machine
+from orchestrator.host import machine
 from tests.integration.conftest import environment
 
 
@@ -46,7 +46,7 @@ def test_a_quota_counts_as_the_affinity_does(
     ("visible", "gpus"), [(None, 3), ("", 0), ("-1", 0), ("0", 1), ("GPU-12, GPU-34", 2), ("0,1,2,3", 3)]
 )
 def test_gpus_are_counted_as_nvml_does(visible: str | None, gpus: int, nvml: Path) -> None:
-    script = "from orchestrator.machine import visible_gpus; print(visible_gpus())"
+    script = "from orchestrator.host.machine import visible_gpus; print(visible_gpus())"
     variables = environment(LD_LIBRARY_PATH=str(nvml), PYTHONPATH=str(Path(__file__).parents[2]))
     variables.pop("CUDA_VISIBLE_DEVICES", None)
     if visible is not None:

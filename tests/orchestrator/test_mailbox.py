@@ -12,9 +12,10 @@ import pytest
 import ray
 import torch
 
-from orchestrator import cluster, group_slot
-from orchestrator.group_slot import GroupSlot, patience
-from orchestrator.mailbox import Mailbox
+from orchestrator.cluster import connection
+from orchestrator.slots import group_slot
+from orchestrator.slots.group_slot import GroupSlot, patience
+from orchestrator.slots.mailbox import Mailbox
 from trainers.totals import Diverged
 
 JOB, NEXT, FAILURE = {"key": "a"}, {"key": "b"}, {"failure": "out of memory", "done": True}
@@ -83,7 +84,7 @@ def test_what_a_dead_rank_may_have_caused_is_waited_for_longer() -> None:
 @pytest.mark.ray
 def test_a_stopped_trial_waits_for_its_epoch_as_long_as_the_group_lives(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group_slot, "_POLL_SECONDS", 0.1)
-    with cluster.connect(None, trial_slots=1):
+    with connection.connect(None, trial_slots=1):
         mailbox: Any = ray.remote(Mailbox).options(num_cpus=0).remote()
         ray.get([mailbox.start.remote(JOB), mailbox.next_job.remote()])
         halted, gone = threading.Event(), threading.Event()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orchestrator.methods_page import methods_page
+from orchestrator.commands.methods_page import methods_page
 from trainers import catalog
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"

@@ -11,10 +11,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from orchestrator import cluster, doctor
-from orchestrator.interfaces import interface_of, use_interface_of
-from orchestrator.node_probe import contents, unseen, versions, write
-from orchestrator.nodes import data_files, differences, least_skew
+from orchestrator.cluster import connection
+from orchestrator.cluster.node_probe import contents, unseen, versions, write
+from orchestrator.cluster.nodes import data_files, differences, least_skew
+from orchestrator.commands import doctor
+from orchestrator.host.interfaces import interface_of, use_interface_of
 from tests.faults.processes import wait_until
 from trainers.config import parse
 
@@ -30,7 +31,9 @@ def test_every_version_that_differs_is_named_with_what_to_do() -> None:
 
 
 def test_our_own_code_is_compared_by_content(tmp_path: Path) -> None:
-    script = "from orchestrator.node_probe import versions; print(versions(['nothing-of-this-name'], ['p'], 'g'))"
+    script = (
+        "from orchestrator.cluster.node_probe import versions; print(versions(['nothing-of-this-name'], ['p'], 'g'))"
+    )
 
     def seen() -> str:
         path = f"{tmp_path}:{Path(__file__).parents[2]}"
@@ -79,7 +82,7 @@ def test_data_are_compared_by_size_and_both_ends(tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_node_is_seen_or_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.node_probe._PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("orchestrator.cluster.node_probe._PATIENCE_SECONDS", 0.0)
     assert write(str(tmp_path), "a") is None
     assert unseen(str(tmp_path), ["a", "b"]) == ["b"]
     assert "No such file" in str(write(str(tmp_path / "absent"), "a"))
@@ -115,7 +118,7 @@ def test_what_a_node_needs_is_looked_for_where_training_will_read_it() -> None:
 
 def test_a_sum_uses_the_backend_that_training_will_use_whatever_the_machine_has() -> None:
     script = (
-        "import os; from orchestrator.node_probe import all_reduce, free_port\n"
+        "import os; from orchestrator.cluster.node_probe import all_reduce, free_port\n"
         "def group(gpu): return all_reduce('127.0.0.1', '127.0.0.1', free_port(), 0, 1, gpu, 20.0)\n"
         "assert group(False) is None\n"
         "assert 'NCCL' in group(True) or 'CUDA' in group(True)\n"
@@ -128,11 +131,11 @@ def test_a_sum_uses_the_backend_that_training_will_use_whatever_the_machine_has(
 @pytest.mark.ray
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the GPUs are made up")
 def test_gpus_that_are_taken_are_busy_and_all_others_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "visible_gpus", lambda: 2)
-    with cluster.connect(None, trial_slots=1):
+    monkeypatch.setattr(connection, "visible_gpus", lambda: 2)
+    with connection.connect(None, trial_slots=1):
         import ray
 
-        from orchestrator import nodes
+        from orchestrator.cluster import nodes
 
         class Holder:
             def works(self) -> bool:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from orchestrator.costs import cost_of, model_size
-from orchestrator.plan import print_plan
+from orchestrator.study.costs import cost_of, model_size
+from orchestrator.study.plan import print_plan
 from search_spaces.study import parse_study
 from trainers.config import parse
 from trainers.models.build import build_model

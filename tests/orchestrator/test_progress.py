@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from orchestrator.progress import StudyView
+from orchestrator.study.progress import StudyView
 from tests.orchestrator.curves import records
 from tests.orchestrator.made_up import record
 from trainers.config import apply_values, parse

@@ -13,11 +13,11 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from orchestrator import run
 from orchestrator.cli import main
-from orchestrator.cluster import Capacity, NodeCapacity
-from orchestrator.joining import JOB_VARIABLE
-from orchestrator.journal import EVALUATION_FILE, Journal
+from orchestrator.cluster.connection import Capacity, NodeCapacity
+from orchestrator.cluster.joining import JOB_VARIABLE
+from orchestrator.records.journal import EVALUATION_FILE, Journal
+from orchestrator.study import run
 from search_spaces.study import Study, parse_study
 from tests.orchestrator.made_up import evaluation
 from trainers.problems import InvalidInput

@@ -10,8 +10,8 @@ from statistics import fmean
 import optuna
 import pytest
 
-from orchestrator.proposals import Outcome, make_sampler, open_storage
-from orchestrator.search import MAX_ATTEMPTS, StudySearcher
+from orchestrator.study.proposals import Outcome, make_sampler, open_storage
+from orchestrator.study.search import MAX_ATTEMPTS, StudySearcher
 from search_spaces.space import suggest
 from search_spaces.study import Study, parse_study
 from trainers.problems import InvalidInput

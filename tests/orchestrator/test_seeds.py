@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.journal import Run
-from orchestrator.seeds import spreads, trials
+from orchestrator.records.journal import Run
+from orchestrator.records.seeds import spreads, trials
 from trainers.config import parse
 
 GOOD, BETTER, NONE = (0.8, 0.4), (0.9, 0.6), ()

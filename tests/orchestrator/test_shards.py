@@ -13,15 +13,16 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from orchestrator import cluster, shards
-from orchestrator.confirm import confirm
-from orchestrator.interrupt import Interrupt
-from orchestrator.journal import Journal, Run, confirmation_key, trial_key
-from orchestrator.ladder import climb, results
-from orchestrator.progress import StudyView
+from orchestrator.cluster import connection
+from orchestrator.evaluation import shards
+from orchestrator.host.interrupt import Interrupt
+from orchestrator.records.journal import Journal, Run, confirmation_key, trial_key
+from orchestrator.records.seeds import trials
 from orchestrator.report.page import write_report
-from orchestrator.seeds import trials
-from orchestrator.sweep import Session
+from orchestrator.study.confirm import confirm
+from orchestrator.study.ladder import climb, results
+from orchestrator.study.progress import StudyView
+from orchestrator.study.sweep import Session
 from search_spaces.study import Study, parse_study
 from tests.conftest import TINY
 from trainers import checkpoint
@@ -74,7 +75,7 @@ def run(journal: Journal, key: str) -> Run:
 def test_a_run_that_fails_is_left_out_with_its_reason_until_it_can_be_evaluated(
     journal: Journal, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with cluster.connect(None, trial_slots=1) as capacity:
+    with connection.connect(None, trial_slots=1) as capacity:
         session = Session(STUDY, journal, capacity, StudyView(Console(width=500)), Interrupt(print))
         with broken(journal.confirmation_folder(1, 1)):
             confirm(session, anew=False)
@@ -132,7 +133,7 @@ def test_a_shard_outlives_many_losses_of_its_process(
         return real(*arguments)
 
     monkeypatch.setattr(shards, "attempt_shard", dying)
-    with cluster.connect(None, trial_slots=1) as capacity:
+    with connection.connect(None, trial_slots=1) as capacity:
         session = Session(STUDY, journal, capacity, StudyView(Console(quiet=True)), Interrupt(print))
         subject = run(journal, confirmation_key(0, 1))
         protocol = replace(shards.protocol_for(subject.experiment, STUDY.confirm, "best"), samples=20)

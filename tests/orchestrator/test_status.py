@@ -12,11 +12,11 @@ import threading
 import pytest
 from rich.console import Console
 
-from orchestrator import status
 from orchestrator.cli import main
-from orchestrator.journal import Journal
-from orchestrator.run import only_driver
-from orchestrator.status import is_driven
+from orchestrator.commands import status
+from orchestrator.commands.status import is_driven
+from orchestrator.records.journal import Journal
+from orchestrator.study.run import only_driver
 from search_spaces.study import parse_study
 from trainers.problems import InvalidInput
 from trainers.records import EpochRecord, append_record

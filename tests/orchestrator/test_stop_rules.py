@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.stop_rules import Stop, overfitting_stop, pruning_stop
+from orchestrator.study.stop_rules import Stop, overfitting_stop, pruning_stop
 from search_spaces.stopping import Pruning, RobustPatience, Stopping
 from tests.orchestrator.curves import records
 from trainers.config import parse

@@ -8,12 +8,12 @@ from pathlib import Path
 import optuna
 import pytest
 
-from orchestrator import storage as storage_module
-from orchestrator.journal import STUDY_FILE, Journal
-from orchestrator.proposals import open_storage
+from orchestrator.records import storage as storage_module
+from orchestrator.records.journal import STUDY_FILE, Journal
+from orchestrator.records.storage import check_is_ours, explained, open_database
 from orchestrator.report.page import write_report
-from orchestrator.run import preflight
-from orchestrator.storage import check_is_ours, explained, open_database
+from orchestrator.study.proposals import open_storage
+from orchestrator.study.run import preflight
 from search_spaces.study import Study, parse_study
 from tests.integration.conftest import STUDY, Command, answer, write_study
 from tests.orchestrator import made_up

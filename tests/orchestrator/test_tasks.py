@@ -13,9 +13,9 @@ from ray import cloudpickle
 from rich.console import Console
 from torch import nn
 
-from orchestrator import cluster, tasks
-from orchestrator.cluster import Capacity, NodeCapacity
-from orchestrator.tasks import Task, run_tasks
+from orchestrator.cluster import connection, tasks
+from orchestrator.cluster.connection import Capacity, NodeCapacity
+from orchestrator.cluster.tasks import Task, run_tasks
 from trainers.foreign.factory import factory_model
 from trainers.problems import InvalidInput
 
@@ -35,7 +35,7 @@ def test_more_threads_than_any_node_has_are_refused(
     def connect(*_: object) -> Iterator[Capacity]:
         yield Capacity(tuple(NodeCapacity(*node) for node in nodes), private=False)
 
-    monkeypatch.setattr(cluster, "connect", connect)
+    monkeypatch.setattr(connection, "connect", connect)
     task = Task("one", lambda: nn.Identity(), lambda _model, _device: "")
     with pytest.raises(InvalidInput, match=said):
         run_tasks([task], address="HEAD:6379", threads=8, console=Console())

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import tracker
-from orchestrator.interrupt import Interrupt, listening
-from orchestrator.journal import Journal
-from orchestrator.mirror import sync
-from orchestrator.tracker import Tracker
+from orchestrator.host.interrupt import Interrupt, listening
+from orchestrator.records.journal import Journal
+from orchestrator.tracking import tracker
+from orchestrator.tracking.mirror import sync
+from orchestrator.tracking.tracker import Tracker
 from search_spaces.study import parse_study
 
 WAITING = "waiting for MLflow to take what is left; Ctrl-C leaves it for later"

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from orchestrator.journal import EVALUATION_FILE, Journal, trial_key
-from orchestrator.mirror import Mirror, NotSent
-from orchestrator.mirrored_run import flatten
-from orchestrator.tracking import RUN_TAG, check_reachable, connected, log_folder, outage
+from orchestrator.records.journal import EVALUATION_FILE, Journal, trial_key
+from orchestrator.tracking.mirror import Mirror, NotSent
+from orchestrator.tracking.mirrored_run import flatten
+from orchestrator.tracking.server import RUN_TAG, check_reachable, connected, log_folder, outage
 from search_spaces.study import Tracking, parse_study
 from tests.conftest import TINY
 from trainers.config import parse
@@ -261,7 +261,7 @@ def test_what_takes_too_long_to_fail_is_tried_last_the_next_time(
     mirror = Mirror(journal, uri)
     for number in (0, 1):
         journal.ended(trial_key(number), "failed", "made up")
-    monkeypatch.setattr("orchestrator.mirror._PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("orchestrator.tracking.mirror._PATIENCE_SECONDS", 0.0)
 
     def refuse(*_: Any) -> None:
         raise OSError("no answer within two minutes")

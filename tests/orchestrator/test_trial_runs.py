@@ -12,13 +12,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from orchestrator.confirm import choose
-from orchestrator.constraints import feasible
-from orchestrator.journal import Journal, Run, trial_key
-from orchestrator.progress import StudyView
+from orchestrator.records.constraints import feasible
+from orchestrator.records.journal import Journal, Run, trial_key
+from orchestrator.records.savings import savings
+from orchestrator.records.seeds import trials
 from orchestrator.report.tables import trial_rows
-from orchestrator.savings import savings
-from orchestrator.seeds import trials
+from orchestrator.study.confirm import choose
+from orchestrator.study.progress import StudyView
 from search_spaces.study import Study, parse_study
 from tests.conftest import TINY
 from trainers import checkpoint
@@ -56,11 +56,11 @@ def study(name: str, *points: dict[str, Any], **sections: Any) -> Study:
 
 def run_here(of: Study, root: Path, *, kill_after: int | None = None) -> Journal:
     """Every trial in this process, as a slot would run it; with `kill_after`, only so many epochs in all."""
-    from orchestrator.early_stopping import EarlyStopping
-    from orchestrator.interrupt import Interrupt
-    from orchestrator.search import StudySearcher
-    from orchestrator.slots import run_job
-    from orchestrator.sweep import Session, TrialRuns
+    from orchestrator.host.interrupt import Interrupt
+    from orchestrator.slots.slot import run_job
+    from orchestrator.study.early_stopping import EarlyStopping
+    from orchestrator.study.search import StudySearcher
+    from orchestrator.study.sweep import Session, TrialRuns
 
     journal = Journal.create(root / of.name, of)
     stopping = EarlyStopping(of.search.stop, journal)
@@ -211,7 +211,7 @@ def test_a_run_that_another_study_finished_is_taken_over_if_its_checkpoints_are_
     shutil.rmtree(root / "shared")
     assert_as_alone(journal.runs()[0], alone)
     of = study("two", *points, search={"reuse": True}, resources={"workers": 2})
-    from orchestrator.beginnings import Beginnings
+    from orchestrator.study.beginnings import Beginnings
 
     assert Beginnings(of, Journal.create(root / "two", of), of.resources).begin(first.experiment, root / "run") is None
     assert checkpoint.latest(root / "run") is None
@@ -230,7 +230,7 @@ def test_a_run_that_went_on_with_other_resources_lends_nothing(tmp_path: Path) -
 
 
 def test_runs_on_images_that_are_known_by_their_file_alone_are_not_taken_over(tmp_path: Path) -> None:
-    from orchestrator.beginnings import Beginnings
+    from orchestrator.study.beginnings import Beginnings
 
     file = tmp_path / "generated.npz"
     np.savez(file, image=np.zeros((20, 8, 8, 1), np.uint8), label=np.arange(20) % 10)
@@ -271,10 +271,10 @@ def test_objectives_of_a_trial_are_means_over_its_seeds_for_optuna_and_for_reade
 
 
 def test_optuna_sees_a_trial_of_which_one_seed_was_stopped_by_the_mean_of_all_seeds(tmp_path: Path) -> None:
-    from orchestrator.early_stopping import EarlyStopping
-    from orchestrator.interrupt import Interrupt
-    from orchestrator.proposals import Outcome
-    from orchestrator.sweep import Session, TrialRuns
+    from orchestrator.host.interrupt import Interrupt
+    from orchestrator.study.early_stopping import EarlyStopping
+    from orchestrator.study.proposals import Outcome
+    from orchestrator.study.sweep import Session, TrialRuns
 
     of = study("half", SAT | NEVER, search={"seeds": 2, "objectives": ["val/pgd10_accuracy"]})
     journal = Journal.create(tmp_path / "half", of)

@@ -1,0 +1,105 @@
+"""Confirmed results of several studies side by side: ranked where the protocol is the same, apart where it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from orchestrator.commands.listing import check_format, print_rows
+from orchestrator.records.journal import Journal
+from orchestrator.report.tables import ResultRow, mark_best, results
+from trainers.evaluation.result import Protocol
+from trainers.problems import InvalidInput
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Rows under one protocol, most robust first; `studies` names the study of each row.
+
+    `apart` says how the protocol differs from that of the first ranking; empty for the first.
+    """
+
+    protocol: Protocol
+    studies: tuple[str, ...]
+    rows: tuple[ResultRow, ...]
+    apart: str = ""
+
+
+def rankings(studies: Iterable[tuple[str, Sequence[ResultRow]]]) -> list[Ranking]:
+    """One ranking per protocol over (name, confirmed rows) of studies; the protocol of most studies comes first."""
+    groups: dict[Protocol, list[tuple[str, ResultRow]]] = {}
+    for name, rows in studies:
+        for row in rows:
+            groups.setdefault(row.protocol, []).append((name, row))
+    ordered = sorted(groups.items(), key=lambda group: (-len({name for name, _ in group[1]}), group[0].key))
+    found = []
+    for protocol, members in ordered:
+        marked = mark_best([row for _, row in members])
+        pairs = sorted(
+            zip((name for name, _ in members), marked, strict=True),
+            key=lambda pair: (-pair[1].robust.mean, pair[0], pair[1].trial),
+        )
+        names, rows = zip(*pairs, strict=True)
+        found.append(Ranking(protocol, names, rows, differences(ordered[0][0], protocol)))
+    return found
+
+
+def differences(first: Protocol, other: Protocol) -> str:
+    """In which fields a protocol differs from another, for example `epsilon 8/255, not 0.1`; empty if in none."""
+    pairs = [(field.name, getattr(first, field.name), getattr(other, field.name)) for field in fields(Protocol)]
+    return ", ".join(f"{name} {theirs}, not {ours}" for name, ours, theirs in pairs if ours != theirs)
+
+
+def compare(folders: Sequence[Path], form: str, console: Console) -> None:
+    """`orchestrator compare`: print the rankings as tables, JSON or CSV. Raises InvalidInput if there is nothing."""
+    check_format(form)
+    journals = [Journal.open(folder) for folder in folders]
+    names = _names([journal.folder for journal in journals])
+    confirmed = [(name, results(journal.runs())) for name, journal in zip(names, journals, strict=True)]
+    found = rankings(confirmed)
+    if not found:
+        raise InvalidInput.single(", ".join(names), "nothing is confirmed yet; `orchestrator confirm` does it")
+    if form != "table":
+        lines = [
+            {"ranking": place + 1, "rank": rank + 1, "study": name, **row.flat()}
+            for place, ranking in enumerate(found)
+            for rank, (name, row) in enumerate(zip(ranking.studies, ranking.rows, strict=True))
+        ]
+        columns = dict.fromkeys(column for line in lines for column in line)
+        print_rows([{column: line.get(column, "") for column in columns} for line in lines], form)
+        return
+    for ranking in found:
+        _print(ranking, console)
+    for name, rows in confirmed:
+        if not rows:
+            console.print(f"\n{name}: nothing is confirmed yet")
+
+
+def _print(ranking: Ranking, console: Console) -> None:
+    console.print(f"\naccuracy in %, mean ± sample std over seeds; {ranking.protocol.key}", soft_wrap=True)
+    if ranking.apart:
+        console.print(f"not comparable with the first table: {ranking.apart}", style="yellow", soft_wrap=True)
+    stages = list(ranking.rows[0].accuracies)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("study", "trial", "method", "ε", "seeds", *stages):
+        table.add_column(heading, no_wrap=True)
+    for name, row in zip(ranking.studies, ranking.rows, strict=True):
+        cells = [
+            f"[bold]{spread}[/bold]" if stage in row.best else str(spread) for stage, spread in row.accuracies.items()
+        ]
+        table.add_row(escape(name), str(row.trial), row.method, row.epsilon, str(len(row.seeds)), *cells)
+    console.print(table)
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Folder names, with the folder above where two are called the same. Raises InvalidInput for one given twice."""
+    for folder in folders:
+        if list(folders).count(folder) > 1:
+            raise InvalidInput.single(str(folder), "is given twice")
+    short = [folder.name for folder in folders]
+    return [f"{f.parent.name}/{f.name}" if short.count(f.name) > 1 else f.name for f in folders]

@@ -1,0 +1,228 @@
+"""Verbs about trained networks, ours or anyone's: attack them, see them through their energies, let them draw."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+DataDir = Annotated[Path | None, typer.Option(help="folder of the data sets; default: ORCHESTRATOR_DATA")]
+Networks = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[NAME=]CHECKPOINT...", help="run folders, checkpoint folders, files of weights"),
+]
+Rule = Annotated[str | None, typer.Option("--checkpoint", help="of run folders: best (default) or last")]
+Model = Annotated[str | None, typer.Option(help="of the files of weights, as for evaluate")]
+ModelOptions = Annotated[
+    list[str] | None, typer.Option("--model-option", metavar="NAME=VALUE", help="parameter of --model, e.g. width=16")
+]
+Data = Annotated[str | None, typer.Option(help="the data set; for checkpoints of ours it is known")]
+Normalization = Annotated[str | None, typer.Option(help="with --model, as for evaluate")]
+AllowCode = Annotated[bool, typer.Option("--allow-code", help="execute the file that --model names")]
+Cluster = Annotated[
+    str | None, typer.Option("--address", help="shard over this Ray cluster; local starts one; default: this process")
+]
+ATTACK_HELP = "pgd20, cw, autoattack, worst, … (a wrong name lists all), or several, each on what the last one left"
+_FILE_COLUMNS = 200
+
+
+def plain_console(*, markup: bool = True) -> Console:
+    """Where verbs print: words as they are. A file or a pipe has no width to keep to.
+
+    Without `markup`, brackets and colons in names of the user's own are letters too.
+    """
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=markup, emoji=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _FILE_COLUMNS
+    return console
+
+
+def evaluate(
+    path: Annotated[
+        Path | None,
+        typer.Argument(help="a run folder, a checkpoint folder, or a file of weights that others made (with --model)"),
+    ] = None,
+    attack: Annotated[str, typer.Option(help=ATTACK_HELP)] = "autoattack",
+    samples: Annotated[int, typer.Option("-n", "--samples", help="test images")] = 1000,
+    epsilon: Annotated[
+        str | None, typer.Option(help="e.g. 8/255; default: the experiment's, or what is usual for --data")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="of the attack")] = 0,
+    shard: Annotated[int, typer.Option(help="images per shard, part of the protocol")] = 500,
+    batch_size: Annotated[int, typer.Option(help="images per attack batch, part of the protocol")] = 250,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="search in bfloat16, judge in float32: quicker on GPUs, an upper bound")
+    ] = False,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="of a run folder: best (default), last, or both and the gap between them")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="not ours: an architecture that the weights fit, or path/to/file.py:factory")
+    ] = None,
+    model_option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="parameter of --model, e.g. width=16")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="with --model: the data set; digits:8 for digits at 8x8")] = None,
+    normalization: Annotated[
+        str | None, typer.Option(help="with --model: before the network, standard, half, none, or checkpoint")
+    ] = None,
+    allow_code: AllowCode = False,
+    output: Annotated[Path | None, typer.Option(help="write the flags of every image here (JSON); resumable")] = None,
+    data_dir: DataDir = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads")] = None,
+) -> None:
+    """Attack a model on the test set, attack by attack, in this process: a run of ours, or anyone's weights."""
+    from orchestrator.evaluation.subjects import choose_subjects
+    from orchestrator.evaluation.verb import evaluate_subjects, settings_of
+
+    settings = settings_of(attack=attack, samples=samples, seed=seed, shard=shard, batch_size=batch_size)
+    subjects = choose_subjects(
+        path, rule=checkpoint, model=model, model_options=model_option or [], data=data, normalization=normalization,
+        allow_code=allow_code, data_dir=data_dir,
+    )  # fmt: skip
+    evaluate_subjects(
+        subjects, settings, epsilon=epsilon, fast=fast, output=output, threads=threads,
+        console=plain_console(markup=False),
+    )  # fmt: skip
+
+
+def lens(
+    checkpoints: Networks = None,
+    attack: Annotated[
+        str, typer.Option(help="with commas: pgd20, kl20, fab-t, … (a wrong name lists all); each on every image")
+    ] = "pgd20,pgd20-t,kl20,cw,apgd-ce,apgd-dlr",
+    samples: Annotated[int, typer.Option("-n", "--samples", help="test images")] = 1000,
+    epochs: Annotated[
+        str | None, typer.Option(help="stored epochs of run folders to follow: all, or 1,5,30 (see keep_every)")
+    ] = None,
+    epsilon: Annotated[str | None, typer.Option(help="e.g. 8/255; default: the evaluation's, if all agree")] = None,
+    seed: Annotated[int, typer.Option(help="of the attacks")] = 0,
+    shard: Annotated[int, typer.Option(help="images per shard, part of the protocol")] = 500,
+    batch_size: Annotated[int, typer.Option(help="images per attack batch, part of the protocol")] = 250,
+    rule: Rule = None,
+    model: Model = None,
+    model_option: ModelOptions = None,
+    data: Data = None,
+    normalization: Normalization = None,
+    allow_code: AllowCode = False,
+    output: Annotated[Path, typer.Option(help="folder of the page, figures, tables; resumable")] = Path("lens"),
+    address: Cluster = None,
+    track: Annotated[bool, typer.Option(help="log metrics, figures and tables to MLflow")] = True,
+    data_dir: DataDir = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads, of each shard")] = None,
+) -> None:
+    """See networks through their energies: the same attacks on all, then figures, tables and a page."""
+    from orchestrator.lens.networks import Foreign, choose_networks
+    from orchestrator.lens.verb import look
+
+    foreign = Foreign(model, tuple(model_option or ()), data, normalization, allow_code)
+    networks = choose_networks(checkpoints or [], rule=rule, foreign=foreign, data_dir=data_dir)
+    look(
+        networks, attack=attack, samples=samples, epsilon=epsilon, seed=seed, shard=shard, batch_size=batch_size,
+        epochs=epochs, data_dir=data_dir, address=address, threads=threads, output=output, track=track,
+        console=plain_console(markup=False),
+    )  # fmt: skip
+
+
+def subsets(
+    checkpoint: Annotated[Path, typer.Argument(help="the reference: a run folder or checkpoint folder of ours")],
+    output: Annotated[Path, typer.Option(help="the file (JSON) that data.subset.file then names")] = Path(
+        "subsets.json"
+    ),
+    rule: Annotated[str | None, typer.Option("--checkpoint", help="of a run folder: best (default) or last")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="of the random subset")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="images at a time")] = 500,
+    data_dir: DataDir = None,
+) -> None:
+    """Name the training images of high and low energy, misclassified ones and random ones, to train without them."""
+    from orchestrator.lens.subsets import write_subsets
+
+    write_subsets(
+        checkpoint,
+        rule=rule,
+        output=output,
+        seed=seed,
+        batch_size=batch_size,
+        data_dir=data_dir,
+        console=plain_console(markup=False),
+    )
+
+
+def generate(
+    checkpoints: Networks = None,
+    study: Annotated[
+        str | None, typer.Option(help="a file with these options by name, or inits_and_models; options go over it")
+    ] = None,
+    init: Annotated[str | None, typer.Option(help="with commas: pca (default), local_pca, gaussian, noise")] = None,
+    per_class: Annotated[int | None, typer.Option(help="images of each class; default: 10")] = None,
+    classes: Annotated[str | None, typer.Option(help="with commas, from 0; default: all")] = None,
+    steps: Annotated[int | None, typer.Option(help="of the dynamics, at most; default: 500")] = None,
+    step_size: Annotated[float | None, typer.Option(help="η; default: 0.025")] = None,
+    inertia: Annotated[float | None, typer.Option(help="ζ, from 0 to below 1; default: 0.8")] = None,
+    noise: Annotated[
+        float | None, typer.Option(help="standard deviation in each step, in pixels of [0,1]; default: 0.001")
+    ] = None,
+    adaptive_stop: Annotated[
+        bool | None, typer.Option(help="stop a chain at the energy of its class's training images; default: no")
+    ] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="of --adaptive-stop, in standard deviations of that energy; default: 0.25")
+    ] = None,
+    compile: Annotated[
+        bool | None, typer.Option(help="the gradient first: minutes, which thousands of images win back; default: no")
+    ] = None,
+    variance: Annotated[float | None, typer.Option(help="share that PCA keeps; default: 0.99, local 0.95")] = None,
+    spread: Annotated[
+        float | None, typer.Option(help="κ of PCA starts, in standard deviations; default: WEAT's, local 0.354")
+    ] = None,
+    neighbors: Annotated[int | None, typer.Option(help="images that local PCA looks at; default: 200")] = None,
+    inception: Annotated[Path | None, typer.Option(help="torch-fidelity's Inception weights: IS, FID, KID")] = None,
+    alexnet: Annotated[Path | None, typer.Option(help="torchvision's AlexNet weights: LPIPS")] = None,
+    classifier: Annotated[
+        Path | None, typer.Option(help="a run folder whose network stands in for Inception: FID-clf and the like")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="of starts and noise; default: 0")] = None,
+    shard: Annotated[
+        int | None, typer.Option(help="images that share their random numbers; decides what comes out; default: 500")
+    ] = None,
+    rule: Rule = None,
+    model: Model = None,
+    model_option: ModelOptions = None,
+    data: Data = None,
+    normalization: Normalization = None,
+    allow_code: AllowCode = False,
+    output: Annotated[Path, typer.Option(help="folder of images, figures and table; resumable")] = Path("generated"),
+    address: Cluster = None,
+    track: Annotated[bool, typer.Option(help="log metrics and figures to MLflow")] = True,
+    data_dir: DataDir = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads, of each shard")] = 1,
+) -> None:
+    """Let classifiers draw: Langevin dynamics on E(x,y) from starts of a class, with figures and metrics."""
+    from orchestrator.generation.judging import Judges
+    from orchestrator.generation.verb import create, number_of_classes, recipes
+    from orchestrator.lens.networks import Foreign, choose_networks
+    from search_spaces.generation import load_generation
+
+    options = {
+        "init": init.split(",") if init else None, "classes": classes.split(",") if classes else None,
+        "per_class": per_class, "steps": steps, "step_size": step_size, "inertia": inertia, "noise": noise,
+        "adaptive_stop": adaptive_stop, "tolerance": tolerance, "compile": compile, "variance": variance,
+        "spread": spread, "neighbors": neighbors, "inception": inception, "alexnet": alexnet,
+        "classifier": classifier, "seed": seed, "shard": shard,
+    }  # fmt: skip
+    settings = load_generation(study, {name: value for name, value in options.items() if value is not None})
+    foreign = Foreign(model, tuple(model_option or ()), data, normalization, allow_code)
+    words = checkpoints or [f"{name}={path}" for name, path in settings.networks.items()]
+    networks = choose_networks(words, rule=rule, foreign=foreign, data_dir=data_dir)
+    create(
+        networks, recipes(settings, number_of_classes(networks)),
+        Judges(settings.inception, settings.alexnet, settings.classifier), address=address, threads=threads,
+        output=output, track=track, console=plain_console(markup=False),
+    )  # fmt: skip

@@ -1,0 +1,68 @@
+"""A study seen from another terminal: the driver's own table, from the files that it writes."""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from orchestrator.records.journal import Journal, Run
+from orchestrator.records.seeds import trials
+from orchestrator.study.progress import StudyView
+
+_REFRESH_SECONDS = 2.0
+_DRIVEN = {True: "running", False: "no driver is running", None: "without locks, nobody knows whether it runs"}
+
+
+def show_status(folder: Path, console: Console, *, follow: bool) -> None:
+    """Print every run of a study and whether a driver works on it.
+
+    With `follow`, whenever something has changed, until no driver does.
+    """
+    journal = Journal.open(folder)
+    shown = None
+    while True:
+        running = is_driven(journal.folder)
+        runs = journal.runs()
+        if shown != (runs, running):
+            if follow and console.is_terminal:
+                console.clear()
+            _show(journal, runs, console, running=running)
+            shown = runs, running
+        if not (follow and running):
+            return
+        time.sleep(_REFRESH_SECONDS)
+
+
+def _show(journal: Journal, runs: Sequence[Run], console: Console, *, running: bool | None) -> None:
+    view = StudyView(console)
+    for run in runs:
+        view.restore(run.key, run.experiment, run.records, run.state)
+    ended, wanted = sum(run.state != "running" for run in trials(runs)), journal.study().trials
+    # A total may be lowered below what has ended.
+    counted = f"{ended} of {wanted} trials ended" if ended <= wanted else f"{ended} trials ended, of {wanted} wanted"
+    confirmations = sum(run.kind == "confirmation" for run in runs)
+    console.print(view.table())
+    console.print(
+        f"{journal.folder.name}: {counted}, {confirmations} confirmations; {_DRIVEN[running]}",
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+def is_driven(folder: Path) -> bool | None:
+    """Whether a process holds the study's lock; None where there are no locks."""
+    lock = folder / "lock"
+    if not lock.exists():
+        return False
+    with open(lock) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return None
+    return False

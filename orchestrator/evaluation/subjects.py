@@ -1,0 +1,148 @@
+"""What `orchestrator evaluate` can attack: checkpoints of ours, weights of others, models of the user's own code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.evaluation.shards import checkpoint_folder
+from trainers import catalog
+from trainers.config import Experiment, apply_overrides, parse
+from trainers.evaluation.result import ForeignModel
+from trainers.problems import InvalidInput, unknown_name
+
+if TYPE_CHECKING:
+    from torch import nn
+
+NORMALIZATIONS = ("standard", "half", "none", "checkpoint")
+RULES = ("best", "last", "both")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to attack. `rule` goes into the protocol: which epoch, or `weights`. `epoch` counts from 0.
+
+    Of a foreign model's `experiment` only the data and the evaluation's ε are meant.
+    """
+
+    source: str
+    rule: str
+    experiment: Experiment
+    load: Callable[[], nn.Module]
+    experiment_digest: str | None = None
+    epoch: int | None = None
+    foreign: ForeignModel | None = None
+
+
+def choose_subjects(
+    path: Path | None, *, rule: str | None, model: str | None, model_options: Sequence[str], data: str | None,
+    normalization: str | None, allow_code: bool, data_dir: Path | None,
+) -> list[Subject]:  # fmt: skip
+    """The models that the options of the command line name. Raises InvalidInput for options that contradict."""
+    if model is None:
+        given = {"--model-option": model_options, "--data": data, "--normalization": normalization}
+        for option, value in (given | {"--allow-code": allow_code}).items():
+            if value:
+                raise InvalidInput.single(option, "is for models that are not ours: say --model")
+        if path is None:
+            raise InvalidInput.single(
+                "PATH", "is missing: a run folder, a checkpoint folder, or --model with a factory"
+            )
+        return own_subjects(path, rule, data_dir)
+    if rule is not None:
+        raise InvalidInput.single("--checkpoint", f"{rule}: is for run folders, not for --model")
+    if data is None:
+        raise InvalidInput.single("--data", f"is missing; allowed with --model: {', '.join(sorted(catalog.DATASETS))}")
+    return [foreign_subject(path, model, model_options, data, normalization, allow_code, data_dir)]
+
+
+def own_subjects(path: Path, rule: str | None, data_dir: Path | None) -> list[Subject]:
+    """A checkpoint folder by its epoch; of a run folder the best epoch, the last, or both."""
+    if rule is not None and rule not in RULES:
+        raise InvalidInput.single("--checkpoint", unknown_name(rule, RULES, "rule"))
+    if (path / "checkpoints").is_dir():
+        rules = ("best", "last") if rule == "both" else (rule or "best",)
+        return [_own(checkpoint_folder(path, name), name, data_dir) for name in rules]
+    if not path.exists():
+        raise InvalidInput.single(str(path), "no such run folder, checkpoint folder or file of weights")
+    if path.is_file():
+        raise InvalidInput.single(str(path), "is a file of weights: say --model, --data and --normalization")
+    if rule is not None:
+        raise InvalidInput.single("--checkpoint", f"{rule}: {path} is no run folder, there is nothing to choose from")
+    return [_own(path, None, data_dir)]
+
+
+def _own(folder: Path, rule: str | None, data_dir: Path | None) -> Subject:
+    from trainers.checkpoint import load
+
+    opened = load(folder.absolute())  # it may be loaded again by a Ray worker, which has another working directory
+    experiment = opened.experiment
+    if data_dir is not None:
+        data = experiment.data.model_copy(update={"directory": str(data_dir.absolute())})
+        experiment = experiment.model_copy(update={"data": data})
+    epoch = opened.record.epoch
+    return Subject(
+        f"{folder}, epoch {epoch + 1}",
+        # Protocols that are on disk count from 0.
+        rule or f"epoch {epoch}", experiment, opened.load_model, experiment.digest(), epoch,
+    )  # fmt: skip
+
+
+def foreign_subject(
+    weights: Path | None, model: str, model_options: Sequence[str], data: str, normalization: str | None,
+    allow_code: bool, data_dir: Path | None,
+) -> Subject:  # fmt: skip
+    """Weights in an architecture of the catalog, or a factory `file.py:function` with weights or without.
+
+    `data` is a data set's name, `digits:8` for digits at 8x8. The model is loaded at once: its weights are its name.
+    """
+    made = ".py" in model
+    name, _, size = data.partition(":")
+    words = [f"data.name={name}", *([f"data.size={size}"] if size else [])]
+    if not made:
+        words += [f"model.name={model}", *(f"model.{option}" for option in model_options)]
+    if data_dir is not None:
+        words.append(f"data.directory={data_dir.absolute()}")
+    experiment = parse(apply_overrides({}, words))
+    network, architecture = (
+        _from_factory(weights, model, model_options, normalization, allow_code)
+        if made
+        else _from_catalog(weights, experiment, normalization)
+    )
+    from trainers.foreign.weights import weights_digest
+
+    foreign = ForeignModel(architecture, weights_digest(network))
+    source = f"{architecture}, weights {weights or 'of its own'} (sha256 {foreign.weights[:12]})"
+    return Subject(source, "weights", experiment, lambda: network, foreign=foreign)
+
+
+def _from_factory(
+    weights: Path | None, model: str, model_options: Sequence[str], normalization: str | None, allow_code: bool
+) -> tuple[nn.Module, str]:
+    for option, given in (("--model-option", model_options), ("--normalization", normalization)):
+        if given:
+            raise InvalidInput.single(option, f"{given}: a factory takes nothing; it is a matter of its own code")
+    from trainers.foreign.factory import factory_architecture, factory_model
+
+    return factory_model(model, weights, allow_code=allow_code), factory_architecture(model)
+
+
+def _from_catalog(weights: Path | None, experiment: Experiment, normalization: str | None) -> tuple[nn.Module, str]:
+    if weights is None:
+        raise InvalidInput.single("--model", f"{experiment.model.name} has no weights of its own: give a file of them")
+    if normalization not in NORMALIZATIONS:
+        problem = "must be stated" if normalization is None else f"{normalization!r} is unknown"
+        raise InvalidInput.single(
+            "--normalization", f"{problem}: standard (the data set's mean and deviation) | half (0.5 and 0.5) | none | "
+            "checkpoint (what the file holds)"
+        )  # fmt: skip
+    from trainers.foreign.known import known_model
+
+    options: dict[str, Any] = experiment.model.parameters
+    network = known_model(
+        weights, experiment.model.name, options, catalog.DATASETS[experiment.data.name], normalization
+    )
+    chosen = " ".join(f"{name}={value}" for name, value in sorted(options.items()))
+    return network, f"{experiment.model.name} {chosen} normalization={normalization}"

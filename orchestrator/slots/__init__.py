@@ -1,0 +1,1 @@
+"""Where a training run happens: reused Tune actors, of one worker or with a group of DDP workers."""

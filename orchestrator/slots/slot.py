@@ -1,0 +1,122 @@
+"""Where a trial runs: a slot, a reused Tune actor that takes one run after the other. Here those of one worker.
+
+A trial's configuration is `{"key": str, "experiment": dict, "run_dir": str, "threads": int, "gpus": float, "sharing":
+Sharing}`, the last None where it leaves no prefix for others. A report is one epoch's metrics, or `{"failure": text}`:
+a Python error fails its run at once, it does not look like a crash to be retried; `{"disk_full": folder}` is no fault
+of the run; `{"waiting": True}` says that its worker group (`group_slot`) is not there yet.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Generator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray import tune
+
+from orchestrator.host import disk
+from orchestrator.host.devices import reserved_device
+from orchestrator.slots.mailbox import Report
+from search_spaces.study import Resources
+from trainers.config import Experiment, parse
+from trainers.records import EpochRecord
+
+if TYPE_CHECKING:
+    from trainers.prefix import Sharing
+
+
+def configuration(
+    key: str, experiment: Experiment, folder: Path, resources: Resources, sharing: Sharing | None = None
+) -> dict[str, Any]:
+    """A run as a slot takes it."""
+    return {
+        "key": key,
+        "experiment": experiment.to_dict(),
+        "run_dir": str(folder),
+        "threads": resources.cpus_per_worker,
+        "gpus": resources.gpus_per_worker,
+        "sharing": sharing,
+    }
+
+
+def report_of(record: EpochRecord, epochs: int) -> Report:
+    """What Tune is told after an epoch: the metrics, when they were born, whether that was the last one."""
+    return {**record.metrics, "epoch": record.epoch, "born": record.time, "done": record.epoch + 1 >= epochs}
+
+
+def record_of(report: Report) -> EpochRecord | None:
+    """Inverse of `report_of`; None for a report that carries no epoch."""
+    if "born" not in report:
+        return None
+    metrics = {name: value for name, value in report.items() if "/" in name}
+    return EpochRecord(report["epoch"], report["born"], metrics)
+
+
+class ProcessSlot(tune.Trainable):
+    """One worker: `fit` runs in this actor, one epoch a step."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Take the first run."""
+        self._start(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next run in the same process."""
+        self._records.close()
+        self._start(new_config)
+        return True
+
+    def step(self) -> Report:
+        """One epoch."""
+        try:
+            return report_of(next(self._records), self._epochs)
+        except Exception as error:
+            return failure_of(Path(self.config["run_dir"]), error)
+
+    def cleanup(self) -> None:
+        """Leave the current run where its last checkpoint is."""
+        self._records.close()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: the run folder has its own checkpoints."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing: `fit` resumes by itself."""
+
+    def _start(self, config: dict[str, Any]) -> None:
+        self._epochs = int(config["experiment"]["epochs"])
+        self._records = run_job(config)
+
+
+def run_job(job: dict[str, Any], device: Any = None) -> Generator[EpochRecord]:
+    """`fit` for one job in this process, with a process state that does not depend on the job before."""
+    import torch
+
+    from trainers.loop import fit
+    from trainers.prefix import fit_and_leave
+    from trainers.ranks import Ranks
+
+    torch.set_num_threads(int(job["threads"]))
+    torch.manual_seed(0)
+    experiment, run_dir = parse(job["experiment"]), Path(job["run_dir"])
+    ranks = Ranks.current(device or reserved_device(job["gpus"]))
+    sharing = job["sharing"]
+    if sharing is None:
+        yield from fit(experiment, run_dir, ranks=ranks)
+    else:
+        yield from fit_and_leave(experiment, run_dir, sharing, job["key"], ranks=ranks)
+
+
+def failure_of(run_dir: Path, error: Exception) -> Report:
+    """The last report of a run that ends with an error."""
+    if disk.is_full(error):
+        return {"disk_full": str(run_dir), "done": True}
+    return {"failure": keep_traceback(run_dir, error), "done": True}
+
+
+def keep_traceback(run_dir: Path, error: Exception, name: str = "error.txt") -> str:
+    """Write the traceback into the run folder; returns one line about it."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    file = run_dir / name
+    file.write_text("".join(traceback.format_exception(error)))
+    return f"{type(error).__name__}: {error} (traceback: {file})"

@@ -1,0 +1,104 @@
+"""The ladder of the finalists: stronger and stronger attacks on fewer and fewer trials, on held-out images.
+
+The test set is for what is confirmed. Every rung attacks the checkpoints that count with its own attack and keeps the
+most robust trials; the journal keeps what it found, so a rung that is done is not climbed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.evaluation.shards import evaluate_on_ray, protocol_for
+from orchestrator.records.journal import Run
+from search_spaces.study import Rung
+from trainers.catalog.attacks import attack_label
+from trainers.evaluation.result import EXACT, FAST
+
+if TYPE_CHECKING:
+    from orchestrator.study.sweep import Session
+
+RUNG = "rung"
+
+
+@dataclass(frozen=True)
+class RungResult:
+    """What a rung found: robust accuracies (fractions, means over the seeds) by trial, the kept ones first."""
+
+    attack: str
+    samples: int
+    fast: bool
+    accuracies: Mapping[int, float]
+    kept: tuple[int, ...]
+
+    @property
+    def label(self) -> str:
+        """For example `CW∞ (fast), n = 512`."""
+        return f"{attack_label(self.attack)}{' (fast)' if self.fast else ''}, n = {self.samples}"
+
+
+def climb(session: Session, candidates: Sequence[Run]) -> list[Run]:
+    """The trials that are left, most robust under the last rung first; unranked if no rung had any to drop.
+
+    One that can't be evaluated is left out until a later call can.
+    `candidates` are in the order of the search, which decides between equals. Raises Interrupted.
+    """
+    left = list(candidates)
+    climbed = results(session.journal.events())
+    known = {(found.attack, found.samples, found.fast, frozenset(found.accuracies)): found for found in climbed}
+    for rung in session.study.confirm.ladder:
+        if len(left) <= rung.keep:
+            continue
+        found = known.get((rung.attack, rung.samples, rung.fast, frozenset(run.trial for run in left)))
+        if found is None:
+            found = _attacked(session, rung, left)
+            event = {
+                "attack": found.attack, "samples": found.samples, "fast": found.fast, "kept": list(found.kept),
+            }  # fmt: skip
+            if found not in climbed:  # one that left out a trial is climbed again, perhaps for nothing
+                session.journal.append(RUNG, **event, accuracies=list(found.accuracies.items()))
+        left = [next(run for run in left if run.trial == trial) for trial in found.kept]
+    return left
+
+
+def results(events: Sequence[Mapping[str, Any]]) -> list[RungResult]:
+    """Every rung that was climbed, in order."""
+    climbed = [event for event in events if event["event"] == RUNG]
+    return [
+        RungResult(
+            attack=event["attack"],
+            samples=event["samples"],
+            fast=event["fast"],
+            accuracies=dict(map(tuple, event["accuracies"])),
+            kept=tuple(event["kept"]),
+        )
+        for event in climbed
+    ]
+
+
+def rank(rung: Rung, order: Sequence[int], accuracies: Mapping[int, float]) -> RungResult:
+    """The most robust trials are kept; of equals those that come first in `order`."""
+    ranked = sorted(order, key=lambda trial: -accuracies[trial])
+    return RungResult(
+        rung.attack, rung.samples, rung.fast, {trial: accuracies[trial] for trial in ranked}, tuple(ranked[: rung.keep])
+    )
+
+
+def _attacked(session: Session, rung: Rung, left: Sequence[Run]) -> RungResult:
+    study, view = session.study, session.view
+    settings = study.confirm.model_copy(update={"attack": rung.attack, "samples": rung.samples})
+    attack = attack_label(rung.attack) + (" (fast)" if rung.fast else "")
+    view.phase(f"{attack} on {rung.samples} held-out images for {len(left)} trials, {rung.keep} stay")
+    runs = [run for trial in left for run in trial.over_seeds or (trial,)]
+    precision = FAST if rung.fast else EXACT
+    protocols = [
+        (run, replace(protocol_for(run.experiment, settings, study.search.checkpoint, "held-out"), precision=precision))
+        for run in runs
+    ]
+    found: dict[int, list[float]] = {}
+    for run, evaluation in evaluate_on_ray(session, protocols):
+        found.setdefault(run.trial, []).append(evaluation.robust_accuracy)
+    whole = [trial.trial for trial in left if len(found.get(trial.trial, ())) == len(trial.over_seeds or (trial,))]
+    return rank(rung, whole, {trial: fmean(found[trial]) for trial in whole})

@@ -1,0 +1,142 @@
+"""Runs the trials of a study: what the searcher proposes is prepared, trained on slots, judged and written down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from orchestrator.cluster.connection import Capacity
+from orchestrator.host.interrupt import Interrupt
+from orchestrator.records.constraints import violations
+from orchestrator.records.journal import Journal, Run, trial_key
+from orchestrator.records.seeds import trials
+from orchestrator.slots.slot import configuration
+from orchestrator.study.beginnings import Beginnings
+from orchestrator.study.early_stopping import EarlyStopping, StopEarly
+from orchestrator.study.endings import judge_run, stopped_outcome
+from orchestrator.study.progress import StudyView
+from orchestrator.study.proposals import Outcome
+from orchestrator.study.search import StudySearcher
+from orchestrator.study.tuning import run_on_slots
+from search_spaces.stopping import Stopping
+from search_spaces.study import Study
+from trainers.config import Experiment
+from trainers.origin import Origin
+
+
+@dataclass(frozen=True)
+class Session:
+    """What every phase of a study has at hand."""
+
+    study: Study
+    journal: Journal
+    capacity: Capacity
+    view: StudyView
+    interrupt: Interrupt
+
+
+def search(session: Session) -> None:
+    """Run the study's trials until their total is reached, or the user interrupts."""
+    study, journal = session.study, session.journal
+    stopping = EarlyStopping(study.search.stop, journal)
+    runs = TrialRuns(session, stopping)
+    searcher = StudySearcher(study, journal.storage_url, journal.identity, runs, session.view.say)
+    open_trials = study.trials - sum(run.state != "running" for run in trials(journal.runs()))
+    if open_trials <= 0:
+        return
+    of_seeds = f" of {study.search.seeds} seeds" if study.search.seeds > 1 else ""
+    session.view.phase(
+        f"{open_trials} trials{of_seeds} on {session.capacity.concurrent_trials(study.resources)[0]} slots",
+        runs=study.trials * study.search.seeds,
+        epochs=open_trials * study.search.seeds * study.epochs,
+    )
+    scheduler = None if study.search.stop == Stopping() else StopEarly(stopping)
+    run_on_slots(session, searcher, study.resources, "resources", scheduler)
+
+
+class TrialRuns:
+    """The runs of a study's trials, as its searcher needs them."""
+
+    def __init__(self, session: Session, stopping: EarlyStopping) -> None:
+        self._session = session
+        self._study, self._journal = session.study, session.journal
+        self._stopping = stopping
+        self._beginnings = Beginnings(session.study, session.journal, session.study.resources)
+
+    def propose(self, number: int, seed: int, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Prepare a run's folder, record that it was issued, and give the slot what it needs."""
+        key, experiment = trial_key(number, seed), with_seed(self._study.experiment_for(values), seed)
+        folder, twin = self._journal.trial_folder(number, seed), self._journal.twin(number, experiment)
+        if twin is None:
+            origin = self._beginnings.begin(experiment, folder)
+        else:
+            folder, origin = twin.folder, Origin("twin", twin.key, len(twin.records))
+            if twin.state == "stopped":
+                self._stopping.inherit(key, twin.key)
+        self._journal.propose(
+            number, values, experiment, seed=seed, seeds=self._study.search.seeds, folder=folder, origin=origin
+        )
+        sharing = self._beginnings.sharing(experiment, folder)
+        return configuration(key, experiment, folder, self._study.resources, sharing)
+
+    def decided(self, number: int, seed: int) -> Outcome | None:
+        """Complete or failed, where the driver died before Optuna heard of it; or stopped."""
+        run = self._find(number, seed)
+        if run is not None and run.state in ("complete", "failed"):
+            return Outcome(run.state, run.reason, run.objectives)
+        return None if run is None else self._stopped(run)
+
+    def epochs(self, number: int, seed: int) -> int:
+        """How many epochs are recorded."""
+        run = self._find(number, seed)
+        return 0 if run is None else len(run.records)
+
+    def judge(self, number: int, seed: int, report: Mapping[str, Any]) -> Outcome | None:
+        """Stopped by a rule, or as its records say."""
+        run = self._find(number, seed)
+        assert run is not None
+        return self._stopped(run) or judge_run(report, run.experiment, run.folder, self._study, self._session.interrupt)
+
+    def ended(self, number: int, seed: int, outcome: Outcome) -> None:
+        """Into the journal, once, and onto the screen."""
+        run, key = self._find(number, seed), trial_key(number, seed)
+        if run is None or run.state == "running":
+            self._journal.ended(key, outcome.state, outcome.reason, list(outcome.objectives))
+        self._session.view.ended(key, outcome.state, outcome.reason)
+
+    def conclude(self, number: int, outcomes: Sequence[Outcome]) -> Outcome:
+        """The trial as every reader of the journal sees it, and whether it meets the constraints."""
+        runs = self._journal.runs()
+        trial = next((trial for trial in trials(runs) if trial.trial == number), None)
+        if trial is None:
+            return outcomes[0]  # given up before it was ever recorded
+        found = violations(self._study, trial, runs) if trial.state == "complete" else {}
+        return Outcome(trial.state, trial.reason, trial.objectives, self._curve(trial, outcomes), found)
+
+    def _curve(self, trial: Run, outcomes: Sequence[Outcome]) -> tuple[float, ...]:
+        """The mean over the seeds of a stopped trial, those that ran to their end included, while all of them last."""
+        names = self._study.search.objectives
+        if trial.state != "stopped" or len(names) > 1:
+            return ()
+        ended = [run.records for run in trial.over_seeds if run.state == "complete"]
+        curves = [tuple(record.metrics[names[0]] for record in records) for records in ended]
+        curves += [outcome.curve for outcome in outcomes if outcome.state == "stopped"]
+        return tuple(map(fmean, zip(*curves, strict=False)))
+
+    def give_up(self, error: Exception) -> None:
+        """Stop the study."""
+        self._session.interrupt.give_up(error)
+
+    def _find(self, number: int, seed: int) -> Run | None:
+        return next((run for run in self._journal.runs() if run.key == trial_key(number, seed)), None)
+
+    def _stopped(self, run: Run) -> Outcome | None:
+        stop = self._stopping.decide(run.key, run.experiment, run.records)
+        return None if stop is None else stopped_outcome(stop, run.records, self._study)
+
+
+def with_seed(experiment: Experiment, offset: int) -> Experiment:
+    """The same experiment with another seed."""
+    return experiment.model_copy(update={"seed": experiment.seed + offset})

@@ -1,0 +1,1 @@
+"""MLflow, brought up to date from the journals: an outage stops nothing."""

@@ -1,0 +1,185 @@
+"""Brings MLflow up to date from a study's journal.
+
+The journal comes first. What the server does not have yet is sent from it: while a study runs, in the background
+(`tracker`), and later by the same code. Sending twice is harmless: a metric's timestamp is fixed where it was born, and
+runs are found before one is made.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.records.journal import STUDY_FILE, Journal, Run, trial_key
+from orchestrator.records.seeds import spreads, trials
+from orchestrator.study.ladder import RUNG
+from orchestrator.tracking.mirrored_run import MirroredRun, flatten
+from orchestrator.tracking.server import (
+    KIND_TAG,
+    RUN_TAG,
+    UPLOAD_SECONDS,
+    connected,
+    find_experiment,
+    find_or_create,
+    outage,
+    uploading,
+)
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run as TrackedRun
+
+logger = logging.getLogger(__name__)
+
+_STUDY_TAG, _PARENT_TAG = "orchestrator.study", "mlflow.parentRunId"
+_PATIENCE_SECONDS = 2 * UPLOAD_SECONDS  # what one update may lose to things that fail
+
+
+class NotSent(ConnectionError):
+    """The server answers, but did not take some of what it was sent."""
+
+
+def sync(journal: Journal, uri: str) -> None:
+    """Bring the server up to date now. Raises ConnectionError if it did not take everything."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        Mirror(journal, uri).update(ended=True)
+    except MlflowException as error:
+        raise ConnectionError(f"{uri} is not up to date: {outage(error)}; the journal keeps what it lacks") from error
+
+
+class Mirror:
+    """One study's runs on one server: remembers what this process has sent, asks the server for the rest."""
+
+    def __init__(self, journal: Journal, uri: str) -> None:
+        self._journal = journal
+        self._study = journal.study()
+        self._client = connected(uri)
+        self._experiment = find_experiment(self._client, uri, self._study.tracking.experiment)
+        self._parent = self._find_or_create(journal.identity, self._study.name, "study", {}).info.run_id
+        self._client.update_run(self._parent, status="RUNNING")
+        there = self._client.get_run(self._parent).data
+        self._known_settings = there.params | there.tags  # as earlier starts of the study left them
+        self._settings_sent = False
+        self._runs: dict[str, MirroredRun] = {}
+        self._spreads_sent: set[int] = set()  # of these trials
+        self._rungs_sent = 0
+        self._failed: set[str] = set()  # steps of the last update
+
+    def update(self, *, ended: bool) -> None:
+        """Send every record, state and result that this process has not sent yet.
+
+        What fails keeps nothing else from being sent, unless the server is away: then whatever it raises is raised at
+        once, else NotSent in the end.
+        """
+        runs = self._journal.runs()
+        failures = self._attempt(self._steps(runs, ended=ended))
+        self._failed = set(failures)
+        if ended:
+            unfinished = any(run.state == "running" for run in runs)
+            interrupted = unfinished or self._journal.events()[-1]["event"] == "interrupted"
+            self._client.set_terminated(self._parent, "KILLED" if interrupted else "FINISHED")
+        if failures:
+            what, first = next(iter(failures.items()))
+            more = f" and {len(failures) - 1} more" if len(failures) > 1 else ""
+            raise NotSent(f"{what}{more} not sent: {outage(first)}") from first
+
+    def _steps(self, runs: Sequence[Run], *, ended: bool) -> Iterator[tuple[str, Callable[[], None]]]:
+        """What there is to send, by name; what has just failed comes after the other runs, for it may take long."""
+        if not self._settings_sent:
+            yield "the study's settings", self._send_settings
+        for run in sorted(runs, key=lambda run: run.key in self._failed):
+            yield run.key, partial(self._send_run, run)
+        for trial in trials(runs):
+            if trial.over_seeds and trial.state != "running" and trial.trial not in self._spreads_sent:
+                yield f"{trial.key} over seeds", partial(self._send_spreads, trial)
+        rungs = [event for event in self._journal.events() if event["event"] == RUNG]
+        if rungs[self._rungs_sent :]:
+            yield "the ladder", partial(self._send_rungs, rungs)
+        if ended:
+            yield "the report", self._send_report
+
+    def _attempt(self, steps: Iterable[tuple[str, Callable[[], None]]]) -> dict[str, Exception]:
+        """Take all steps, or as many as patience lasts; returns those that failed. Raises if the server is away."""
+        failures: dict[str, Exception] = {}
+        lost = 0.0
+        for what, send in steps:
+            began = time.monotonic()
+            try:
+                send()
+            except Exception as error:
+                failures[what] = error
+                logger.debug("%s is not sent", what, exc_info=True)
+                lost += time.monotonic() - began
+                self._client.get_run(self._parent)  # away, the server would cost a timeout for each of many runs
+                if lost > _PATIENCE_SECONDS:
+                    break
+        return failures
+
+    def _find_or_create(self, identity: str, name: str, kind: str, tags: Mapping[str, str]) -> TrackedRun:
+        everything = {RUN_TAG: identity, KIND_TAG: kind, _STUDY_TAG: self._study.name, **tags}
+        return find_or_create(self._client, self._experiment, identity, name, everything)
+
+    def _send_settings(self) -> None:
+        from mlflow.entities import Param, RunTag
+
+        settings = self._study.model_dump(include={"search", "confirm", "resources"})
+        given = {name: str(value) for name, value in flatten(settings)}
+        known = self._known_settings
+        # MLflow refuses to change a parameter: what a later start of the study changed is a tag.
+        self._client.log_batch(
+            self._parent,
+            params=[Param(name, value) for name, value in given.items() if name not in known],
+            tags=[RunTag(name, value) for name, value in given.items() if known.get(name, value) != value],
+        )
+        with uploading():
+            self._client.log_artifact(self._parent, str(self._journal.folder / STUDY_FILE))
+        self._settings_sent = True
+
+    def _send_run(self, run: Run) -> None:
+        if run.key not in self._runs:
+            identity, name = f"{self._journal.identity}/{run.key}", f"{run.key} {run.experiment.method.name}"
+            tracked = self._find_or_create(identity, name, run.kind, {_PARENT_TAG: self._parent})
+            self._runs[run.key] = MirroredRun(self._client, tracked, run)
+        self._runs[run.key].update(run, self._study.resources)
+
+    def _send_spreads(self, trial: Run) -> None:
+        """The objectives of a trial over its seeds, with the run of the first one."""
+        from mlflow.entities import Metric
+
+        time = max((int(run.records[-1].time * 1000) for run in trial.over_seeds if run.records), default=0)
+        values: dict[str, float | None] = {}
+        for name, spread in zip(self._study.search.objectives, spreads(trial), strict=False):
+            values |= {f"over_seeds/{name}/mean": spread.mean, f"over_seeds/{name}/std": spread.deviation}
+        metrics = [Metric(name, value, time, 0) for name, value in values.items() if value is not None]
+        self._client.log_batch(self._runs[trial.key].run_id, metrics=metrics)
+        self._spreads_sent.add(trial.trial)
+
+    def _send_rungs(self, rungs: Sequence[Mapping[str, Any]]) -> None:
+        for event in rungs[self._rungs_sent :]:
+            self._send_rung(event)
+            self._rungs_sent += 1
+
+    def _send_rung(self, event: Mapping[str, Any]) -> None:
+        """What a rung of the ladder found, with each trial that got there."""
+        from mlflow.entities import Metric
+
+        fast = "_fast" if event["fast"] else ""
+        name = f"held_out/{event['attack'].replace(',', '_')}{fast}_accuracy"
+        for trial, accuracy in event["accuracies"]:
+            metric = Metric(name, accuracy, int(event["time"] * 1000), 0)
+            self._client.log_batch(self._runs[trial_key(trial)].run_id, metrics=[metric])
+
+    def _send_report(self) -> None:
+        from orchestrator.report.page import REPORT_FILE
+        from orchestrator.report.sections import FIGURES_FOLDER
+
+        report, figures = (self._journal.folder / name for name in (REPORT_FILE, FIGURES_FOLDER))
+        with uploading():
+            if report.exists():
+                self._client.log_artifact(self._parent, str(report))
+            if figures.is_dir():
+                self._client.log_artifacts(self._parent, str(figures), figures.name)

@@ -1,0 +1,179 @@
+"""One training run on the MLflow server: how it began, its epochs, its evaluation, and how it ended."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.evaluation.shards import checkpoint_folder
+from orchestrator.host.environment import environment
+from orchestrator.records.journal import EVALUATION_FILE, Run
+from orchestrator.records.savings import epochs_saved, seconds_saved
+from orchestrator.tracking.server import uploading
+from search_spaces.study import Resources
+from trainers import catalog
+from trainers.diagnostics.overfitting import onsets
+from trainers.evaluation.result import Evaluation
+from trainers.pixels import PixelValue
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run as TrackedRun
+
+_CLOSED_TAG = "orchestrator.closed"  # with how many records
+_BATCH = 1000
+_STATUS = {"complete": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
+
+
+class MirroredRun:
+    """Remembers what of one run the server has. `run_id` is the server's name for it."""
+
+    def __init__(self, client: MlflowClient, tracked: TrackedRun, run: Run) -> None:
+        self._client = client
+        self.run_id: str = tracked.info.run_id
+        closed = _is_closed(run, tracked)
+        self._start_sent = closed
+        self._records_sent = len(run.records) if closed else 0
+        self._ending_sent = _ending(run) if closed else None
+        self._evaluation_sent: Evaluation | None = None
+
+    def update(self, run: Run, resources: Resources) -> None:
+        """Send what has come since; `resources` are those of a trial, to count what its stop has saved."""
+        if not self._start_sent:
+            self._send_start(run)
+            self._start_sent = True
+        self._send_records(run)
+        # The journal gives the same object until the file changes: a run may be evaluated again, under other settings.
+        if run.evaluation is not None and run.evaluation is not self._evaluation_sent:
+            self._send_evaluation(run, run.evaluation)
+            self._evaluation_sent = run.evaluation
+        # Workers may end an epoch that they had begun when their trial was stopped.
+        if run.state != "running" and self._ending_sent != _ending(run):
+            self._close(run, resources)
+            self._ending_sent = _ending(run)
+
+    def _send_start(self, run: Run) -> None:
+        from mlflow.entities import Param, RunTag
+
+        tags = {"digest": run.experiment.digest(), "trial": str(run.trial), "folder": str(run.folder)}
+        tags |= _origin_tags(run)
+        if run.seeds > 1:
+            tags["seeds"] = str(run.seeds)
+        tags |= {f"{path}.text": value.text for path, value in _pixel_values(run) if "/" in value.text}
+        parameters = [Param(name, str(value)) for name, value in flatten(run.experiment.model_dump())]
+        self._client.log_batch(self.run_id, params=parameters, tags=[RunTag(*tag) for tag in tags.items()])
+        with uploading():
+            self._client.log_text(self.run_id, run.experiment.to_yaml(), "experiment.yaml")
+            self._client.log_text(self.run_id, json.dumps(environment(), indent=1), "environment.json")
+
+    def _send_records(self, run: Run) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [
+            Metric(name, value, int(record.time * 1000), record.epoch)
+            for record in run.records[self._records_sent :]
+            for name, value in record.metrics.items()
+        ]
+        for start in range(0, len(metrics), _BATCH):
+            self._client.log_batch(self.run_id, metrics=metrics[start : start + _BATCH])
+        self._records_sent = len(run.records)
+
+    def _send_evaluation(self, run: Run, evaluation: Evaluation) -> None:
+        from mlflow.entities import Metric, RunTag
+
+        file = run.folder / EVALUATION_FILE
+        time = int(file.stat().st_mtime * 1000)
+        attack = evaluation.protocol.attack.replace(",", "_")  # MLflow takes no comma in a name
+        values = {f"test/after/{stage}": value for stage, value in evaluation.accuracies.items()}
+        values[f"test/{attack}_accuracy"] = evaluation.robust_accuracy
+        self._client.log_batch(
+            self.run_id,
+            metrics=[Metric(name, value, time, evaluation.epoch) for name, value in values.items()],
+            tags=[RunTag("protocol", evaluation.protocol.key)],
+        )
+        with uploading():
+            self._client.log_artifact(self.run_id, str(file))
+
+    def _close(self, run: Run, resources: Resources) -> None:
+        self._send_ending(run, resources)
+        with uploading():
+            for rule in ("best", "last"):
+                folder = checkpoint_folder(run.folder, rule)
+                if folder.is_dir():
+                    self._client.log_artifacts(self.run_id, str(folder), f"checkpoints/{rule}")
+            if run.records:
+                self._send_energy_figure(run)
+        # After all that it stands for: uploads of many runs are not to be done again at each start.
+        self._client.set_tag(self.run_id, _CLOSED_TAG, str(len(run.records)))
+        self._client.set_terminated(self.run_id, _STATUS[run.state])
+
+    def _send_ending(self, run: Run, resources: Resources) -> None:
+        """Why it ended, where overfitting set in, and what a stop has saved."""
+        from mlflow.entities import Metric, RunTag
+
+        found = onsets(run.records, run.experiment)
+        time = int(run.records[-1].time * 1000) if run.records else 0
+        tags = {"reason": run.reason or run.state} | _origin_tags(run)
+        tags |= {f"overfitting.{onset.kind}": "confirmed" if onset.confirmed else "unconfirmed" for onset in found}
+        metrics = [Metric(f"overfitting/{onset.kind}_epoch", onset.epoch, time, onset.epoch) for onset in found]
+        if run.state == "stopped":
+            tags["stopped_by"] = run.stopped_by
+            saved = {"epochs": epochs_saved(run), "seconds": seconds_saved(run, resources)}
+            metrics += [Metric(f"saved/{name}", value, time, len(run.records) - 1) for name, value in saved.items()]
+        self._client.log_batch(self.run_id, metrics=metrics, tags=[RunTag(*tag) for tag in tags.items()])
+
+    def _send_energy_figure(self, run: Run) -> None:
+        from orchestrator.report.figures import run_energies
+
+        figure = run_energies(run)
+        if figure is None:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "energies.png"
+            figure.savefig(path, dpi=120)
+            self._client.log_artifact(self.run_id, str(path), "figures")
+
+
+def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of every leaf; lengths in pixels as plain numbers, so that a UI can put them on an axis."""
+    for key, value in content.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{path}.")
+        elif isinstance(value, str) and path.rpartition(".")[2] in ("epsilon", "step_size"):
+            yield path, float(PixelValue(value))
+        elif value is not None:
+            yield path, value
+        elif key in catalog.OPTIONAL_SLOTS:
+            # An empty slot is a value to compare by; any other field that is not set is not a parameter.
+            yield f"{path}.name", "none"
+
+
+def _ending(run: Run) -> tuple[int, str, str]:
+    """With how many records a run has ended, how, and why. One that was not complete may go on and end again."""
+    return len(run.records), run.state, run.reason or run.state
+
+
+def _is_closed(run: Run, tracked: TrackedRun) -> bool:
+    """Whether another process sent everything, the uploads too: a run is closed last."""
+    records, state, reason = _ending(run)
+    tags = tracked.data.tags
+    as_now = tags.get(_CLOSED_TAG) == str(records) and tags.get("reason") == reason
+    return tracked.info.status == _STATUS.get(state) and (as_now or state == "complete")
+
+
+def _origin_tags(run: Run) -> dict[str, str]:
+    """Where the first epochs of a run were computed, if not in it."""
+    return {} if run.origin is None else {f"origin.{name}": str(value) for name, value in asdict(run.origin).items()}
+
+
+def _pixel_values(run: Run) -> Iterator[tuple[str, PixelValue]]:
+    """The experiment's lengths that remember how they were written."""
+    experiment = run.experiment
+    yield "attack.epsilon", experiment.attack.epsilon
+    yield "attack.step_size", experiment.attack.step_size
+    yield "evaluation.epsilon", experiment.evaluation.epsilon
