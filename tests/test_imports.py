@@ -11,6 +11,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 OURS = ("trainers", "search_spaces", "orchestrator")
+# The folders of orchestrator/: each may import from those before it.
+ROOMS = (
+    "host", "records", "cluster", "slots", "evaluation", "report",
+    "tracking", "study", "lens", "generation", "commands",
+)  # fmt: skip
 LAUNCHERS = {"ray", "mlflow", "optuna", "typer", "rich"}
 
 
@@ -50,6 +55,18 @@ def test_search_spaces_know_only_the_configuration_of_the_trainers(file):
 @pytest.mark.parametrize("package", OURS)
 def test_nothing_imports_the_command_line(package):
     assert not [file for file in modules(package) if "orchestrator.cli" in imports(file)]
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_of_the_orchestrator_knows_only_those_before_it(room):
+    later = set(ROOMS[ROOMS.index(room) + 1 :])
+    for file in modules(f"orchestrator/{room}"):
+        ours = [name.split(".") for name in imports(file) if name.startswith("orchestrator.")]
+        assert not {parts[1] for parts in ours} & later, file
+
+
+def test_every_folder_of_the_orchestrator_is_a_room():
+    assert {file.parent.name for file in modules("orchestrator")} == {"orchestrator", *ROOMS}
 
 
 def test_the_rule_sees_imports_inside_functions(tmp_path):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.evaluation.shards import checkpoint_folder
+from orchestrator.evaluation.protocols import checkpoint_folder
 from trainers import catalog
 from trainers.config import Experiment, apply_overrides, parse
 from trainers.evaluation.result import ForeignModel

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from orchestrator.evaluation.shards import percent, protocol_for
+from orchestrator.evaluation.protocols import protocol_for
+from orchestrator.evaluation.shards import percent
 from orchestrator.evaluation.subjects import Subject
 from orchestrator.host import disk
 from search_spaces.study import Confirm

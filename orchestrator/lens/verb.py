@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from orchestrator.evaluation.shards import protocol_for
+from orchestrator.evaluation.protocols import protocol_for
 from orchestrator.evaluation.verb import check_epsilon, settings_of
 from orchestrator.lens.drift import drift_animation
 from orchestrator.lens.measuring import POINTS_FOLDER, measure

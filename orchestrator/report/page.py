@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.records.journal import STUDY_FILE, Journal
+from orchestrator.records.rungs import climbed
 from orchestrator.report import sections
 from orchestrator.report.files import write_plate
 from orchestrator.report.markup import Markup, element, join
@@ -16,7 +17,6 @@ from orchestrator.report.plates import plates
 from orchestrator.report.reading import confirmations
 from orchestrator.report.stylesheet import CSS
 from orchestrator.report.tables import results, to_csv, trial_rows
-from orchestrator.study import ladder
 from trainers.whole_files import write_whole
 
 REPORT_FILE = "report.html"
@@ -30,14 +30,14 @@ def write_report(study_folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     tested, tried = results(runs), trial_rows(study, runs)
     events = journal.events()
-    climbed = ladder.results(events)
+    rungs = climbed(events)
     write_whole(folder / "results.csv", to_csv(row.flat() for row in tested))
     write_whole(folder / "trials.csv", to_csv(row.flat() for row in tried))
     shown = [write_plate(plate, folder) for plate in plates(study, runs, journal.storage_url)]
     parts = [
         sections.opening(study, runs, events),
         sections.test_results(tested, confirmations(runs)),
-        *([sections.ladder(climbed, tried)] if climbed else []),
+        *([sections.ladder(rungs, tried)] if rungs else []),
         *shown,
         sections.all_trials(study, tried),
         sections.study_file((journal.folder / STUDY_FILE).read_text(encoding="utf-8")),

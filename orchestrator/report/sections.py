@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.records.journal import STUDY_FILE, Run
+from orchestrator.records.rungs import RungResult
 from orchestrator.report.markup import Markup, element, inline_svg, join, table
 from orchestrator.report.plates import Plate
 from orchestrator.report.reading import short_names
 from orchestrator.report.summary import headlines, what_was_run
 from orchestrator.report.tables import ResultRow, TrialRow, by_protocol
-from orchestrator.study.ladder import RungResult
 from search_spaces.study import Study
 from trainers.catalog.attacks import STAGES, attack_label, stages
 from trainers.diagnostics.overfitting import CLEAN_ACCURACY, ROBUST_ACCURACY

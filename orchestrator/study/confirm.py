@@ -8,17 +8,19 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from orchestrator.evaluation.shards import evaluate_on_ray, protocol_for
+from orchestrator.evaluation.protocols import protocol_for
 from orchestrator.records.constraints import feasible, limits
 from orchestrator.records.journal import EVALUATION_FILE, Journal, Run, confirmation_key
 from orchestrator.records.pareto import pareto_indices
 from orchestrator.slots.slot import configuration
 from orchestrator.study.beginnings import Beginnings
 from orchestrator.study.endings import judge_run
+from orchestrator.study.evaluations import evaluate_on_ray
 from orchestrator.study.ladder import climb
 from orchestrator.study.proposals import Outcome
 from orchestrator.study.search import OwnSearcher
-from orchestrator.study.sweep import Session, with_seed
+from orchestrator.study.session import Session
+from orchestrator.study.sweep import with_seed
 from orchestrator.study.tuning import run_on_slots
 from search_spaces.study import Study
 from trainers.config import parse

@@ -7,36 +7,17 @@ most robust trials; the journal keeps what it found, so a rung that is done is n
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
 
-from orchestrator.evaluation.shards import evaluate_on_ray, protocol_for
+from orchestrator.evaluation.protocols import protocol_for
 from orchestrator.records.journal import Run
+from orchestrator.records.rungs import RUNG, RungResult, climbed
+from orchestrator.study.evaluations import evaluate_on_ray
+from orchestrator.study.session import Session
 from search_spaces.study import Rung
 from trainers.catalog.attacks import attack_label
 from trainers.evaluation.result import EXACT, FAST
-
-if TYPE_CHECKING:
-    from orchestrator.study.sweep import Session
-
-RUNG = "rung"
-
-
-@dataclass(frozen=True)
-class RungResult:
-    """What a rung found: robust accuracies (fractions, means over the seeds) by trial, the kept ones first."""
-
-    attack: str
-    samples: int
-    fast: bool
-    accuracies: Mapping[int, float]
-    kept: tuple[int, ...]
-
-    @property
-    def label(self) -> str:
-        """For example `CW∞ (fast), n = 512`."""
-        return f"{attack_label(self.attack)}{' (fast)' if self.fast else ''}, n = {self.samples}"
 
 
 def climb(session: Session, candidates: Sequence[Run]) -> list[Run]:
@@ -46,8 +27,8 @@ def climb(session: Session, candidates: Sequence[Run]) -> list[Run]:
     `candidates` are in the order of the search, which decides between equals. Raises Interrupted.
     """
     left = list(candidates)
-    climbed = results(session.journal.events())
-    known = {(found.attack, found.samples, found.fast, frozenset(found.accuracies)): found for found in climbed}
+    before = climbed(session.journal.events())
+    known = {(found.attack, found.samples, found.fast, frozenset(found.accuracies)): found for found in before}
     for rung in session.study.confirm.ladder:
         if len(left) <= rung.keep:
             continue
@@ -57,25 +38,10 @@ def climb(session: Session, candidates: Sequence[Run]) -> list[Run]:
             event = {
                 "attack": found.attack, "samples": found.samples, "fast": found.fast, "kept": list(found.kept),
             }  # fmt: skip
-            if found not in climbed:  # one that left out a trial is climbed again, perhaps for nothing
+            if found not in before:  # one that left out a trial is climbed again, perhaps for nothing
                 session.journal.append(RUNG, **event, accuracies=list(found.accuracies.items()))
         left = [next(run for run in left if run.trial == trial) for trial in found.kept]
     return left
-
-
-def results(events: Sequence[Mapping[str, Any]]) -> list[RungResult]:
-    """Every rung that was climbed, in order."""
-    climbed = [event for event in events if event["event"] == RUNG]
-    return [
-        RungResult(
-            attack=event["attack"],
-            samples=event["samples"],
-            fast=event["fast"],
-            accuracies=dict(map(tuple, event["accuracies"])),
-            kept=tuple(event["kept"]),
-        )
-        for event in climbed
-    ]
 
 
 def rank(rung: Rung, order: Sequence[int], accuracies: Mapping[int, float]) -> RungResult:

@@ -30,7 +30,7 @@ from trainers.data.availability import check_available
 from trainers.problems import InvalidInput, Problem
 
 if TYPE_CHECKING:
-    from orchestrator.study.sweep import Session
+    from orchestrator.study.session import Session
 
 _LOCK_ATTEMPTS, _LOCK_SECONDS = 5, 0.1
 
@@ -129,7 +129,7 @@ def _on_ray(
         # Imported with Ray's environment set.
         from orchestrator.cluster import nodes
         from orchestrator.slots import reservations
-        from orchestrator.study.sweep import Session
+        from orchestrator.study.session import Session
 
         if not capacity.private:
             nodes.require_alike(journal.folder.parent)

@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from orchestrator.cluster.connection import Capacity
-from orchestrator.host.interrupt import Interrupt
 from orchestrator.records.constraints import violations
-from orchestrator.records.journal import Journal, Run, trial_key
+from orchestrator.records.journal import Run, trial_key
 from orchestrator.records.seeds import trials
 from orchestrator.slots.slot import configuration
 from orchestrator.study.beginnings import Beginnings
 from orchestrator.study.early_stopping import EarlyStopping, StopEarly
 from orchestrator.study.endings import judge_run, stopped_outcome
-from orchestrator.study.progress import StudyView
 from orchestrator.study.proposals import Outcome
 from orchestrator.study.search import StudySearcher
+from orchestrator.study.session import Session
 from orchestrator.study.tuning import run_on_slots
 from search_spaces.stopping import Stopping
-from search_spaces.study import Study
 from trainers.config import Experiment
 from trainers.origin import Origin
-
-
-@dataclass(frozen=True)
-class Session:
-    """What every phase of a study has at hand."""
-
-    study: Study
-    journal: Journal
-    capacity: Capacity
-    view: StudyView
-    interrupt: Interrupt
 
 
 def search(session: Session) -> None:

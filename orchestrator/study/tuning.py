@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ray import tune
 from ray.tune import Callback, FailureConfig, RunConfig, Stopper, TuneConfig
@@ -18,12 +18,10 @@ from orchestrator.slots.group_slot import group_slot
 from orchestrator.slots.reservations import ReleasePlacementGroups
 from orchestrator.slots.slot import ProcessSlot, record_of
 from orchestrator.study.search import DriverOnly, OwnSearcher
+from orchestrator.study.session import Session
 from search_spaces.study import Resources
 from trainers.config import parse
 from trainers.records import read_records
-
-if TYPE_CHECKING:
-    from orchestrator.study.sweep import Session
 
 _MAX_CRASHES = 2
 

@@ -14,8 +14,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.records.journal import STUDY_FILE, Journal, Run, trial_key
+from orchestrator.records.rungs import RUNG
 from orchestrator.records.seeds import spreads, trials
-from orchestrator.study.ladder import RUNG
 from orchestrator.tracking.mirrored_run import MirroredRun, flatten
 from orchestrator.tracking.server import (
     KIND_TAG,

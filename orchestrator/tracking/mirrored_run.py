@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.evaluation.shards import checkpoint_folder
+from orchestrator.evaluation.protocols import checkpoint_folder
 from orchestrator.host.environment import environment
 from orchestrator.records.journal import EVALUATION_FILE, Run
 from orchestrator.records.savings import epochs_saved, seconds_saved

@@ -73,14 +73,15 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     journal = Journal.create(folder / "study", study)
     with planted_credentials(), connection.connect(None, trial_slots=1) as capacity:
         from orchestrator.slots import slot
-        from orchestrator.study import confirm, sweep, tuning
+        from orchestrator.study import confirm, tuning
+        from orchestrator.study.session import Session
 
         # What a worker process inherits from the driver: everything but its credentials, planted above.
         inherited = ray.get(ray.remote(lambda: dict(os.environ)).options(num_cpus=0).remote())
         assert inherited["OMP_WAIT_POLICY"] == "PASSIVE"
         assert not {"MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY"} & set(inherited)
 
-        session = sweep.Session(study, journal, capacity, StudyView(Console(quiet=True)), Interrupt(print))
+        session = Session(study, journal, capacity, StudyView(Console(quiet=True)), Interrupt(print))
         jobs: list[dict[str, Any]] = [
             slot.configuration(f"run{i}", experiment, folder / f"run{i}", resources)
             for i, experiment in enumerate(experiments())

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from orchestrator.cli import main
-from orchestrator.evaluation.shards import evaluate_shard, protocol_for
+from orchestrator.evaluation.protocols import protocol_for
+from orchestrator.evaluation.shards import evaluate_shard
 from orchestrator.exit_codes import BAD_INPUT, ENVIRONMENT, INTERRUPTED, OK
 from search_spaces.study import Confirm
 from trainers import checkpoint

@@ -12,11 +12,12 @@ from rich.console import Console
 from orchestrator.cluster import connection
 from orchestrator.host.interrupt import Interrupt
 from orchestrator.records.journal import Journal, trial_key
+from orchestrator.records.rungs import RungResult, climbed
 from orchestrator.records.seeds import trials
 from orchestrator.report.page import write_report
-from orchestrator.study.ladder import RungResult, climb, rank, results
+from orchestrator.study.ladder import climb, rank
 from orchestrator.study.progress import StudyView
-from orchestrator.study.sweep import Session
+from orchestrator.study.session import Session
 from orchestrator.tracking.mirror import sync
 from orchestrator.tracking.server import RUN_TAG
 from search_spaces.study import Rung, parse_study
@@ -73,7 +74,7 @@ def test_every_rung_attacks_those_that_are_left_and_is_climbed_once(journal: Jou
     with connection.connect(None, trial_slots=1) as capacity:
         session = Session(STUDY, journal, capacity, StudyView(Console(quiet=True)), Interrupt(print))
         left = climb(session, trials(journal.runs()))
-    first, second = results(journal.events())
+    first, second = climbed(journal.events())
     assert first.accuracies == {number: expected(journal, number, "pgd20", 30, FAST) for number in (0, 1, 2)}
     assert second.accuracies == {number: expected(journal, number, "margin-t", 50) for number in first.kept}
     best = sorted(first.accuracies.values(), reverse=True)
@@ -84,7 +85,7 @@ def test_every_rung_attacks_those_that_are_left_and_is_climbed_once(journal: Jou
     # Again, without Ray: nothing is left to do.
     again = Session(STUDY, Journal(journal.folder), capacity, StudyView(Console(quiet=True)), Interrupt(print))
     assert climb(again, trials(journal.runs())) == left
-    assert len(results(journal.events())) == 2
+    assert len(climbed(journal.events())) == 2
     page = write_report(journal.folder).read_text()
     assert "PGD-20 (fast), n = 30 [%]" in page
     assert "Margin-T, n = 50 [%]" in page
@@ -103,4 +104,4 @@ def test_a_rung_that_would_drop_nobody_attacks_nobody(tmp_path: Path) -> None:
     session = Session(STUDY, journal, None, StudyView(Console(quiet=True)), Interrupt(print))  # type: ignore[arg-type]
     (only,) = climb(session, trials(journal.runs()))
     assert only.trial == 0
-    assert results(journal.events()) == []
+    assert climbed(journal.events()) == []

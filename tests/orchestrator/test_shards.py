@@ -15,14 +15,17 @@ from rich.console import Console
 
 from orchestrator.cluster import connection
 from orchestrator.evaluation import shards
+from orchestrator.evaluation.protocols import protocol_for
 from orchestrator.host.interrupt import Interrupt
 from orchestrator.records.journal import Journal, Run, confirmation_key, trial_key
+from orchestrator.records.rungs import climbed
 from orchestrator.records.seeds import trials
 from orchestrator.report.page import write_report
+from orchestrator.study import evaluations
 from orchestrator.study.confirm import confirm
-from orchestrator.study.ladder import climb, results
+from orchestrator.study.ladder import climb
 from orchestrator.study.progress import StudyView
-from orchestrator.study.sweep import Session
+from orchestrator.study.session import Session
 from search_spaces.study import Study, parse_study
 from tests.conftest import TINY
 from trainers import checkpoint
@@ -94,7 +97,7 @@ def test_a_run_that_fails_is_left_out_with_its_reason_until_it_can_be_evaluated(
         with broken(journal.trial_folder(0)):
             for _ in range(2):
                 assert [trial.trial for trial in climb(session, trials(journal.runs()))] == [1]
-        (found,) = results(journal.events())
+        (found,) = climbed(journal.events())
         assert list(found.accuracies) == [1]
         assert "model.safetensors" in run(journal, trial_key(0)).not_evaluated
 
@@ -132,11 +135,11 @@ def test_a_shard_outlives_many_losses_of_its_process(
             os.kill(os.getpid(), signal.SIGKILL)
         return real(*arguments)
 
-    monkeypatch.setattr(shards, "attempt_shard", dying)
+    monkeypatch.setattr(evaluations, "attempt_shard", dying)
     with connection.connect(None, trial_slots=1) as capacity:
         session = Session(STUDY, journal, capacity, StudyView(Console(quiet=True)), Interrupt(print))
         subject = run(journal, confirmation_key(0, 1))
-        protocol = replace(shards.protocol_for(subject.experiment, STUDY.confirm, "best"), samples=20)
-        ((_, evaluation),) = shards.evaluate_on_ray(session, [(subject, protocol)])
+        protocol = replace(protocol_for(subject.experiment, STUDY.confirm, "best"), samples=20)
+        ((_, evaluation),) = evaluations.evaluate_on_ray(session, [(subject, protocol)])
     assert len(evaluation.flags.standing["clean"]) == 20
     assert len(list(deaths.iterdir())) == 4

@@ -60,7 +60,8 @@ def run_here(of: Study, root: Path, *, kill_after: int | None = None) -> Journal
     from orchestrator.slots.slot import run_job
     from orchestrator.study.early_stopping import EarlyStopping
     from orchestrator.study.search import StudySearcher
-    from orchestrator.study.sweep import Session, TrialRuns
+    from orchestrator.study.session import Session
+    from orchestrator.study.sweep import TrialRuns
 
     journal = Journal.create(root / of.name, of)
     stopping = EarlyStopping(of.search.stop, journal)
@@ -274,7 +275,8 @@ def test_optuna_sees_a_trial_of_which_one_seed_was_stopped_by_the_mean_of_all_se
     from orchestrator.host.interrupt import Interrupt
     from orchestrator.study.early_stopping import EarlyStopping
     from orchestrator.study.proposals import Outcome
-    from orchestrator.study.sweep import Session, TrialRuns
+    from orchestrator.study.session import Session
+    from orchestrator.study.sweep import TrialRuns
 
     of = study("half", SAT | NEVER, search={"seeds": 2, "objectives": ["val/pgd10_accuracy"]})
     journal = Journal.create(tmp_path / "half", of)
