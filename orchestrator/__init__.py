@@ -1,0 +1,1 @@
+"""Where studies run: Ray, Optuna, MLflow and the command line."""
