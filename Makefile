@@ -1,7 +1,7 @@
 # make demo   sets up, then runs the study search_spaces/quickstart.yaml
 # make test   sets up, then runs all tests and prints the coverage
 # make test-containers  builds the image and runs a study on the stack of docker/ (needs Docker, or root on Debian)
-# make test-cluster  runs studies on several nodes, in network namespaces, while links and nodes fail (root, iproute2)
+# make test-cluster  runs studies on several nodes, in network namespaces, while links and nodes fail (root, iproute2; Slurm)
 # make nightly  runs the study co_small on CIFAR-10 in ORCHESTRATOR_DATA and looks for the effect that it is about
 # make chaos  injects FAULTS (default 30) faults at random times into running studies
 # make bench  measures and writes benchmarks/RESULTS.md, or only BENCH=NAME

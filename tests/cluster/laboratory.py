@@ -22,7 +22,7 @@ class ClusterLaboratory(Laboratory):
 
     def command(self, *words: str) -> list[str]:
         """On the head node, which is where a driver of a study belongs."""
-        return self._head.command(*super().command(*words, "--address", f"{HEAD_ADDRESS}:{GCS_PORT}"))
+        return self._head.host.command(*super().command(*words, "--address", f"{HEAD_ADDRESS}:{GCS_PORT}"))
 
     def environment(self) -> dict[str, str]:
         """With the cluster's token."""

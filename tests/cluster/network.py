@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.cluster.ray_node import RayNode, make_token
@@ -35,37 +36,92 @@ def why_not() -> str | None:
     return None
 
 
-class Machine(RayNode):
-    """A namespace with a Ray node. The first one is the head and has no CPUs to give, the others have one each."""
+@dataclass(frozen=True)
+class Host:
+    """A namespace with an address of its own."""
 
-    def __init__(self, folder: Path, token: Path, index: int) -> None:
-        self.name = f"orc{os.getpid()}-{index}"
-        self.address = f"10.77.0.{10 + index}"
-        self.port = f"port{index}"
-        words = ["--node-ip-address", self.address, "--num-cpus", str(min(index - 1, 1))]
-        if index == 1:
-            words += ["--head", "--port", str(GCS_PORT)]
-            words += ["--dashboard-host", self.address, "--dashboard-port", str(DASHBOARD_PORT)]
-        else:
-            words += ["--address", f"{HEAD_ADDRESS}:{GCS_PORT}"]
-        super().__init__(folder / f"n{index}", token, words, prefix=self.command())
+    index: int
+
+    @property
+    def name(self) -> str:
+        return f"orc{os.getpid()}-{self.index}"
+
+    @property
+    def address(self) -> str:
+        return f"10.77.0.{10 + self.index}"
+
+    @property
+    def port(self) -> str:
+        return f"port{self.index}"
 
     def command(self, *words: str) -> list[str]:
-        """These words, executed on this machine."""
+        """These words, executed on this host."""
         return ["ip", "netns", "exec", self.name, *words]
 
 
+class Switch:
+    """Hosts that reach one another."""
+
+    def __init__(self, hosts: Sequence[Host]) -> None:
+        self._hosts = hosts
+        self._name = f"orc{os.getpid()}-switch"
+
+    def connect(self) -> None:
+        """Make the hosts and their links."""
+        # The switch is a namespace as well: nobody's firewall rules for bridges apply in it.
+        _ip("netns", "add", self._name)
+        _ip("-n", self._name, "link", "add", "switch", "type", "bridge")
+        _ip("-n", self._name, "link", "set", "switch", "up")
+        for host in self._hosts:
+            pair = [host.port, "type", "veth", "peer", "name", "eth0", "netns", host.name]
+            _ip("netns", "add", host.name)
+            _ip("-n", self._name, "link", "add", *pair)
+            _ip("-n", self._name, "link", "set", host.port, "master", "switch", "up")
+            _ip("-n", host.name, "addr", "add", f"{host.address}/24", "dev", "eth0")
+            _ip("-n", host.name, "link", "set", "eth0", "up")
+            _ip("-n", host.name, "link", "set", "lo", "up")
+
+    def remove(self) -> None:
+        """What was made of it."""
+        for name in (*(host.name for host in self._hosts), self._name):
+            with suppress(subprocess.CalledProcessError):  # it was not made
+                _ip("netns", "delete", name)
+
+    @contextmanager
+    def cut(self, host: Host) -> Iterator[None]:
+        """Inside the block nothing reaches this host, and nothing leaves it."""
+        _ip("-n", self._name, "link", "set", host.port, "down")
+        try:
+            yield
+        finally:
+            _ip("-n", self._name, "link", "set", host.port, "up")
+
+
+class Machine(RayNode):
+    """A host with a Ray node. The first one is the head and has no CPUs to give, the others have one each."""
+
+    def __init__(self, folder: Path, token: Path, host: Host) -> None:
+        self.host = host
+        words = ["--node-ip-address", host.address, "--num-cpus", str(min(host.index - 1, 1))]
+        if host.index == 1:
+            words += ["--head", "--port", str(GCS_PORT)]
+            words += ["--dashboard-host", host.address, "--dashboard-port", str(DASHBOARD_PORT)]
+        else:
+            words += ["--address", f"{HEAD_ADDRESS}:{GCS_PORT}"]
+        super().__init__(folder / f"n{host.index}", token, words, prefix=host.command())
+
+
 class Network:
-    """A switch, a head and workers."""
+    """A head and workers on a switch."""
 
     def __init__(self, folder: Path, workers: int) -> None:
-        token = make_token(folder)
-        self._switch = f"orc{os.getpid()}-switch"
-        self.head, *self.workers = (Machine(folder, token, index + 1) for index in range(workers + 1))
+        token, hosts = make_token(folder), [Host(index + 1) for index in range(workers + 1)]
+        self._switch = Switch(hosts)
+        self.head, *self.workers = (Machine(folder, token, host) for host in hosts)
 
     def __enter__(self) -> Network:
         try:
-            self._build()
+            self._switch.connect()
             self.head.start(**_HEALTH)
             self.head.wait()
             for worker in self.workers:
@@ -80,32 +136,11 @@ class Network:
     def __exit__(self, *_error: object) -> None:
         for machine in (*self.workers, self.head):
             machine.stop()
-        for name in (*(machine.name for machine in (*self.workers, self.head)), self._switch):
-            with suppress(subprocess.CalledProcessError):  # it was not made
-                _ip("netns", "delete", name)
+        self._switch.remove()
 
-    @contextmanager
-    def cut(self, machine: Machine) -> Iterator[None]:
+    def cut(self, machine: Machine) -> AbstractContextManager[None]:
         """Inside the block nothing reaches this machine, and nothing leaves it."""
-        _ip("-n", self._switch, "link", "set", machine.port, "down")
-        try:
-            yield
-        finally:
-            _ip("-n", self._switch, "link", "set", machine.port, "up")
-
-    def _build(self) -> None:
-        # The switch is a namespace as well: nobody's firewall rules for bridges apply in it.
-        _ip("netns", "add", self._switch)
-        _ip("-n", self._switch, "link", "add", "switch", "type", "bridge")
-        _ip("-n", self._switch, "link", "set", "switch", "up")
-        for machine in (self.head, *self.workers):
-            pair = [machine.port, "type", "veth", "peer", "name", "eth0", "netns", machine.name]
-            _ip("netns", "add", machine.name)
-            _ip("-n", self._switch, "link", "add", *pair)
-            _ip("-n", self._switch, "link", "set", machine.port, "master", "switch", "up")
-            _ip("-n", machine.name, "addr", "add", f"{machine.address}/24", "dev", "eth0")
-            _ip("-n", machine.name, "link", "set", "eth0", "up")
-            _ip("-n", machine.name, "link", "set", "lo", "up")
+        return self._switch.cut(machine.host)
 
 
 def silence(seconds: float) -> None:

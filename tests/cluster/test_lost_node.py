@@ -48,14 +48,14 @@ def test_the_doctor_names_the_node_at_fault_and_a_sweep_is_refused(network: Netw
     odd.stop()
     # A file system of its own where the shared one should be, other code, and no way to the other worker.
     unshared = ("sh", "-c", 'mount -t tmpfs tmpfs "$0" && exec "$@"', str(storage))
-    subprocess.run(odd.command("ip", "route", "add", "blackhole", other.address), check=True)
+    subprocess.run(odd.host.command("ip", "route", "add", "blackhole", other.address), check=True)
     odd.start(*unshared, PYTHONPATH=str(code))
     odd.wait()
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         address = ["--address", f"{HEAD_ADDRESS}:{GCS_PORT}", "--storage", str(storage)]
         return subprocess.run(
-            head.command(*command(*words, *address)),
+            head.host.command(*command(*words, *address)),
             cwd=tmp_path, env=head.environment(), capture_output=True, text=True, timeout=300,
         )  # fmt: skip
 
@@ -64,7 +64,7 @@ def test_the_doctor_names_the_node_at_fault_and_a_sweep_is_refused(network: Netw
     fails = [line.split(maxsplit=2)[1:] for line in examined.stdout.splitlines() if line.startswith("fails")]
     assert [name for name, _ in fails] == ["versions", "shared", "network"], examined.stdout
     for _, fault in fails:
-        assert fault.startswith(f"{odd.address}: ")
+        assert fault.startswith(f"{odd.host.address}: ")
     assert "install the same revision there" in fails[0][1]
     refused = run("sweep", "quickstart")
     assert refused.returncode == 3, refused.stdout + refused.stderr

@@ -1,0 +1,76 @@
+"""`docker/slurm.sh` under a real Slurm of two nodes: a study that the time limit interrupts, submitted again."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from orchestrator.records.journal import Journal
+from tests.cluster.slurm import Slurm, why_not
+from tests.faults.processes import wait_until
+from tests.integration.conftest import STUDY
+from trainers.records import read_records
+
+pytestmark = pytest.mark.ray
+
+SCRIPT = Path(__file__).parents[2] / "docker" / "slurm.sh"
+EPOCHS = 20
+
+
+@pytest.fixture
+def slurm() -> Iterator[Slurm]:
+    reason = why_not()
+    if reason is not None:
+        (pytest.skip if os.environ.get("ALLOW_SKIP") == "1" else pytest.fail)(reason)
+    with tempfile.TemporaryDirectory(prefix="orc") as folder:
+        Path(folder).chmod(0o755)  # munge wants its socket where everybody may look
+        with Slurm(Path(folder)) as slurm:
+            yield slurm
+
+
+def test_a_job_that_its_time_limit_interrupts_goes_on_when_it_is_submitted_again(slurm: Slurm, tmp_path: Path) -> None:
+    study = {
+        **STUDY,
+        "experiment": {**STUDY["experiment"], "epochs": EPOCHS},
+        "space": {"attack.epsilon": [0.05, 0.1]},
+        "search": {"sampler": "grid", "trials": 2},
+        # Every node has one CPU, so the two workers of the confirmation are on both.
+        "confirm": {"top": 1, "seeds": 1, "workers": 2, "attack": "clean", "samples": 12},
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    line = ["--nodes=2", "--cpus-per-task=1", "--gpus-per-node=0", str(SCRIPT), "sweep", "tiny.yaml"]
+
+    def said(job: str) -> str:
+        file = tmp_path / f"slurm-{job}.out"
+        return file.read_text() if file.exists() else ""
+
+    def end_of(job: str) -> tuple[str, str]:
+        wait_until(lambda: slurm.state(job)[0] not in ("PENDING", "RUNNING", "COMPLETING"), "the end of the job")
+        return slurm.state(job)
+
+    first = slurm.submit(*line, cwd=tmp_path)
+    run_dirs = [tmp_path / "runs" / "tiny" / "trials" / f"000{number}" for number in (0, 1)]
+    wait_until(
+        lambda: all(len(read_records(run_dir)) > 1 for run_dir in run_dirs), "two epochs of both trials",
+        unless=lambda: None if slurm.state(first)[0] in ("PENDING", "RUNNING") else said(first),
+    )  # fmt: skip
+    slurm.run("scancel", "--batch", "--signal=INT", first)  # as `--signal=B:INT@300` before the time limit
+    assert end_of(first) == ("FAILED", "130:0"), said(first)
+    assert "2 trials on 2 slots" in said(first)
+    assert "stopping after the current epoch" in said(first)
+    assert all(1 < len(read_records(run_dir)) < EPOCHS for run_dir in run_dirs)
+    assert slurm.processes() == []
+
+    again = slurm.submit(*line, cwd=tmp_path)
+    assert end_of(again) == ("COMPLETED", "0:0"), said(again)
+    runs = Journal.open(tmp_path / "runs" / "tiny").runs()
+    assert [(run.kind, run.state) for run in runs] == [*2 * [("trial", "complete")], ("confirmation", "complete")]
+    assert all([record.epoch for record in run.records] == list(range(EPOCHS)) for run in runs)
+    assert runs[-1].evaluation is not None
+    assert slurm.processes() == []
+    assert not list(tmp_path.glob(".ray-*"))
