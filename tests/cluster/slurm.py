@@ -78,7 +78,7 @@ class Slurm:
             for number, host in enumerate((first, second), 1):
                 self._nodes.append(self._start(host, "slurmd", "-D", "-N", f"n{number}"))
             idle = ["sinfo", "--noheader", "--format=%D %t"]
-            wait_until(lambda: self.run(*idle).stdout == "2 idle\n", "two idle nodes", unless=self._ended)
+            wait_until(lambda: self.run(*idle).stdout == "2 idle\n", "two idle nodes", unless=self._ended, every=0.5)
         except BaseException:
             self.__exit__()
             raise

@@ -19,7 +19,7 @@ from trainers.records import read_records
 pytestmark = pytest.mark.ray
 
 SCRIPT = Path(__file__).parents[2] / "docker" / "slurm.sh"
-EPOCHS = 20
+EPOCHS = 80
 
 
 @pytest.fixture
@@ -50,7 +50,8 @@ def test_a_job_that_its_time_limit_interrupts_goes_on_when_it_is_submitted_again
         return file.read_text() if file.exists() else ""
 
     def end_of(job: str) -> tuple[str, str]:
-        wait_until(lambda: slurm.state(job)[0] not in ("PENDING", "RUNNING", "COMPLETING"), "the end of the job")
+        going = ("PENDING", "RUNNING", "COMPLETING")
+        wait_until(lambda: slurm.state(job)[0] not in going, "the end of the job", every=0.5)
         return slurm.state(job)
 
     first = slurm.submit(*line, cwd=tmp_path)
@@ -58,6 +59,7 @@ def test_a_job_that_its_time_limit_interrupts_goes_on_when_it_is_submitted_again
     wait_until(
         lambda: all(len(read_records(run_dir)) > 1 for run_dir in run_dirs), "two epochs of both trials",
         unless=lambda: None if slurm.state(first)[0] in ("PENDING", "RUNNING") else said(first),
+        every=0.1,
     )  # fmt: skip
     slurm.run("scancel", "--batch", "--signal=INT", first)  # as `--signal=B:INT@300` before the time limit
     assert end_of(first) == ("FAILED", "130:0"), said(first)

@@ -11,14 +11,19 @@ from pathlib import Path
 PATIENCE_SECONDS = 600.0
 
 
-def wait_until(condition: Callable[[], bool], what: str, *, unless: Callable[[], str | None] = lambda: None) -> None:
-    """Poll until `condition` holds; fails with the text of `unless` as soon as it has one, or after a long while."""
+def wait_until(
+    condition: Callable[[], bool], what: str, *, unless: Callable[[], str | None] = lambda: None, every: float = 0.02
+) -> None:
+    """Poll until `condition` holds; fails with the text of `unless` as soon as it has one, or after a long while.
+
+    `every` so many seconds: a condition that asks another program should not take its CPU.
+    """
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         problem = unless()
         assert problem is None, f"while waiting for {what}: {problem}"
         assert time.monotonic() < deadline, f"waited {PATIENCE_SECONDS:.0f} s for {what}"
-        time.sleep(0.02)
+        time.sleep(every)
 
 
 def descendants(pid: int) -> dict[int, str]:
