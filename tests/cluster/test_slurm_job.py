@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator.records.journal import Journal
 from tests.cluster.slurm import Slurm, why_not
 from tests.faults.processes import wait_until
 from tests.integration.conftest import STUDY
@@ -19,7 +18,7 @@ from trainers.records import read_records
 pytestmark = pytest.mark.ray
 
 SCRIPT = Path(__file__).parents[2] / "docker" / "slurm.sh"
-EPOCHS = 80
+EPOCHS = 30
 
 
 @pytest.fixture
@@ -37,10 +36,10 @@ def test_a_job_that_its_time_limit_interrupts_goes_on_when_it_is_submitted_again
     study = {
         **STUDY,
         "experiment": {**STUDY["experiment"], "epochs": EPOCHS},
-        "space": {"attack.epsilon": [0.05, 0.1]},
-        "search": {"sampler": "grid", "trials": 2},
-        # Every node has one CPU, so the two workers of the confirmation are on both.
-        "confirm": {"top": 1, "seeds": 1, "workers": 2, "attack": "clean", "samples": 12},
+        "space": {"attack.epsilon": [0.1]},
+        "search": {"trials": 1},
+        "confirm": {"top": 0},
+        "resources": {"workers": 2},  # on both nodes, for each has one CPU
     }
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
     line = ["--nodes=2", "--cpus-per-task=1", "--gpus-per-node=0", str(SCRIPT), "sweep", "tiny.yaml"]
@@ -55,24 +54,20 @@ def test_a_job_that_its_time_limit_interrupts_goes_on_when_it_is_submitted_again
         return slurm.state(job)
 
     first = slurm.submit(*line, cwd=tmp_path)
-    run_dirs = [tmp_path / "runs" / "tiny" / "trials" / f"000{number}" for number in (0, 1)]
+    run_dir = tmp_path / "runs" / "tiny" / "trials" / "0000"
     wait_until(
-        lambda: all(len(read_records(run_dir)) > 1 for run_dir in run_dirs), "two epochs of both trials",
+        lambda: len(read_records(run_dir)) > 1, "two epochs",
         unless=lambda: None if slurm.state(first)[0] in ("PENDING", "RUNNING") else said(first),
         every=0.1,
     )  # fmt: skip
     slurm.run("scancel", "--batch", "--signal=INT", first)  # as `--signal=B:INT@300` before the time limit
     assert end_of(first) == ("FAILED", "130:0"), said(first)
-    assert "2 trials on 2 slots" in said(first)
     assert "stopping after the current epoch" in said(first)
-    assert all(1 < len(read_records(run_dir)) < EPOCHS for run_dir in run_dirs)
+    assert 1 < len(read_records(run_dir)) < EPOCHS
     assert slurm.processes() == []
 
     again = slurm.submit(*line, cwd=tmp_path)
     assert end_of(again) == ("COMPLETED", "0:0"), said(again)
-    runs = Journal.open(tmp_path / "runs" / "tiny").runs()
-    assert [(run.kind, run.state) for run in runs] == [*2 * [("trial", "complete")], ("confirmation", "complete")]
-    assert all([record.epoch for record in run.records] == list(range(EPOCHS)) for run in runs)
-    assert runs[-1].evaluation is not None
+    assert [record.epoch for record in read_records(run_dir)] == list(range(EPOCHS))
     assert slurm.processes() == []
     assert not list(tmp_path.glob(".ray-*"))
