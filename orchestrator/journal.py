@@ -39,6 +39,8 @@ _KINDS = ("trial", "repeat", "confirmation")
 # More trials, or fewer, is no contradiction: the total is counted anew.
 _CHANGEABLE = ("search.trials", "resources.", "tracking.", "experiment.data.download")
 _Version = tuple[int, int, int]
+# Workers may end an epoch after their run was stopped: so much longer than its longest one its files are looked at.
+_LATE_EPOCHS, _LATE_SECONDS = 3, 60.0
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ class Journal:
         self._runs: dict[str, Run] = {}
         self._records: dict[Path, RecordsFollower] = {}
         self._evaluations: dict[Path, tuple[_Version, Evaluation]] = {}
+        self._told: dict[str, float] = {}  # when a run was last spoken of
+        self._settled: set[str] = set()  # runs whose files are not looked at until they are spoken of again
 
     @classmethod
     def create(cls, folder: Path, study: Study) -> Journal:
@@ -246,7 +250,7 @@ class Journal:
         self.append("ended", key=key, state=state, reason=reason, objectives=objectives or [])
 
     def evaluated(self, key: str, problem: str) -> None:
-        """Record why a run could not be evaluated, or with an empty text that it has been after all."""
+        """Record why a run could not be evaluated, or with an empty text that it has been."""
         self.append("evaluated", key=key, problem=problem)
 
     def runs(self) -> list[Run]:
@@ -254,10 +258,14 @@ class Journal:
         with self._reading:
             self._catch_up()
             for key, run in self._runs.items():
+                if key in self._settled:
+                    continue
                 records = self._records.setdefault(run.folder, RecordsFollower(run.folder)).read()
                 evaluation = self._evaluation(run.folder)
                 if records is not run.records or evaluation is not run.evaluation:
                     self._runs[key] = replace(run, records=records, evaluation=evaluation)
+                if _is_settled(self._runs[key], self._told[key]):
+                    self._settled.add(key)
             return sorted(self._runs.values(), key=_place)
 
     def _catch_up(self) -> None:
@@ -282,8 +290,14 @@ class Journal:
         if event["event"] in ("proposed", "confirming"):
             run = _begun(event, self.folder)
             self._runs[run.key] = run
+            key = run.key
         elif event.get("key") in self._runs:
-            self._runs[event["key"]] = replace(self._runs[event["key"]], **_changes(event))
+            key = event["key"]
+            self._runs[key] = replace(self._runs[key], **_changes(event))
+        else:
+            return
+        self._told[key] = event["time"]
+        self._settled.discard(key)
 
     def _evaluation(self, folder: Path) -> Evaluation | None:
         file = folder / EVALUATION_FILE
@@ -295,6 +309,12 @@ class Journal:
         if folder not in self._evaluations or self._evaluations[folder][0] != version:
             self._evaluations[folder] = version, Evaluation.load(file)
         return self._evaluations[folder][1]
+
+
+def _is_settled(run: Run, told: float) -> bool:
+    """Whether its files are as they stay, unless an event says otherwise: a run that ended some time ago."""
+    longest = max((record.metrics.get("epoch/seconds", 0.0) for record in run.records), default=0.0)
+    return run.state != "running" and time.time() > told + _LATE_SECONDS + _LATE_EPOCHS * longest
 
 
 def _begun(event: Mapping[str, Any], folder: Path) -> Run:
