@@ -47,10 +47,11 @@ _LATE_EPOCHS, _LATE_SECONDS = 3, 60.0
 class Run:
     """One training run of a study. `kind` is trial, repeat (of a trial of several seeds, with another) or confirmation.
 
-    `state` is running, complete, stopped (by the rule `stopped_by`) or failed; `values` is its point of the space, by
-    path. Objectives are those of a complete run, or of a stopped one whose best epoch counts. `origin` says which of
-    its epochs another run computed; `seeds` is how many runs its trial has. `over_seeds` are those runs, where this
-    one speaks for its trial (`seeds.trials`). `not_evaluated` says why its last evaluation failed, if it did.
+    `state` is running, complete, stopped (by the rule `stopped_by`; its epochs after `stopped_after` do not count) or
+    failed; `values` is its point of the space, by path. Objectives are those of a complete run, or of a stopped one
+    whose best epoch counts. `origin` says which of its epochs another run computed; `seeds` is how many runs its trial
+    has. `over_seeds` are those runs, where this one speaks for its trial (`seeds.trials`). `not_evaluated` says why its
+    last evaluation failed, if it did.
     """
 
     key: str
@@ -63,6 +64,7 @@ class Run:
     reason: str = ""
     objectives: tuple[float, ...] = ()
     stopped_by: str = ""
+    stopped_after: int | None = None
     origin: Origin | None = None
     seeds: int = 1
     over_seeds: tuple[Run, ...] = field(default=(), repr=False)
@@ -88,6 +90,7 @@ class Journal:
         self._runs: dict[str, Run] = {}
         self._records: dict[Path, RecordsFollower] = {}
         self._evaluations: dict[Path, tuple[_Version, Evaluation]] = {}
+        self._stopping: dict[str, Mapping[str, Any]] = {}  # the decision on a twin comes before it is issued
         self._told: dict[str, float] = {}  # when a run was last spoken of
         self._settled: set[str] = set()  # runs whose files are not looked at until they are spoken of again
 
@@ -272,7 +275,7 @@ class Journal:
         try:
             lines, anew = self._follower.read()
             if anew:
-                self._events, self._runs = [], {}
+                self._events, self._runs, self._stopping = [], {}, {}
             for line in lines:
                 event = json.loads(line)
                 self._apply(event)
@@ -281,14 +284,17 @@ class Journal:
             place = f"{self.folder / JOURNAL_FILE}, event {len(self._events) + 1}"
             # Whoever reads next must meet it again, and not go on without what stands there.
             self._follower = Follower(self.folder / JOURNAL_FILE)
-            self._events, self._runs = [], {}
+            self._events, self._runs, self._stopping = [], {}, {}
             raise InvalidInput.single(
                 place, f"can't be read ({type(error).__name__}: {error}); mend that line, or restore the file"
             ) from error
 
     def _apply(self, event: Mapping[str, Any]) -> None:
+        if event["event"] == "stopping":
+            self._stopping[event["key"]] = _changes(event)
         if event["event"] in ("proposed", "confirming"):
             run = _begun(event, self.folder)
+            run = replace(run, **self._stopping.get(run.key, {}))
             self._runs[run.key] = run
             key = run.key
         elif event.get("key") in self._runs:
@@ -335,7 +341,7 @@ def _begun(event: Mapping[str, Any], folder: Path) -> Run:
 def _changes(event: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a run that an event about it changes."""
     if event["event"] == "stopping":
-        return {"stopped_by": event["rule"]}
+        return {"stopped_by": event["rule"], "stopped_after": event["epoch"]}
     if event["event"] == "evaluated":
         return {"not_evaluated": event["problem"]}
     if event["event"] == "ended":
