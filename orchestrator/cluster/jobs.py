@@ -69,6 +69,11 @@ class Job:
         return self.state in _OVER
 
     @property
+    def folder(self) -> str:
+        """The folder of the study, on the nodes."""
+        return f"{self.place.storage}/{self.study}"
+
+    @property
     def outcome(self) -> int:
         """The exit code for whoever waited for its end."""
         if self.state == "succeeded":
@@ -105,6 +110,11 @@ class Jobs:
         job = self.find(name)
         with tempfile.TemporaryDirectory() as folder:
             return self._start(job.study, job.place, Path(folder), "resume", shlex.quote(job.study))
+
+    def latest(self, name: str) -> Job:
+        """The newest job of the study that a job is of, in the same folder: how far the study got is what it says."""
+        job = self.find(name)
+        return [other for other in self.all() if other.folder == job.folder][-1]
 
     def all(self) -> list[Job]:
         """Every job that the cluster remembers, oldest first."""

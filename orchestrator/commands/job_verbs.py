@@ -74,7 +74,7 @@ def list_jobs(address: Dashboard = None) -> None:
     if not remembered:
         print("no jobs: the cluster remembers none that was submitted with this package")
     for known in remembered:
-        print(f"{known.name:<24} {known.state:<10} {known.place.storage}/{known.study}")
+        print(f"{known.name:<24} {known.state:<10} {known.folder}")
 
 
 @job.command()
@@ -83,7 +83,7 @@ def status(name: Name, address: Dashboard = None) -> None:
     jobs = _jobs(address)
     known = jobs.find(name)
     code = "" if known.exit_code is None else f" (exit code {known.exit_code})"
-    print(f"{known.name}: {known.state}{code}, {known.place.storage}/{known.study}")
+    print(f"{known.name}: {known.state}{code}, {known.folder}")
     for line in jobs.logs(name).splitlines()[-5:]:
         print(f"  {line}")
 
@@ -118,8 +118,15 @@ def stop(name: Name, address: Dashboard = None) -> None:
 
 @job.command()
 def resume(name: Name, address: Dashboard = None) -> None:
-    """Go on with the study of a job that has ended, as a new job."""
-    _announce(_jobs(address).resume(name))
+    """Go on with the study of a job that has ended, as a new job; one that is finished is told as such."""
+    jobs = _jobs(address)
+    latest = jobs.latest(name)
+    if latest.state == "succeeded":
+        print(
+            f"{latest.study} is finished (job {latest.name}); its report, on the cluster: {latest.folder}/report.html"
+        )
+        return
+    _announce(jobs.resume(name))
 
 
 def _jobs(address: str | None) -> Jobs:

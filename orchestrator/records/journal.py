@@ -39,16 +39,19 @@ _KINDS = ("trial", "repeat", "confirmation")
 # More trials, or fewer, is no contradiction: the total is counted anew.
 _CHANGEABLE = ("search.trials", "resources.", "tracking.", "experiment.data.download")
 _Version = tuple[int, int, int]
+# Workers may end an epoch after their run was stopped: so much longer than its longest one its files are looked at.
+_LATE_EPOCHS, _LATE_SECONDS = 3, 60.0
 
 
 @dataclass(frozen=True)
 class Run:
     """One training run of a study. `kind` is trial, repeat (of a trial of several seeds, with another) or confirmation.
 
-    `state` is running, complete, stopped (by the rule `stopped_by`) or failed; `values` is its point of the space, by
-    path. Objectives are those of a complete run, or of a stopped one whose best epoch counts. `origin` says which of
-    its epochs another run computed; `seeds` is how many runs its trial has. `over_seeds` are those runs, where this
-    one speaks for its trial (`seeds.trials`). `not_evaluated` says why its last evaluation failed, if it did.
+    `state` is running, complete, stopped (by the rule `stopped_by`; its epochs after `stopped_after` do not count) or
+    failed; `values` is its point of the space, by path. Objectives are those of a complete run, or of a stopped one
+    whose best epoch counts. `origin` says which of its epochs another run computed; `seeds` is how many runs its trial
+    has. `over_seeds` are those runs, where this one speaks for its trial (`seeds.trials`). `not_evaluated` says why its
+    last evaluation failed, if it did.
     """
 
     key: str
@@ -61,6 +64,7 @@ class Run:
     reason: str = ""
     objectives: tuple[float, ...] = ()
     stopped_by: str = ""
+    stopped_after: int | None = None
     origin: Origin | None = None
     seeds: int = 1
     over_seeds: tuple[Run, ...] = field(default=(), repr=False)
@@ -86,6 +90,9 @@ class Journal:
         self._runs: dict[str, Run] = {}
         self._records: dict[Path, RecordsFollower] = {}
         self._evaluations: dict[Path, tuple[_Version, Evaluation]] = {}
+        self._stopping: dict[str, Mapping[str, Any]] = {}  # the decision on a twin comes before it is issued
+        self._told: dict[str, float] = {}  # when a run was last spoken of
+        self._settled: set[str] = set()  # runs whose files are not looked at until they are spoken of again
 
     @classmethod
     def create(cls, folder: Path, study: Study) -> Journal:
@@ -246,7 +253,7 @@ class Journal:
         self.append("ended", key=key, state=state, reason=reason, objectives=objectives or [])
 
     def evaluated(self, key: str, problem: str) -> None:
-        """Record why a run could not be evaluated, or with an empty text that it has been after all."""
+        """Record why a run could not be evaluated, or with an empty text that it has been."""
         self.append("evaluated", key=key, problem=problem)
 
     def runs(self) -> list[Run]:
@@ -254,17 +261,21 @@ class Journal:
         with self._reading:
             self._catch_up()
             for key, run in self._runs.items():
+                if key in self._settled:
+                    continue
                 records = self._records.setdefault(run.folder, RecordsFollower(run.folder)).read()
                 evaluation = self._evaluation(run.folder)
                 if records is not run.records or evaluation is not run.evaluation:
                     self._runs[key] = replace(run, records=records, evaluation=evaluation)
+                if _is_settled(self._runs[key], self._told[key]):
+                    self._settled.add(key)
             return sorted(self._runs.values(), key=_place)
 
     def _catch_up(self) -> None:
         try:
             lines, anew = self._follower.read()
             if anew:
-                self._events, self._runs = [], {}
+                self._events, self._runs, self._stopping = [], {}, {}
             for line in lines:
                 event = json.loads(line)
                 self._apply(event)
@@ -273,17 +284,26 @@ class Journal:
             place = f"{self.folder / JOURNAL_FILE}, event {len(self._events) + 1}"
             # Whoever reads next must meet it again, and not go on without what stands there.
             self._follower = Follower(self.folder / JOURNAL_FILE)
-            self._events, self._runs = [], {}
+            self._events, self._runs, self._stopping = [], {}, {}
             raise InvalidInput.single(
                 place, f"can't be read ({type(error).__name__}: {error}); mend that line, or restore the file"
             ) from error
 
     def _apply(self, event: Mapping[str, Any]) -> None:
+        if event["event"] == "stopping":
+            self._stopping[event["key"]] = _changes(event)
         if event["event"] in ("proposed", "confirming"):
             run = _begun(event, self.folder)
+            run = replace(run, **self._stopping.get(run.key, {}))
             self._runs[run.key] = run
+            key = run.key
         elif event.get("key") in self._runs:
-            self._runs[event["key"]] = replace(self._runs[event["key"]], **_changes(event))
+            key = event["key"]
+            self._runs[key] = replace(self._runs[key], **_changes(event))
+        else:
+            return
+        self._told[key] = event["time"]
+        self._settled.discard(key)
 
     def _evaluation(self, folder: Path) -> Evaluation | None:
         file = folder / EVALUATION_FILE
@@ -295,6 +315,12 @@ class Journal:
         if folder not in self._evaluations or self._evaluations[folder][0] != version:
             self._evaluations[folder] = version, Evaluation.load(file)
         return self._evaluations[folder][1]
+
+
+def _is_settled(run: Run, told: float) -> bool:
+    """Whether its files are as they stay, unless an event says otherwise: a run that ended some time ago."""
+    longest = max((record.metrics.get("epoch/seconds", 0.0) for record in run.records), default=0.0)
+    return run.state != "running" and time.time() > told + _LATE_SECONDS + _LATE_EPOCHS * longest
 
 
 def _begun(event: Mapping[str, Any], folder: Path) -> Run:
@@ -315,7 +341,7 @@ def _begun(event: Mapping[str, Any], folder: Path) -> Run:
 def _changes(event: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a run that an event about it changes."""
     if event["event"] == "stopping":
-        return {"stopped_by": event["rule"]}
+        return {"stopped_by": event["rule"], "stopped_after": event["epoch"]}
     if event["event"] == "evaluated":
         return {"not_evaluated": event["problem"]}
     if event["event"] == "ended":

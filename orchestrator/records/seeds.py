@@ -72,9 +72,17 @@ def selected(records: Sequence[EpochRecord], rule: str) -> EpochRecord:
 
 
 def counting(trial: Run, rule: str) -> dict[str, float]:
-    """The metrics of the epoch that counts, means over the seeds of a trial; empty before each has one."""
-    each = [run.records for run in trial.over_seeds or (trial,)]
+    """The metrics of the epoch that counts, means over the seeds of a trial; empty before each has one.
+
+    A run that was stopped counts as it was then: its workers may have ended the epoch that they were in.
+    """
+    each = [_until_stopped(run) for run in trial.over_seeds or (trial,)]
     if not all(each):
         return {}
     known = [selected(records, rule).metrics for records in each]
     return {name: fmean(metrics[name] for metrics in known) for name in known[0] if all(name in m for m in known)}
+
+
+def _until_stopped(run: Run) -> list[EpochRecord]:
+    last = run.stopped_after
+    return [record for record in run.records if last is None or record.epoch <= last]

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from orchestrator.records.journal import Run
 from orchestrator.records.seeds import trials
 from orchestrator.report.importance import Importances
-from orchestrator.report.reading import curve, epsilon_text, method_label, outcomes, overfitting
+from orchestrator.report.reading import curve, epsilon_text, held_out_points, method_label, overfitting
 from search_spaces.study import Study
 from trainers.diagnostics.overfitting import REFERENCE_DELTA_ENERGY, ROBUST_ACCURACY
 
@@ -37,9 +37,9 @@ def energy_curve_lines(runs: Iterable[Run]) -> list[Line]:
     return lines
 
 
-def outcome_lines(study: Study, runs: Sequence[Run]) -> list[Line]:
+def held_out_lines(study: Study, runs: Sequence[Run]) -> list[Line]:
     """One line per trial that counts: the data of `pareto_front` and of `accuracy_over_epsilon`."""
-    return [asdict(outcome) for outcome in outcomes(study, runs)]
+    return [asdict(point) for point in held_out_points(study, runs)]
 
 
 def importance_lines(importances: Importances) -> list[Line]:

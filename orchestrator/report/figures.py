@@ -19,12 +19,12 @@ from orchestrator.records.seeds import trials
 from orchestrator.report.importance import Importances
 from orchestrator.report.lettering import legend_outside
 from orchestrator.report.reading import (
-    Outcome,
+    HeldOutPoint,
     curve,
     epsilon_text,
     evaluation_epsilon,
+    held_out_points,
     method_label,
-    outcomes,
     overfitting,
     short_names,
     training_phases,
@@ -93,7 +93,7 @@ def energy_curves(study: Study, runs: Sequence[Run]) -> Figure | None:
 @styled
 def pareto_front(study: Study, runs: Sequence[Run]) -> Figure | None:
     """Held-out clean against robust accuracy of the trials that count; a step line joins those on the front."""
-    points = outcomes(study, runs)
+    points = held_out_points(study, runs)
     if not points:
         return None
     figure = new_figure(3.6)
@@ -117,7 +117,7 @@ def pareto_front(study: Study, runs: Sequence[Run]) -> Figure | None:
     )
     axes.set_xlabel("clean accuracy, held out [%]")
     axes.set_ylabel(f"robust accuracy [%]\nheld out, PGD-10, ε = {evaluation_epsilon(runs)}")
-    handles = _outcome_legend(points, looks)
+    handles = _method_legend(points, looks)
     if front:
         handles.append(Line2D([], [], color=MUTED, linewidth=1, label="Pareto front"))
     _legend(figure, handles, most=3)
@@ -127,7 +127,7 @@ def pareto_front(study: Study, runs: Sequence[Run]) -> Figure | None:
 @styled
 def accuracy_over_epsilon(study: Study, runs: Sequence[Run]) -> Figure | None:
     """Held-out robust accuracy at the checkpoint that counts over the training ε: a point a trial, lines join means."""
-    points = outcomes(study, runs)
+    points = held_out_points(study, runs)
     values = sorted({point.epsilon_value for point in points})
     if len(values) < 2:
         return None
@@ -146,7 +146,7 @@ def accuracy_over_epsilon(study: Study, runs: Sequence[Run]) -> Figure | None:
     axes.set_ylabel(
         f"robust accuracy [%], {study.search.checkpoint} epoch\nheld out, PGD-10, ε = {evaluation_epsilon(runs)}"
     )
-    handles = _outcome_legend(points, looks)
+    handles = _method_legend(points, looks)
     _legend(figure, handles, most=3)
     return figure
 
@@ -234,7 +234,7 @@ def run_energies(run: Run) -> Figure | None:
     return figure
 
 
-def mean_over_epsilon(points: Iterable[Outcome]) -> dict[float, float]:
+def mean_over_epsilon(points: Iterable[HeldOutPoint]) -> dict[float, float]:
     """Training ε -> mean robust accuracy of its trials, by rising ε."""
     groups: dict[float, list[float]] = {}
     for point in points:
@@ -331,7 +331,7 @@ def _point_looks(runs: Sequence[Run]) -> dict[str, tuple[str, str]]:
 
 
 def _scatter(
-    axes: Axes, points: Sequence[Outcome], looks: Mapping[str, tuple[str, str]], across: Sequence[float],
+    axes: Axes, points: Sequence[HeldOutPoint], looks: Mapping[str, tuple[str, str]], across: Sequence[float],
     up: Sequence[float],
 ) -> None:  # fmt: skip
     for point, x, y in zip(points, across, up, strict=True):
@@ -346,7 +346,7 @@ def _legend(figure: Figure, handles: Sequence[Line2D], *, most: int) -> None:
     legend_outside(figure, handles, [str(handle.get_label()) for handle in handles], most=most)
 
 
-def _outcome_legend(points: Sequence[Outcome], looks: Mapping[str, tuple[str, str]]) -> list[Line2D]:
+def _method_legend(points: Sequence[HeldOutPoint], looks: Mapping[str, tuple[str, str]]) -> list[Line2D]:
     named = [(label, *looks[label]) for label in sorted({point.method for point in points})]
     handles = [Line2D([], [], linestyle="", marker=marker, color=color, label=label) for label, color, marker in named]
     if any(point.collapsed for point in points):

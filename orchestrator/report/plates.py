@@ -12,9 +12,9 @@ from orchestrator.records.constraints import feasible
 from orchestrator.records.journal import Run
 from orchestrator.records.seeds import trials
 from orchestrator.report import figures
-from orchestrator.report.figure_data import Line, energy_curve_lines, importance_lines, outcome_lines
+from orchestrator.report.figure_data import Line, energy_curve_lines, held_out_lines, importance_lines
 from orchestrator.report.importance import MIN_TRIALS, Importances, parameter_importances
-from orchestrator.report.reading import evaluation_epsilon, nothing_counts, outcomes
+from orchestrator.report.reading import evaluation_epsilon, held_out_points, nothing_counts
 from search_spaces.study import Study
 
 
@@ -58,7 +58,7 @@ def _energy_curves(study: Study, runs: Sequence[Run]) -> Plate:
 
 def _pareto_front(study: Study, runs: Sequence[Run]) -> Plate:
     allowed = {run.trial for run in feasible(study, runs)}
-    barred = ", ".join(str(outcome.trial) for outcome in outcomes(study, runs) if outcome.trial not in allowed)
+    barred = ", ".join(str(point.trial) for point in held_out_points(study, runs) if point.trial not in allowed)
     not_chosen = f" Not meeting search.constraints, and never chosen: {barred}." if barred else ""
     return Plate(
         "pareto_front",
@@ -67,7 +67,7 @@ def _pareto_front(study: Study, runs: Sequence[Run]) -> Plate:
         f"ε = {evaluation_epsilon(runs)}; numbers are trials. Hollow: catastrophic overfitting set in."
         f"{_left_out(study, runs)}{not_chosen}",
         figures.pareto_front(study, runs),
-        outcome_lines(study, runs),
+        held_out_lines(study, runs),
         nothing_counts(study, runs),
     )
 
@@ -81,8 +81,8 @@ def _accuracy_over_epsilon(study: Study, runs: Sequence[Run]) -> Plate:
         f"{study.search.checkpoint} epoch; a point a trial that counts, lines through the means at each ε. Hollow: "
         f"catastrophic overfitting set in.{_left_out(study, runs)}",
         figures.accuracy_over_epsilon(study, runs),
-        outcome_lines(study, runs),
-        one_epsilon if outcomes(study, runs) else nothing_counts(study, runs),
+        held_out_lines(study, runs),
+        one_epsilon if held_out_points(study, runs) else nothing_counts(study, runs),
     )
 
 
@@ -103,7 +103,7 @@ def _parameter_importance(study: Study, runs: Sequence[Run], storage_url: str) -
 
 def _left_out(study: Study, runs: Sequence[Run]) -> str:
     tried = trials(runs)
-    missing = len(tried) - len(outcomes(study, runs))
+    missing = len(tried) - len(held_out_points(study, runs))
     return f" {missing} of {len(tried)} trials have no result that counts: not shown." if missing else ""
 
 

@@ -14,7 +14,15 @@ from orchestrator.records.seeds import Spread, counting, spreads, trials
 from search_spaces.study import Study
 from trainers import catalog
 from trainers.config import Evaluation, Experiment
-from trainers.diagnostics.overfitting import CLEAN_ACCURACY, DELTA_ENERGY, ROBUST_ACCURACY, Onset, onsets, warnings
+from trainers.diagnostics.overfitting import (
+    CHANCE_ACCURACY,
+    CLEAN_ACCURACY,
+    DELTA_ENERGY,
+    ROBUST_ACCURACY,
+    Onset,
+    onsets,
+    warnings,
+)
 from trainers.diagnostics.phases import Phases, phases
 
 _EPOCHS_WITH_PHASES = 30
@@ -38,10 +46,11 @@ _NAMES = {
 
 
 @dataclass(frozen=True)
-class Outcome:
+class HeldOutPoint:
     """Where a trial that counts ended, on held-out images at the checkpoint that counts; accuracies are fractions.
 
-    The front is that of the trials which meet the study's constraints.
+    `chance` is what always naming the most frequent class would reach. The front is that of the trials which meet the
+    study's constraints.
     """
 
     trial: int
@@ -50,6 +59,7 @@ class Outcome:
     epsilon_value: float
     clean: float
     robust: float
+    chance: float
     collapsed: bool
     on_front: bool
 
@@ -151,34 +161,35 @@ def collapsed(run: Run) -> bool:
     return any(onset.kind == "catastrophic" for onset in overfitting(run))
 
 
-def outcomes(study: Study, runs: Sequence[Run]) -> list[Outcome]:
+def held_out_points(study: Study, runs: Sequence[Run]) -> list[HeldOutPoint]:
     """Every trial that counts with both accuracies, also those that are no objective of the study."""
     ended = []
     for run in trials(runs):
         means = {name: spread.mean for name, spread in objectives(study, run).items()}
         values = counting(run, study.search.checkpoint) | means
         if run.objectives and CLEAN_ACCURACY in values and ROBUST_ACCURACY in values:
-            ended.append((run, values[CLEAN_ACCURACY], values[ROBUST_ACCURACY]))
+            ended.append((run, values[CLEAN_ACCURACY], values[ROBUST_ACCURACY], values.get(CHANCE_ACCURACY, 0.0)))
     allowed = {run.trial for run in feasible(study, runs)}
-    candidates = [(clean, robust) for run, clean, robust in ended if run.trial in allowed]
+    candidates = [(clean, robust) for run, clean, robust, _ in ended if run.trial in allowed]
     front = {candidates[index] for index in pareto_indices(candidates)}
     return [
-        Outcome(
+        HeldOutPoint(
             trial=run.trial,
             method=method_label(run.experiment),
             epsilon=epsilon_text(run.experiment),
             epsilon_value=float(run.experiment.attack.epsilon),
             clean=clean,
             robust=robust,
+            chance=chance,
             collapsed=any(collapsed(one) for one in run.over_seeds or (run,)),
             on_front=run.trial in allowed and (clean, robust) in front,
         )
-        for run, clean, robust in ended
+        for run, clean, robust, chance in ended
     ]
 
 
 def nothing_counts(study: Study, runs: Sequence[Run]) -> str:
-    """Why there is no outcome: none yet, or, where all trials have ended, how they did."""
+    """Why there is no such point: none yet, or, where all trials have ended, how they did."""
     states = Counter(run.state for run in trials(runs))
     if states.total() < study.trials or states["running"]:
         return "No trial is complete yet."

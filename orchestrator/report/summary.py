@@ -15,13 +15,14 @@ from orchestrator.report.reading import (
     confirmations,
     energy_warnings,
     evaluation_epsilon,
+    held_out_points,
     method_label,
     nothing_counts,
-    outcomes,
     overfitting,
 )
 from orchestrator.report.tables import by_protocol, results
 from search_spaces.study import Study
+from trainers import catalog
 from trainers.catalog.attacks import attack_label
 
 _STATES = ("complete", "stopped", "failed", "running")
@@ -107,7 +108,7 @@ def _name(run: Run) -> str:
 
 
 def _held_out(study: Study, runs: Sequence[Run]) -> list[str]:
-    points = outcomes(study, runs)
+    points = held_out_points(study, runs)
     if not points:
         return [nothing_counts(study, runs)]
     sentences = []
@@ -123,6 +124,12 @@ def _held_out(study: Study, runs: Sequence[Run]) -> list[str]:
     best = max(points, key=lambda point: point.robust)
     among = " among them" if sentences else ""
     seeds = f", mean of {study.search.seeds} seeds" if study.search.seeds > 1 else ""
+    if best.robust <= best.chance:
+        return [
+            *sentences,
+            f"No trial{among} is more robust on held-out images than chance ({100 * best.chance:.2f}\u00a0%): at best "
+            f"{100 * best.robust:.2f}\u00a0% under PGD-10 at ε = {evaluation_epsilon(runs)}.",
+        ]
     return [
         *sentences,
         f"Most robust on held-out images{among}: trial {best.trial} ({best.method}, training ε = {best.epsilon}) with "
@@ -140,10 +147,14 @@ def _tested(runs: Sequence[Run]) -> list[str]:
             if best.robust.count > 1
             else "n = 1 seed"
         )
+        under = f"under {attack_label(protocol.attack)} at ε = {protocol.epsilon} ({seeds})."
+        chance = 1 / catalog.DATASETS[protocol.data.partition(" ")[0]].num_classes
         sentences.append(
             f"Most robust on {protocol.samples} test images: trial {best.trial} ({best.method}, training ε = "
-            f"{best.epsilon}) with {best.robust}\u00a0% under {attack_label(protocol.attack)} "
-            f"at ε = {protocol.epsilon} ({seeds})."
+            f"{best.epsilon}) with {best.robust}\u00a0% {under}"
+            if best.robust.mean > chance
+            else f"No trial is more robust on {protocol.samples} test images than chance ({100 * chance:.2f}\u00a0%): "
+            f"at best {best.robust}\u00a0% {under}"
         )
     return sentences
 

@@ -1,4 +1,4 @@
-"""Ray Train's process group as we use it: over the network that Ray uses, and without leaks if it can't start."""
+"""Ray Train's process group as we use it: over the network that Ray uses, and without leaks at its start and end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from orchestrator.host.interfaces import use_interface_of
 
 
 class GroupConfig(TorchConfig):
-    """A TorchConfig with these two differences."""
+    """A TorchConfig with these differences."""
 
     @property
     def backend_cls(self) -> type[_TorchBackend]:
@@ -23,7 +23,7 @@ class GroupConfig(TorchConfig):
 
 class _GroupBackend(_TorchBackend):
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        worker_group.execute(_use_ray_interface)
+        worker_group.execute(_prepare)
         try:
             super().on_start(worker_group, backend_config)
         except Exception:
@@ -43,5 +43,8 @@ class TellMailbox(UserCallback):
         self._mailbox.lost.remote()
 
 
-def _use_ray_interface() -> None:
+def _prepare() -> None:
+    """What a worker needs before there is a group."""
+    import trainers.ranks  # noqa: F401 - imports what would keep the group that there is by then
+
     use_interface_of(ray.util.get_node_ip_address())

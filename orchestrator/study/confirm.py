@@ -121,6 +121,7 @@ def _evaluate(session: Session, anew: Set[str]) -> None:
     session.view.phase(f"{attack} on {samples} test images for {len(waiting)} runs")
     for run, evaluation in evaluate_on_ray(session, waiting):
         evaluation.save(run.folder / EVALUATION_FILE)
+        session.journal.evaluated(run.key, "")  # whoever reads the journal looks for it then
 
 
 def _job(session: Session, beginnings: Beginnings, run: Run, seed: int) -> dict[str, Any]:

@@ -65,6 +65,11 @@ class StudyView:
             self.console.print(self.table())
             self._live = None
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no part of the study has begun."""
+        return not self._phase
+
     def phase(self, text: str, *, runs: int = 0, epochs: int = 0) -> None:
         """A new part of the study begins: what it does, how many runs and epochs it has."""
         self._phase, self._total = text, runs

@@ -68,9 +68,12 @@ class Attempts:
 class Proposals:
     """The stored Optuna study of one study folder. A trial is known by its number."""
 
-    def __init__(self, study: Study, storage_url: str, identity: str, say: Callable[[str], None] = print) -> None:
+    def __init__(
+        self, study: Study, storage_url: str, identity: str,
+        say: Callable[[str], None] = print, stopping: Callable[[], bool] = bool,
+    ) -> None:  # fmt: skip
         self._study = study
-        self._stored = open_storage(storage_url, study, identity, say)
+        self._stored = open_storage(storage_url, study, identity, say, stopping)
         self._driver = uuid.uuid4().hex
         self._stored.set_user_attr(_DRIVER, self._driver)
 
@@ -143,17 +146,20 @@ class Proposals:
         self._stored._storage.set_trial_user_attr(self._trial(number)._trial_id, name, value)
 
 
-def open_storage(url: str, study: Study, identity: str, say: Callable[[str], None] = print) -> optuna.Study:
+def open_storage(
+    url: str, study: Study, identity: str,
+    say: Callable[[str], None] = print, stopping: Callable[[], bool] = bool,
+) -> optuna.Study:  # fmt: skip
     """Open or create the Optuna study of the study folder with this identity.
 
     Raises InvalidInput if it is another folder's, or was made with other objectives. `say` hears of a database that
-    goes away later.
+    goes away later, which is waited for until `stopping` says that the user has asked to stop.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     directions = ["maximize"] * len(study.search.objectives)
     opened = optuna.create_study(
         study_name=study.name,
-        storage=open_database(url, say),
+        storage=open_database(url, say, stopping),
         directions=directions,
         load_if_exists=True,
     )

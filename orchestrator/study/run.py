@@ -154,6 +154,8 @@ def _run_phases(session: Session, *, search: bool) -> bool:
             if session.study.confirm.top:
                 confirm.confirm(session, anew=not search)
                 session.interrupt.check()
+            if session.view.is_idle:
+                session.view.say("nothing was left to do: the study is finished")
         except Interrupted:
             return True
     return False

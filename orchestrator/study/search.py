@@ -69,12 +69,13 @@ class StudySearcher(OwnSearcher):
     """
 
     def __init__(
-        self, study: Study, storage_url: str, identity: str, runs: Runs, say: Callable[[str], None] = print
-    ) -> None:
+        self, study: Study, storage_url: str, identity: str, runs: Runs,
+        say: Callable[[str], None] = print, stopping: Callable[[], bool] = bool,
+    ) -> None:  # fmt: skip
         objectives = list(study.search.objectives)
         super().__init__(metric=objectives, mode=["max"] * len(objectives))
         self._seeds = range(study.search.seeds)
-        self._proposals = Proposals(study, storage_url, identity, say)
+        self._proposals = Proposals(study, storage_url, identity, say, stopping)
         self._runs = runs
         self._waiting: list[SeedRun] = []  # to be issued, in this order
         self._running: dict[str, SeedRun] = {}  # by Tune's name for it

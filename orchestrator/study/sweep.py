@@ -24,10 +24,12 @@ from trainers.origin import Origin
 
 def search(session: Session) -> None:
     """Run the study's trials until their total is reached, or the user interrupts."""
-    study, journal = session.study, session.journal
+    study, journal, interrupt = session.study, session.journal, session.interrupt
     stopping = EarlyStopping(study.search.stop, journal)
     runs = TrialRuns(session, stopping)
-    searcher = StudySearcher(study, journal.storage_url, journal.identity, runs, session.view.say)
+    searcher = StudySearcher(
+        study, journal.storage_url, journal.identity, runs, session.view.say, lambda: interrupt.requested
+    )
     open_trials = study.trials - sum(run.state != "running" for run in trials(journal.runs()))
     if open_trials <= 0:
         return

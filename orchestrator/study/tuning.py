@@ -74,7 +74,14 @@ class _UntilInterrupted(OwnSearcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if self._interrupt.requested:
             return str(Searcher.FINISHED)
-        proposed: dict[str, Any] | str | None = self._searcher.suggest(trial_id)
+        try:
+            proposed: dict[str, Any] | str | None = self._searcher.suggest(trial_id)
+        except ConnectionError as error:
+            if not self._interrupt.requested:
+                raise
+            # It was asked to stop while it waited for its database: what is at work ends its epoch all the same.
+            self._interrupt.give_up(error)
+            return str(Searcher.FINISHED)
         return proposed
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:

@@ -67,7 +67,7 @@ class Mirror:
         self._runs: dict[str, MirroredRun] = {}
         self._spreads_sent: set[int] = set()  # of these trials
         self._rungs_sent = 0
-        self._failed: set[str] = set()  # steps of the last update
+        self._failed: set[str] = set()  # runs in the last update, and other steps
 
     def update(self, *, ended: bool) -> None:
         """Send every record, state and result that this process has not sent yet.
@@ -77,7 +77,7 @@ class Mirror:
         """
         runs = self._journal.runs()
         failures = self._attempt(self._steps(runs, ended=ended))
-        self._failed = set(failures)
+        self._failed = {what.partition(":")[0] for what in failures}
         if ended:
             unfinished = any(run.state == "running" for run in runs)
             interrupted = unfinished or self._journal.events()[-1]["event"] == "interrupted"
@@ -91,7 +91,8 @@ class Mirror:
         """What there is to send, by name; what has just failed comes after the other runs, for it may take long."""
         if not self._settings_sent:
             yield "the study's settings", self._send_settings
-        for run in sorted(runs, key=lambda run: run.key in self._failed):
+        runs = sorted(runs, key=lambda run: run.key in self._failed)
+        for run in runs:
             yield run.key, partial(self._send_run, run)
         for trial in trials(runs):
             if trial.over_seeds and trial.state != "running" and trial.trial not in self._spreads_sent:
@@ -99,6 +100,11 @@ class Mirror:
         rungs = [event for event in self._journal.events() if event["event"] == RUNG]
         if rungs[self._rungs_sent :]:
             yield "the ladder", partial(self._send_rungs, rungs)
+        # All runs are told before the first file, which a store may refuse or take long for.
+        for run in runs:
+            if run.key in self._runs:
+                for name, send in self._runs[run.key].files(run):
+                    yield f"{run.key}: {name}", send
         if ended:
             yield "the report", self._send_report
 

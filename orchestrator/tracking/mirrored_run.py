@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +27,16 @@ if TYPE_CHECKING:
     from mlflow.entities import Run as TrackedRun
 
 _CLOSED_TAG = "orchestrator.closed"  # with how many records
+_EVALUATED_TAG = "orchestrator.evaluated"  # which evaluation is there, whole
 _BATCH = 1000
 _STATUS = {"complete": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 
 
 class MirroredRun:
-    """Remembers what of one run the server has. `run_id` is the server's name for it."""
+    """Remembers what of one run the server has. `run_id` is the server's name for it.
+
+    Numbers and files are sent apart: an artifact store that refuses a large checkpoint keeps no run from its end.
+    """
 
     def __init__(self, client: MlflowClient, tracked: TrackedRun, run: Run) -> None:
         self._client = client
@@ -39,10 +45,13 @@ class MirroredRun:
         self._start_sent = closed
         self._records_sent = len(run.records) if closed else 0
         self._ending_sent = _ending(run) if closed else None
-        self._evaluation_sent: Evaluation | None = None
+        self._closed = self._ending_sent
+        known = run.evaluation is not None and tracked.data.tags.get(_EVALUATED_TAG) == _digest(run.evaluation)
+        self._evaluation_sent = self._evaluation_uploaded = run.evaluation if known else None
+        self._uploaded: set[tuple[str, object]] = set()  # names, each with the ending that it belongs to
 
     def update(self, run: Run, resources: Resources) -> None:
-        """Send what has come since; `resources` are those of a trial, to count what its stop has saved."""
+        """Send the numbers that have come since; `resources` are those of a trial, to count what its stop has saved."""
         if not self._start_sent:
             self._send_start(run)
             self._start_sent = True
@@ -53,8 +62,56 @@ class MirroredRun:
             self._evaluation_sent = run.evaluation
         # Workers may end an epoch that they had begun when their trial was stopped.
         if run.state != "running" and self._ending_sent != _ending(run):
-            self._close(run, resources)
+            self._send_ending(run, resources)
+            self._client.set_terminated(self.run_id, _STATUS[run.state])
             self._ending_sent = _ending(run)
+
+    def files(self, run: Run) -> Iterator[tuple[str, Callable[[], None]]]:
+        """The files that the server lacks by now, by name, and last the tag that it has them all; what sends each."""
+        evaluation, ending = run.evaluation, _ending(run)
+        if evaluation is not None and evaluation is not self._evaluation_uploaded:
+            yield EVALUATION_FILE, partial(self._upload_evaluation, run, evaluation)
+        if self._closed == ending:
+            return  # nothing is looked for on disk
+        wanted = {(name, of): upload for name, of, upload in self._wanted(run)}
+        for file, upload in wanted.items():
+            if file not in self._uploaded:
+                yield file[0], partial(self._upload, file, upload)
+        if self._ending_sent == ending and self._uploaded >= set(wanted):
+            yield _CLOSED_TAG, partial(self._close, run)
+
+    def _wanted(self, run: Run) -> Iterator[tuple[str, object, Callable[[], None]]]:
+        """The files that a run has now but for its evaluation, the largest last: name, ending, what uploads it."""
+        yield "experiment.yaml", None, partial(self._upload_start, run)
+        if run.state == "running":
+            return
+        if run.records:
+            yield "figures", _ending(run), partial(self._upload_energy_figure, run)
+        for rule in ("best", "last"):
+            folder, name = checkpoint_folder(run.folder, rule), f"checkpoints/{rule}"
+            if folder.is_dir():
+                yield name, _ending(run), partial(self._client.log_artifacts, self.run_id, str(folder), name)
+
+    def _upload(self, file: tuple[str, object], upload: Callable[[], None]) -> None:
+        with uploading():
+            upload()
+        self._uploaded.add(file)
+
+    def _upload_start(self, run: Run) -> None:
+        self._client.log_text(self.run_id, run.experiment.to_yaml(), "experiment.yaml")
+        self._client.log_text(self.run_id, json.dumps(environment(), indent=1), "environment.json")
+
+    def _upload_evaluation(self, run: Run, evaluation: Evaluation) -> None:
+        with uploading():
+            self._client.log_artifact(self.run_id, str(run.folder / EVALUATION_FILE))
+        # After its numbers and its file: no later process sends it again.
+        self._client.set_tag(self.run_id, _EVALUATED_TAG, _digest(evaluation))
+        self._evaluation_uploaded = evaluation
+
+    def _close(self, run: Run) -> None:
+        # After all that it stands for: uploads of many runs are not to be done again at each start.
+        self._client.set_tag(self.run_id, _CLOSED_TAG, str(len(run.records)))
+        self._closed = _ending(run)
 
     def _send_start(self, run: Run) -> None:
         from mlflow.entities import Param, RunTag
@@ -66,9 +123,6 @@ class MirroredRun:
         tags |= {f"{path}.text": value.text for path, value in _pixel_values(run) if "/" in value.text}
         parameters = [Param(name, str(value)) for name, value in flatten(run.experiment.model_dump())]
         self._client.log_batch(self.run_id, params=parameters, tags=[RunTag(*tag) for tag in tags.items()])
-        with uploading():
-            self._client.log_text(self.run_id, run.experiment.to_yaml(), "experiment.yaml")
-            self._client.log_text(self.run_id, json.dumps(environment(), indent=1), "environment.json")
 
     def _send_records(self, run: Run) -> None:
         from mlflow.entities import Metric
@@ -85,8 +139,7 @@ class MirroredRun:
     def _send_evaluation(self, run: Run, evaluation: Evaluation) -> None:
         from mlflow.entities import Metric, RunTag
 
-        file = run.folder / EVALUATION_FILE
-        time = int(file.stat().st_mtime * 1000)
+        time = int((run.folder / EVALUATION_FILE).stat().st_mtime * 1000)
         attack = evaluation.protocol.attack.replace(",", "_")  # MLflow takes no comma in a name
         values = {f"test/after/{stage}": value for stage, value in evaluation.accuracies.items()}
         values[f"test/{attack}_accuracy"] = evaluation.robust_accuracy
@@ -95,21 +148,6 @@ class MirroredRun:
             metrics=[Metric(name, value, time, evaluation.epoch) for name, value in values.items()],
             tags=[RunTag("protocol", evaluation.protocol.key)],
         )
-        with uploading():
-            self._client.log_artifact(self.run_id, str(file))
-
-    def _close(self, run: Run, resources: Resources) -> None:
-        self._send_ending(run, resources)
-        with uploading():
-            for rule in ("best", "last"):
-                folder = checkpoint_folder(run.folder, rule)
-                if folder.is_dir():
-                    self._client.log_artifacts(self.run_id, str(folder), f"checkpoints/{rule}")
-            if run.records:
-                self._send_energy_figure(run)
-        # After all that it stands for: uploads of many runs are not to be done again at each start.
-        self._client.set_tag(self.run_id, _CLOSED_TAG, str(len(run.records)))
-        self._client.set_terminated(self.run_id, _STATUS[run.state])
 
     def _send_ending(self, run: Run, resources: Resources) -> None:
         """Why it ended, where overfitting set in, and what a stop has saved."""
@@ -126,7 +164,7 @@ class MirroredRun:
             metrics += [Metric(f"saved/{name}", value, time, len(run.records) - 1) for name, value in saved.items()]
         self._client.log_batch(self.run_id, metrics=metrics, tags=[RunTag(*tag) for tag in tags.items()])
 
-    def _send_energy_figure(self, run: Run) -> None:
+    def _upload_energy_figure(self, run: Run) -> None:
         from orchestrator.report.figures import run_energies
 
         figure = run_energies(run)
@@ -159,11 +197,16 @@ def _ending(run: Run) -> tuple[int, str, str]:
 
 
 def _is_closed(run: Run, tracked: TrackedRun) -> bool:
-    """Whether another process sent everything, the uploads too: a run is closed last."""
+    """Whether another process sent everything but the evaluation, the uploads too: a run is closed last."""
     records, state, reason = _ending(run)
     tags = tracked.data.tags
     as_now = tags.get(_CLOSED_TAG) == str(records) and tags.get("reason") == reason
-    return tracked.info.status == _STATUS.get(state) and (as_now or state == "complete")
+    return as_now and _STATUS.get(state) == str(tracked.info.status)
+
+
+def _digest(evaluation: Evaluation) -> str:
+    """The same for the same evaluation in every process."""
+    return hashlib.sha256(repr(evaluation).encode()).hexdigest()
 
 
 def _origin_tags(run: Run) -> dict[str, str]:

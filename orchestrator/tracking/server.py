@@ -115,7 +115,9 @@ def outage(error: Exception) -> str:
         cause = cause.__cause__ or cause.__context__
     status = getattr(error, "get_http_status_code", int)()
     if status in (401, 403):
-        return f"it refuses us ({status}); set MLFLOW_TRACKING_USERNAME and …_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        return _explained(status)
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return _explained(error.response.status_code)  # of an upload
     if answer := _FOREIGN_ANSWER.search(str(error)):
         return _explained(int(answer["failing"] or answer["status"] or 200))
     said = f"{type(error).__name__}: {error}".strip().split("\n")[0]
@@ -124,6 +126,8 @@ def outage(error: Exception) -> str:
 
 def _explained(status: int) -> str:
     """What an answer means that is not one of MLflow's own."""
+    if status in (401, 403):
+        return f"it refuses us ({status}); set MLFLOW_TRACKING_USERNAME and …_PASSWORD, or MLFLOW_TRACKING_TOKEN"
     if status == 413:
         return "a proxy before it refuses requests of that size (413); raise its limit"
     if status == 429 or status >= 500:

@@ -196,6 +196,7 @@ def test_running_it_again_does_nothing_twice(study: Finished) -> None:
     before = {file: file.stat().st_mtime_ns for file in study.journal.folder.rglob("records.jsonl")}
     again = run("sweep", "tiny.yaml", cwd=study.folder)
     assert again.returncode == 0, again.stdout + again.stderr
+    assert again.stdout.startswith("nothing was left to do: the study is finished\n")
     assert {file: file.stat().st_mtime_ns for file in study.journal.folder.rglob("records.jsonl")} == before
     assert len(Journal.open(study.journal.folder).runs()) == len(study.runs)
 

@@ -12,7 +12,7 @@ from orchestrator.records.constraints import feasible, limits, violations
 from orchestrator.records.journal import Journal, Run
 from orchestrator.report import figures
 from orchestrator.report.plates import plates
-from orchestrator.report.reading import outcomes
+from orchestrator.report.reading import held_out_points
 from orchestrator.report.sections import all_trials
 from orchestrator.report.summary import headlines
 from orchestrator.report.tables import trial_rows
@@ -140,7 +140,7 @@ def test_a_report_says_who_meets_the_constraints_and_calls_nobody_else_the_best(
 def test_the_front_is_that_of_the_trials_that_meet_the_constraints(least, front, tmp_path):
     of = study(at_least=least)
     known = runs(of, tmp_path)
-    assert [outcome.trial for outcome in outcomes(of, known) if outcome.on_front] == front
+    assert [point.trial for point in held_out_points(of, known) if point.on_front] == front
     assert figures.pareto_front(of, known) is not None
 
 

@@ -66,3 +66,35 @@ def test_a_cluster_without_jobs_says_so(capsys: pytest.CaptureFixture[str]) -> N
 def test_a_submission_without_a_folder_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["submit", "quickstart"]) == 2
     assert capsys.readouterr().err.startswith("error: --storage: is missing: the folder for the study folders")
+
+
+def test_a_study_that_is_finished_is_told_with_its_report_and_starts_no_driver(
+    cluster: Remembered, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("/shared/runs", "/other"):
+        assert main(["submit", "quickstart", "--storage", folder]) == 0
+    first = cluster.jobs[0]
+    # An earlier job that did all it was asked for says nothing of a study that was given more trials since.
+    for state, started in (("SUCCEEDED", 0), ("FAILED", 1), ("STOPPED", 1)):
+        cluster.jobs[0] = SimpleNamespace(**{**vars(first), "status": state})
+        before = len(cluster.jobs)
+        capsys.readouterr()
+        assert main(["job", "resume", "quickstart-1"]) == 0
+        said = capsys.readouterr().out
+        assert len(cluster.jobs) - before == started
+        del cluster.jobs[before:]
+        if not started:
+            assert said == (
+                "quickstart is finished (job quickstart-1); its report, on the cluster: "
+                "/shared/runs/quickstart/report.html\n"
+            )
+
+
+def test_how_far_a_study_got_is_what_its_newest_job_says(
+    cluster: Remembered, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for state in ("SUCCEEDED", "STOPPED"):
+        assert main(["submit", "quickstart", "--storage", "/shared/runs"]) == 0
+        cluster.jobs[-1].status = state
+    assert main(["job", "resume", "quickstart-1"]) == 0
+    assert "quickstart-3 is submitted" in capsys.readouterr().out

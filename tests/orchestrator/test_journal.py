@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from search_spaces.study import Study, parse_study
 from trainers.config import apply_values, parse
 from trainers.evaluation.result import Evaluation, Flags, Protocol
 from trainers.problems import InvalidInput
-from trainers.records import RECORDS_FILE, EpochRecord, append_record
+from trainers.records import RECORDS_FILE, EpochRecord, append_line, append_record
 
 STUDY = parse_study({"name": "s", "experiment": {"evaluation": {"epsilon": 0.1}}})
 METRICS = {f"val/quantity{i}": i / 7 for i in range(40)}
@@ -141,20 +143,48 @@ def test_runs_are_in_the_order_of_their_numbers_and_a_twin_is_of_an_earlier_tria
     assert [run and run.key for run in found] == [None, "trial-9998", "trial-9998"]
 
 
+def evaluated(folder: Path, standing: tuple[bool, ...]) -> Evaluation:
+    protocol = Protocol("digits", "test", 2, "0.1", "clean", 0, 2, 2, "best")
+    evaluation = Evaluation(protocol, "digest", 0, Flags(0, 2, {"clean": standing}))
+    evaluation.save(folder / EVALUATION_FILE)
+    return evaluation
+
+
 def test_an_evaluation_is_seen_when_it_appears_and_when_it_is_replaced(tmp_path: Path) -> None:
     journal = Journal.create(tmp_path / "s", STUDY)
     folder = propose(journal, 0)
     assert journal.runs()[0].evaluation is None
-    protocol = Protocol("digits", "test", 2, "0.1", "clean", 0, 2, 2, "best")
     for standing in ((True, True), (True, False)):
-        evaluation = Evaluation(protocol, "digest", 0, Flags(0, 2, {"clean": standing}))
-        evaluation.save(folder / "evaluation.json")
-        assert journal.runs()[0].evaluation == evaluation
+        saved = evaluated(folder, standing)
+        assert journal.runs()[0].evaluation == saved
         assert bytes_read(journal.runs) == 0
 
 
 def study_with(**sections: object) -> Study:
     return parse_study({"name": "s", "experiment": {"evaluation": {"epsilon": 0.1}, "epochs": 9}} | sections)
+
+
+def test_the_files_of_a_run_that_ended_some_time_ago_are_not_looked_at_until_it_is_spoken_of(tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path / "s", STUDY)
+    for number, ago in enumerate((0.0, 3600.0)):
+        folder = propose(journal, number)
+        append_record(folder, record(0))
+        end = {"event": "ended", "time": time.time() - ago, "state": "stopped", "reason": "", "objectives": []}
+        append_line(journal.folder / JOURNAL_FILE, json.dumps({**end, "key": trial_key(number)}))
+
+    def epochs() -> list[int]:
+        return [len(run.records) for run in journal.runs()]
+
+    assert epochs() == [1, 1]
+    # A worker ends the epoch that it was in, of a run that has just been stopped; nobody writes into the other.
+    for number in (0, 1):
+        append_record(journal.trial_folder(number), record(1))
+    assert epochs() == [2, 1]
+    saved = evaluated(journal.trial_folder(1), (True, True))
+    journal.evaluated(trial_key(1), "")
+    assert epochs() == [2, 2]
+    assert journal.runs()[1].evaluation == saved
+    assert journal.runs() == afresh(journal)
 
 
 def test_what_may_change_when_a_study_is_started_again_is_kept(tmp_path: Path) -> None:

@@ -23,9 +23,9 @@ from orchestrator.report.importance import parameter_importances
 from orchestrator.report.page import write_report
 from orchestrator.report.reading import (
     epsilon_text,
+    held_out_points,
     method_label,
     onset_text,
-    outcomes,
     short_names,
     training_phases,
 )
@@ -33,7 +33,7 @@ from orchestrator.report.style import to_svg
 from orchestrator.report.summary import headlines, what_was_run
 from orchestrator.report.tables import Spread, by_protocol, results, to_csv, trial_rows
 from search_spaces.study import parse_study
-from tests.orchestrator.made_up import EPOCHS, made_up_study, record, write_study
+from tests.orchestrator.made_up import EPOCHS, counts, evaluation, made_up_study, record, write_study
 from trainers import catalog
 from trainers.config import apply_values, parse
 from trainers.records import EpochRecord
@@ -119,7 +119,7 @@ def test_csv_has_every_column_once_and_round_trips() -> None:
 
 def test_pareto_front_keeps_what_nothing_dominates(runs: list[Run]) -> None:
     assert pareto_indices([(1, 1), (2, 0), (1, 0), (2, 0), (0, 3)]) == {0, 1, 3, 4}
-    front = [(outcome.trial, outcome.collapsed) for outcome in outcomes(made_up_study(), runs) if outcome.on_front]
+    front = [(point.trial, point.collapsed) for point in held_out_points(made_up_study(), runs) if point.on_front]
     assert front == [(0, True), (1, False), (2, False)]
 
 
@@ -129,7 +129,7 @@ def test_with_one_objective_the_other_accuracy_comes_from_the_epoch_that_counts(
     content["search"] |= {"objectives": ["val/pgd10_accuracy"], "checkpoint": "last"}
     one = [run for run in runs if run.key == "trial-0000"]
     assert one[0].objectives == (0.9, 0.38)
-    found = outcomes(parse_study(content), one)[0]
+    found = held_out_points(parse_study(content), one)[0]
     assert (found.clean, found.robust) == (pytest.approx(0.6 + 0.02 * (EPOCHS - 1)), 0.9)
 
 
@@ -223,7 +223,7 @@ def test_a_method_has_one_color_in_all_figures_whatever_each_shows(runs: list[Ru
 
 
 def test_accuracy_over_epsilon_joins_means(runs: list[Run]) -> None:
-    assert figures.mean_over_epsilon(outcomes(made_up_study(), runs)) == {
+    assert figures.mean_over_epsilon(held_out_points(made_up_study(), runs)) == {
         8 / 255: pytest.approx((0.42 + 0.41) / 2),
         16 / 255: pytest.approx((0.38 + 0.45) / 2),
     }
@@ -292,6 +292,30 @@ def test_headlines_count_collapses_and_name_the_best(runs: list[Run]) -> None:
         "Most robust on held-out images: trial 1 (FGSM + DER, training ε = 16/255) with 45.00\u00a0%"
     )
     assert "trial 1 (FGSM + DER, training ε = 16/255) with 45.00 ± 2.83\u00a0% under AutoAttack" in said[2]
+
+
+def test_who_is_not_above_chance_is_not_called_the_most_robust_held_out(runs: list[Run]) -> None:
+    def said(robust: float) -> str:
+        ended = [replace(run, objectives=(0.9, robust)) if run.objectives else run for run in runs]
+        return headlines(made_up_study(), ended)[1]
+
+    chance = "No trial is more robust on held-out images than chance (10.00\u00a0%): at best "
+    assert said(0.1).startswith(f"{chance}10.00\u00a0% under PGD-10 at ε = 8/255.")
+    assert said(0.02).startswith(f"{chance}2.00\u00a0%")
+    assert said(0.11).startswith("Most robust on held-out images: trial ")
+
+
+@pytest.mark.parametrize(
+    ("robust", "begins"),
+    [
+        (10, "No trial is more robust on 100 test images than chance (10.00\u00a0%): at best 10.00\u00a0% under Auto"),
+        (11, "Most robust on 100 test images: trial 1 "),
+    ],
+)
+def test_nor_on_the_test_set(robust: int, begins: str, runs: list[Run]) -> None:
+    tested = next(run for run in runs if run.kind == "confirmation")
+    found = replace(tested, evaluation=evaluation(tested.experiment.digest(), counts(80, robust)))
+    assert headlines(made_up_study(), [runs[0], found])[-1].startswith(begins)
 
 
 def test_a_total_that_was_lowered_below_what_was_started_is_told_apart(runs: list[Run]) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from orchestrator.records.constraints import violations
 from orchestrator.records.journal import Run
-from orchestrator.records.seeds import spreads, trials
+from orchestrator.records.seeds import counting, spreads, trials
+from tests.orchestrator.test_search import made_up_study
 from trainers.config import parse
+from trainers.records import EpochRecord
 
 GOOD, BETTER, NONE = (0.8, 0.4), (0.9, 0.6), ()
 MEAN = (pytest.approx(0.85), pytest.approx(0.5))
@@ -53,3 +57,22 @@ def test_one_seed_is_its_own_trial_and_confirmations_belong_to_none():
 def test_deviations_are_those_of_a_sample():
     (trial,) = trials([run(0, "complete", GOOD), run(1, "complete", BETTER)])
     assert [spread.deviation for spread in spreads(trial)] == [pytest.approx(0.1 / 2**0.5), pytest.approx(0.2 / 2**0.5)]
+
+
+@pytest.mark.parametrize("rule", ["best", "last"])
+def test_what_workers_ended_after_the_decision_to_stop_counts_for_nothing(rule: str) -> None:
+    """Two seeds; the first is stopped after its epoch 1, and its workers end another, more robust and less accurate."""
+    curves = [[(0.9, 0.4), (0.8, 0.5), (0.5, 0.7)], [(0.8, 0.2), (0.7, 0.6), (0.6, 0.6)]]
+    names = ("val/clean_accuracy", "val/pgd10_accuracy")
+    records = [
+        tuple(EpochRecord(e, 0.0, dict(zip(names, point, strict=True))) for e, point in enumerate(curve))
+        for curve in curves
+    ]
+    ended = [run(0, "stopped", (0.8, 0.5)), run(1, "complete", (0.7, 0.6))]
+    known = [replace(one, records=held) for one, held in zip(ended, records, strict=True)]
+    known[0] = replace(known[0], stopped_by="catastrophic", stopped_after=1)
+    (trial,) = trials(known)
+    clean = {"best": (0.8 + 0.7) / 2, "last": (0.8 + 0.6) / 2}[rule]
+    assert counting(trial, rule)["val/clean_accuracy"] == pytest.approx(clean)
+    of = made_up_study(checkpoint=rule, constraints={"val/clean_accuracy": {"at_least": 0.69}})
+    assert violations(of, trial, known) == {"val/clean_accuracy": pytest.approx(0.69 - clean)}

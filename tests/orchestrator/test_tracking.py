@@ -8,7 +8,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -107,7 +107,7 @@ def test_an_outage_at_any_call_is_made_up_for_by_the_next_update(
             assert [entry.value for entry in history if entry.step == record.epoch] == [value]
 
 
-CALLS = ["log_batch", "log_text", "log_artifacts", "set_tag", "set_terminated"]
+CALLS = ["log_batch", "log_text", "log_artifact", "log_artifacts", "set_tag", "set_terminated"]
 
 
 def watched(mirror: Mirror, run_id: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -191,16 +191,20 @@ def test_what_one_run_can_not_send_keeps_no_other_from_being_sent(
         send(run_id, folder, path)
 
     monkeypatch.setattr(mirror._client, "log_artifacts", refuse)
-    with pytest.raises(NotSent, match="trial-0000 not sent: OSError: too large"):
+    with pytest.raises(NotSent, match=r"^trial-0000: checkpoints/best and 1 more not sent: OSError: too large"):
         mirror.update(ended=False)
     client, sent = tracked(uri, journal, 1)
     assert sent.info.status == "FAILED"
-    # Its metrics are there all the same, and what is missing comes with the next attempt.
+    # All but its checkpoints is there all the same, and what is missing comes with the next attempt, once.
     _, held_up = tracked(uri, journal, 0)
-    assert (held_up.info.status, len(client.get_metric_history(held_up.info.run_id, "train/loss"))) == ("RUNNING", 2)
+    assert (held_up.info.status, len(client.get_metric_history(held_up.info.run_id, "train/loss"))) == ("FAILED", 2)
+    assert [artifact.path for artifact in client.list_artifacts(held_up.info.run_id)] == NAMES[1:]
     monkeypatch.setattr(mirror._client, "log_artifacts", send)
-    mirror.update(ended=False)
-    assert tracked(uri, journal, 0)[1].info.status == "FAILED"
+    made_up_for = watched(mirror, held_up.info.run_id, monkeypatch)
+    for _ in range(2):
+        mirror.update(ended=False)
+    assert made_up_for == ["log_artifacts", "log_artifacts", "set_tag"]
+    assert [artifact.path for artifact in client.list_artifacts(held_up.info.run_id)] == NAMES
 
 
 def test_a_server_that_is_away_is_not_asked_for_each_run(
@@ -221,15 +225,14 @@ def test_a_server_that_is_away_is_not_asked_for_each_run(
     assert len(asked) == 2
 
 
-@pytest.fixture
-def slow_store() -> Iterator[str]:
-    """An artifact store that takes longer for a file than a server may for a usual answer."""
+@contextmanager
+def artifact_store(answer: Callable[[str], int]) -> Iterator[str]:
+    """A store that answers each upload, by its path, with the status that it is told."""
 
     class Answer(BaseHTTPRequestHandler):
         def do_PUT(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
-            time.sleep(2.0)
-            self.send_response(200)
+            self.send_response(answer(self.path))
             self.send_header("Content-Length", "0")
             self.end_headers()
 
@@ -241,6 +244,46 @@ def slow_store() -> Iterator[str]:
     yield f"http://127.0.0.1:{server.server_port}/api/2.0/mlflow-artifacts/artifacts"
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture
+def slow_store() -> Iterator[str]:
+    """An artifact store that takes longer for a file than a server may for a usual answer."""
+
+    def answer(_path: str) -> int:
+        time.sleep(2.0)
+        return 200
+
+    with artifact_store(answer) as location:
+        yield location
+
+
+def test_a_store_that_refuses_checkpoints_keeps_no_run_from_its_end(tmp_path: Path, journal: Journal) -> None:
+    taken: list[str] = []
+    limited = [True]
+
+    def answer(path: str) -> int:
+        if limited[0] and "/checkpoints/" in path:
+            return 413
+        taken.append(path)
+        return 200
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    journal.ended(trial_key(0), "complete", "", [0.9, 0.5])
+    with artifact_store(answer) as location:
+        MlflowClient(tracking_uri=uri).create_experiment(STUDY.tracking.experiment, artifact_location=location)
+        why = r"a proxy before it refuses requests of that size \(413\); raise its limit"
+        with pytest.raises(NotSent, match=rf"^trial-0000: checkpoints/best and 1 more not sent: {why}$"):
+            Mirror(journal, uri).update(ended=True)
+        assert tracked(uri, journal)[1].info.status == "FINISHED"
+        names = ["study.yaml", "experiment.yaml", "environment.json", "energies.png"]
+        assert [path.rpartition("/")[2] for path in taken] == names
+        limited[0] = False
+        Mirror(Journal(journal.folder), uri).update(ended=True)
+        assert {path.split("/")[-2] for path in taken if "/checkpoints/" in path} == {"best", "last"}
+        sent = len(taken)
+        Mirror(Journal(journal.folder), uri).update(ended=True)
+        assert {path.rpartition("/")[2] for path in taken[sent:]} == {"study.yaml"}
 
 
 def test_an_upload_may_take_longer_than_any_other_request(
@@ -268,7 +311,7 @@ def test_what_takes_too_long_to_fail_is_tried_last_the_next_time(
 
     monkeypatch.setattr(mirror._client, "log_artifacts", refuse)
     for trial in (0, 1, 0):
-        with pytest.raises(NotSent, match=f"^{trial_key(trial)} not sent"):
+        with pytest.raises(NotSent, match=f"^{trial_key(trial)}: checkpoints/best not sent"):
             mirror.update(ended=False)
 
 
@@ -310,6 +353,32 @@ def test_an_evaluation_that_was_made_again_under_other_settings_takes_the_place_
     # One that has not changed is not sent at every look.
     monkeypatch.setattr(mirror._client, "log_batch", lambda *_, **__: pytest.fail("sent again"))
     mirror.update(ended=False)
+
+
+def test_an_evaluation_is_sent_by_one_process_and_whole_after_a_crash(
+    uri: str, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated(journal, 16)
+    journal.ended(trial_key(0), "complete", "", [0.9, 0.5])
+    cut_short = Mirror(journal, uri)
+
+    def die(_run: str, path: str) -> None:
+        if path.endswith(EVALUATION_FILE):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(cut_short._client, "log_artifact", die)
+    with pytest.raises(KeyboardInterrupt):
+        cut_short.update(ended=False)
+    Mirror(Journal(journal.folder), uri).update(ended=False)
+    client, run = tracked(uri, journal)
+    assert Path(client.download_artifacts(run.info.run_id, EVALUATION_FILE)).exists()
+    assert len(client.get_metric_history(run.info.run_id, "test/pgd20_accuracy")) == 1
+    # A copy of the study may have files of another age.
+    (journal.runs()[0].folder / EVALUATION_FILE).touch()
+    again = Mirror(Journal(journal.folder), uri)
+    sent = watched(again, run.info.run_id, monkeypatch)
+    again.update(ended=False)
+    assert sent == []
 
 
 class _Elsewhere(BaseHTTPRequestHandler):

@@ -177,6 +177,8 @@ def test_a_twin_of_a_stopped_trial_is_stopped_with_it_and_not_trained(stopped: J
     assert 1 < len(first.records) < EPOCHS
     assert (twin.folder, twin.reason, twin.objectives) == (first.folder, first.reason, first.objectives)
     assert twin.own_records == ()
+    assert (twin.stopped_by, twin.stopped_after) == (first.stopped_by, first.stopped_after)
+    assert (first.stopped_by, first.stopped_after) == ("catastrophic", len(first.records) - 1)
     states = [trial.state.name for trial in optuna.load_study(study_name="stopped", storage=stopped.storage_url).trials]
     assert states == ["PRUNED", "COMPLETE", "PRUNED"]
     rule, twins = savings(stopped.runs(), stopped.study())

@@ -82,9 +82,40 @@ def test_the_mean_of_margin_weights_is_that_of_all_ranks():
     halves = [slice(0, 4), slice(4, 8)]
     settings = {"slope": 2.0, "bias": 0.0}
     raw = margin(step(b.natural, b.adversarial, b.labels), normalize="none", **settings)[:8]
+    asked = []
+
+    def mean1(half, mean_over_ranks):
+        own = StepTensors(b.adversarial[half], b.labels[half], mean_over_ranks=mean_over_ranks)
+        return margin(own, normalize="mean1", **settings)
+
     for half in halves:
-        own = StepTensors(b.adversarial[half], b.labels[half], mean_over_ranks=lambda _: raw.mean())
-        torch.testing.assert_close(margin(own, normalize="mean1", **settings), raw[half] / raw.mean())
+        mean1(half, lambda own: asked.append(own) or own)
+    for half in halves:
+        torch.testing.assert_close(mean1(half, lambda _: sum(asked) / 2), raw[half] / raw.mean())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bias", [-0.5, 0.0, 0.5])
+@pytest.mark.parametrize("slope", [0.0, 10.0, 100.0, 400.0, 600.0])
+def test_margin_weights_of_mean_one_are_the_closed_form_however_steep(slope, bias, dtype):
+    """From surely right (PM = -1) to surely wrong, and all of them right, whose weights are all tiny."""
+    for chances in ([0.0, 0.25, 0.5, 0.75, 1.0], [0.0, 0.0, 0.125]):
+        wrong = torch.tensor(chances, dtype=torch.float64)
+        logits = torch.stack([(1 - wrong).log(), wrong.log()], dim=1).clamp(min=-1e4).to(dtype)
+        weights = margin(step(logits, labels=torch.zeros(len(wrong), dtype=torch.long)),
+                         slope=slope, bias=bias, normalize="mean1")  # fmt: skip
+        logarithms = -np.logaddexp(0.0, -slope * (2 * wrong.numpy() - 1 + bias))
+        expected = np.exp(logarithms - logarithms.max())
+        expected /= expected.mean()
+        assert weights.dtype == dtype
+        torch.testing.assert_close(weights.double(), torch.from_numpy(expected), rtol=1e-4, atol=1e-30)
+
+
+def test_no_slope_is_too_steep_for_margin_weights_of_mean_one():
+    logits = torch.tensor([[50.0, 0.0], [5.0, 0.0], [50.0, 0.0]])
+    labels = torch.zeros(3, dtype=torch.long)
+    weights = margin(step(logits, labels=labels), slope=1e5, bias=-0.5, normalize="mean1")
+    assert weights.mean().item() == pytest.approx(1)
 
 
 def test_more_wrong_is_more_weight():

@@ -8,6 +8,8 @@ from torch.nn import functional as F
 from trainers.energy import marginal_energy
 from trainers.methods.step_tensors import StepTensors
 
+_LARGEST_EXPONENT = 700.0  # of a power of e in float64
+
 
 def energy(step: StepTensors) -> Tensor:
     """1 / softplus(|E(x)|), from the train-mode natural logits (WEAT, arXiv 2407.06315).
@@ -25,9 +27,13 @@ def margin(step: StepTensors, *, slope: float, bias: float, normalize: str) -> T
     probabilities = step.adversarial_logits.detach().softmax(dim=1)
     true = probabilities.gather(1, step.labels[:, None]).squeeze(1)
     best_wrong = probabilities.scatter(1, step.labels[:, None], 0.0).amax(dim=1)
-    weights = (slope * (best_wrong - true + bias)).sigmoid()
+    steepened = slope * (best_wrong - true + bias)
     if normalize == "mean1":
-        return weights / step.mean_over_ranks(weights.mean())
+        # A factor that all ranks know keeps weights that are all tiny, under a large slope, from having the mean 0.
+        logarithms = F.logsigmoid(steepened.double()) - slope * min(bias, 0.0)
+        scaled = logarithms.clamp(-_LARGEST_EXPONENT, _LARGEST_EXPONENT).exp()
+        return (scaled / step.mean_over_ranks(scaled.mean())).to(steepened.dtype)
+    weights = steepened.sigmoid()
     return 3.0 * weights if normalize == "x3" else weights
 
 
