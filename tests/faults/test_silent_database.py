@@ -12,7 +12,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from orchestrator.records import storage as storage_module
+from orchestrator.records import patience
 from orchestrator.records.journal import Journal
 from orchestrator.records.storage import open_database
 from tests.faults.processes import wait_until
@@ -41,7 +41,7 @@ def frozen(server: DatabaseServer) -> Iterator[DatabaseServer]:
 
 
 def test_an_answer_that_comes_late_is_waited_for_aloud(frozen: DatabaseServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_module, "_SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(patience, "_SILENT_SECONDS", 0.5)
     heard: list[str] = []
 
     def say(text: str) -> None:
@@ -58,7 +58,7 @@ def test_an_answer_that_comes_late_is_waited_for_aloud(frozen: DatabaseServer, m
 def test_who_asks_to_stop_meanwhile_is_let_go_and_nothing_waits_again(
     frozen: DatabaseServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage_module, "_SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(patience, "_SILENT_SECONDS", 0.5)
     heard: list[str] = []
     storage = open_database(frozen.url, heard.append, lambda: bool(heard))
     frozen.freeze()

@@ -8,7 +8,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from orchestrator.records import storage as storage_module
+from orchestrator.records import patience
 from orchestrator.records.journal import STUDY_FILE, Journal
 from orchestrator.records.storage import check_is_ours, explained, open_database
 from orchestrator.report.page import write_report
@@ -113,7 +113,7 @@ def test_a_connection_that_the_server_has_closed_is_made_anew_without_a_word(tmp
 @pytest.fixture
 def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where an open database was; it comes back when it is put there again."""
-    monkeypatch.setattr(storage_module, "_RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(patience, "_RETRY_SECONDS", 0.02)
     (tmp_path / "here").mkdir()
     return tmp_path / "here"
 
@@ -137,7 +137,7 @@ def test_a_database_that_goes_away_is_waited_for_aloud(away: Path) -> None:
 
 
 def test_one_that_stays_away_ends_the_study_with_its_name(away: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_module, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.1)
     storage = open_database(f"sqlite:///{away}/mine.db", lambda _: None)
     storage.engine.dispose()
     away.rename(away.with_name("there"))
