@@ -43,7 +43,7 @@ test-containers: setup
 	PYTHON=$(BIN)/python tests/containers/run.sh
 
 test-cluster: setup
-	$(BIN)/python -m pytest tests/cluster
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile tests/cluster
 
 nightly: setup
 	$(BIN)/python -m pytest tests/nightly

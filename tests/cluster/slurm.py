@@ -36,7 +36,7 @@ SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
 ReturnToService=2
 MpiDefault=none
-KillWait=30
+KillWait=2
 {nodes}
 PartitionName=all Nodes=ALL Default=YES State=UP
 """

@@ -48,7 +48,7 @@ def test_the_doctor_names_the_node_at_fault_and_a_sweep_is_refused(network: Netw
     odd.stop()
     # A file system of its own where the shared one should be, other code, and no way to the other worker.
     unshared = ("sh", "-c", 'mount -t tmpfs tmpfs "$0" && exec "$@"', str(storage))
-    subprocess.run(odd.host.command("ip", "route", "add", "blackhole", other.address), check=True)
+    subprocess.run(odd.host.command("ip", "route", "add", "blackhole", other.host.address), check=True)
     odd.start(*unshared, PYTHONPATH=str(code))
     odd.wait()
 
