@@ -9,7 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from orchestrator.records.journal import Journal, Run
+from orchestrator.records.journal import Journal
+from orchestrator.records.runs import Run
 from orchestrator.records.seeds import trials
 from orchestrator.study.progress import StudyView
 

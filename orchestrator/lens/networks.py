@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.evaluation.subjects import Subject, choose_subjects, own_subjects
-from orchestrator.records.journal import Run
+from orchestrator.records.runs import Run
 from orchestrator.report.reading import method_label
 from trainers import catalog
 from trainers.problems import InvalidInput, Problem, unknown_name

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from orchestrator.lens.networks import Network
-from orchestrator.records.journal import Run
+from orchestrator.records.runs import Run
 from orchestrator.report.figure_data import Line
 from orchestrator.report.figures import ONSETS, delta_energy_axis, mark_onsets
 from orchestrator.report.lettering import legend_outside

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from orchestrator.records.journal import Run
+from orchestrator.records.runs import Run
 from orchestrator.records.seeds import counting, trials
 from search_spaces.study import Study
 

@@ -19,63 +19,26 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from orchestrator.records.runs import Run, begun, changes, confirmation_key, of_seed, trial_key
 from orchestrator.records.storage import storage_url
 from search_spaces.study import Study, parse_study
-from trainers.config import Experiment, by_path, parse
+from trainers.config import Experiment, by_path
 from trainers.evaluation.result import Evaluation
 from trainers.origin import Origin
 from trainers.problems import InvalidInput, Problem
-from trainers.records import EpochRecord, Follower, RecordsFollower, append_line
+from trainers.records import Follower, RecordsFollower, append_line
 from trainers.whole_files import write_whole
 from trainers.yaml_text import read_table
 
 STUDY_FILE, IDENTITY_FILE, JOURNAL_FILE = "study.yaml", "study.json", "journal.jsonl"
 EVALUATION_FILE = "evaluation.json"
-_KINDS = ("trial", "repeat", "confirmation")
 # More trials, or fewer, is no contradiction: the total is counted anew.
 _CHANGEABLE = ("search.trials", "resources.", "tracking.", "experiment.data.download")
 _Version = tuple[int, int, int]
-# Workers may end an epoch after their run was stopped: so much longer than its longest one its files are looked at.
-_LATE_EPOCHS, _LATE_SECONDS = 3, 60.0
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training run of a study. `kind` is trial, repeat (of a trial of several seeds, with another) or confirmation.
-
-    `state` is running, complete, stopped (by the rule `stopped_by`; its epochs after `stopped_after` do not count) or
-    failed; `values` is its point of the space, by path. Objectives are those of a complete run, or of a stopped one
-    whose best epoch counts. `origin` says which of its epochs another run computed; `seeds` is how many runs its trial
-    has. `over_seeds` are those runs, where this one speaks for its trial (`seeds.trials`). `not_evaluated` says why its
-    last evaluation failed, if it did.
-    """
-
-    key: str
-    kind: str
-    trial: int
-    values: Mapping[str, Any]
-    experiment: Experiment
-    folder: Path
-    state: str = "running"
-    reason: str = ""
-    objectives: tuple[float, ...] = ()
-    stopped_by: str = ""
-    stopped_after: int | None = None
-    origin: Origin | None = None
-    seeds: int = 1
-    over_seeds: tuple[Run, ...] = field(default=(), repr=False)
-    records: tuple[EpochRecord, ...] = field(default=(), repr=False)
-    evaluation: Evaluation | None = field(default=None, repr=False)
-    not_evaluated: str = ""
-
-    @property
-    def own_records(self) -> tuple[EpochRecord, ...]:
-        """The records of the epochs that it computed itself."""
-        return self.records if self.origin is None else self.records[self.origin.epochs :]
 
 
 class Journal:
@@ -186,7 +149,7 @@ class Journal:
 
     def trial_folder(self, number: int, seed: int = 0) -> Path:
         """Where a run of a trial lives, by its Optuna number and the place of its seed."""
-        return self.folder / "trials" / _of_seed(f"{number:04d}", seed)
+        return self.folder / "trials" / of_seed(f"{number:04d}", seed)
 
     def confirmation_folder(self, trial: int, seed: int) -> Path:
         """Where a trial is trained again with another seed."""
@@ -267,9 +230,9 @@ class Journal:
                 evaluation = self._evaluation(run.folder)
                 if records is not run.records or evaluation is not run.evaluation:
                     self._runs[key] = replace(run, records=records, evaluation=evaluation)
-                if _is_settled(self._runs[key], self._told[key]):
+                if self._runs[key].is_settled(self._told[key]):
                     self._settled.add(key)
-            return sorted(self._runs.values(), key=_place)
+            return sorted(self._runs.values(), key=lambda run: run.place)
 
     def _catch_up(self) -> None:
         try:
@@ -291,15 +254,15 @@ class Journal:
 
     def _apply(self, event: Mapping[str, Any]) -> None:
         if event["event"] == "stopping":
-            self._stopping[event["key"]] = _changes(event)
+            self._stopping[event["key"]] = changes(event)
         if event["event"] in ("proposed", "confirming"):
-            run = _begun(event, self.folder)
+            run = begun(event, self.folder)
             run = replace(run, **self._stopping.get(run.key, {}))
             self._runs[run.key] = run
             key = run.key
         elif event.get("key") in self._runs:
             key = event["key"]
-            self._runs[key] = replace(self._runs[key], **_changes(event))
+            self._runs[key] = replace(self._runs[key], **changes(event))
         else:
             return
         self._told[key] = event["time"]
@@ -315,62 +278,6 @@ class Journal:
         if folder not in self._evaluations or self._evaluations[folder][0] != version:
             self._evaluations[folder] = version, Evaluation.load(file)
         return self._evaluations[folder][1]
-
-
-def _is_settled(run: Run, told: float) -> bool:
-    """Whether its files are as they stay, unless an event says otherwise: a run that ended some time ago."""
-    longest = max((record.metrics.get("epoch/seconds", 0.0) for record in run.records), default=0.0)
-    return run.state != "running" and time.time() > told + _LATE_SECONDS + _LATE_EPOCHS * longest
-
-
-def _begun(event: Mapping[str, Any], folder: Path) -> Run:
-    """The run of a study in `folder` that an event says was issued, for the first time or again."""
-    origin = event.get("origin")
-    return Run(
-        event.get("key") or trial_key(event["trial"]),  # journals of earlier versions name the trial alone
-        "confirmation" if event["event"] == "confirming" else event.get("kind", "trial"),
-        event["trial"],
-        event["values"],
-        parse(event["experiment"]),
-        folder / event["folder"],
-        origin=None if origin is None else Origin(**origin),
-        seeds=event.get("seeds", 1),
-    )
-
-
-def _changes(event: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a run that an event about it changes."""
-    if event["event"] == "stopping":
-        return {"stopped_by": event["rule"], "stopped_after": event["epoch"]}
-    if event["event"] == "evaluated":
-        return {"not_evaluated": event["problem"]}
-    if event["event"] == "ended":
-        return {"state": event["state"], "reason": event["reason"], "objectives": tuple(event["objectives"])}
-    return {}
-
-
-def _place(run: Run) -> tuple[int, int, int]:
-    """Where a run stands among all: keys as text would put trial 10,000 before 9,999, and seed 10 before seed 2."""
-    return _KINDS.index(run.kind), run.trial, run.experiment.seed
-
-
-def trial_key(number: int, seed: int = 0) -> str:
-    """`trial-0003`; `trial-0003-seed1` is its run with the next seed."""
-    return _of_seed(f"trial-{number:04d}", seed)
-
-
-def trial_number(key: str) -> int:
-    """The trial that a run with this key belongs to."""
-    return int(key.split("-")[1])
-
-
-def _of_seed(name: str, seed: int) -> str:
-    return f"{name}-seed{seed}" if seed else name
-
-
-def confirmation_key(trial: int, seed: int) -> str:
-    """`0003-seed1`."""
-    return f"{trial:04d}-seed{seed}"
 
 
 def _differences(held: Study, given: Study) -> list[tuple[str, str, str]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from statistics import median
 
-from orchestrator.records.journal import Run
+from orchestrator.records.runs import Run
 from search_spaces.study import Resources, Study
 
 _ORIGINS = {

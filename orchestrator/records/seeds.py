@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
-from orchestrator.records.journal import Run
+from orchestrator.records.runs import Run
 from trainers.diagnostics.overfitting import ROBUST_ACCURACY
 from trainers.records import EpochRecord
 

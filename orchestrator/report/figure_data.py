@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
-from orchestrator.records.journal import Run
+from orchestrator.records.runs import Run
 from orchestrator.records.seeds import trials
 from orchestrator.report.importance import Importances
 from orchestrator.report.reading import curve, epsilon_text, held_out_points, method_label, overfitting

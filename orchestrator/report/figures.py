@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FormatStrFormatter, MaxNLocator, NullLocator
 
-from orchestrator.records.journal import Run
+from orchestrator.records.runs import Run
 from orchestrator.records.seeds import trials
 from orchestrator.report.importance import Importances
 from orchestrator.report.lettering import legend_outside

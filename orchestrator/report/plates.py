@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from orchestrator.host.databases import reason
 from orchestrator.records.constraints import feasible
-from orchestrator.records.journal import Run
+from orchestrator.records.runs import Run
 from orchestrator.records.seeds import trials
 from orchestrator.report import figures
 from orchestrator.report.figure_data import Line, energy_curve_lines, held_out_lines, importance_lines

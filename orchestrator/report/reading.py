@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.records.constraints import feasible
-from orchestrator.records.journal import Run
 from orchestrator.records.pareto import pareto_indices
+from orchestrator.records.runs import Run
 from orchestrator.records.seeds import Spread, counting, spreads, trials
 from search_spaces.study import Study
 from trainers import catalog

@@ -6,8 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.records.journal import STUDY_FILE, Run
+from orchestrator.records.journal import STUDY_FILE
 from orchestrator.records.rungs import RungResult
+from orchestrator.records.runs import Run
 from orchestrator.report.markup import Markup, element, inline_svg, join, table
 from orchestrator.report.plates import Plate
 from orchestrator.report.reading import short_names

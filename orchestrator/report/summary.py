@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from orchestrator.records.constraints import feasible, limits
-from orchestrator.records.journal import Run
+from orchestrator.records.runs import Run
 from orchestrator.records.savings import savings
 from orchestrator.records.seeds import trials
 from orchestrator.report.reading import (

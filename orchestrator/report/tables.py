@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.records.constraints import violations
-from orchestrator.records.journal import Run
+from orchestrator.records.runs import Run
 from orchestrator.records.seeds import Spread, trials
 from orchestrator.report.reading import confirmations, curve, epsilon_text, method_label, objectives, onset_text
 from search_spaces.study import Study

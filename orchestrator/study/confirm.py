@@ -10,8 +10,9 @@ from ray.tune.search import Searcher
 
 from orchestrator.evaluation.protocols import protocol_for
 from orchestrator.records.constraints import feasible, limits
-from orchestrator.records.journal import EVALUATION_FILE, Journal, Run, confirmation_key
+from orchestrator.records.journal import EVALUATION_FILE, Journal
 from orchestrator.records.pareto import pareto_indices
+from orchestrator.records.runs import Run, confirmation_key
 from orchestrator.slots.slot import configuration
 from orchestrator.study.beginnings import Beginnings
 from orchestrator.study.endings import judge_run

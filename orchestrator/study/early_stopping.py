@@ -13,7 +13,8 @@ from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler
 
-from orchestrator.records.journal import Journal, trial_key, trial_number
+from orchestrator.records.journal import Journal
+from orchestrator.records.runs import trial_key, trial_number
 from orchestrator.study.search import DriverOnly
 from orchestrator.study.stop_rules import Stop, overfitting_stop, pruning_stop
 from search_spaces.stopping import Stopping

@@ -11,7 +11,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from orchestrator.evaluation.protocols import checkpoint_folder
 from orchestrator.evaluation.shards import attempt_shard, collect, summary
-from orchestrator.records.journal import Run
+from orchestrator.records.runs import Run
 from orchestrator.study.session import Session
 from trainers.evaluation.result import Evaluation, Protocol
 

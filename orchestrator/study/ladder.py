@@ -11,8 +11,8 @@ from dataclasses import replace
 from statistics import fmean
 
 from orchestrator.evaluation.protocols import protocol_for
-from orchestrator.records.journal import Run
 from orchestrator.records.rungs import RUNG, RungResult, climbed
+from orchestrator.records.runs import Run
 from orchestrator.study.evaluations import evaluate_on_ray
 from orchestrator.study.session import Session
 from search_spaces.study import Rung

@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from orchestrator.records.constraints import violations
-from orchestrator.records.journal import Run, trial_key
+from orchestrator.records.runs import Run, trial_key
 from orchestrator.records.seeds import trials
 from orchestrator.slots.slot import configuration
 from orchestrator.study.beginnings import Beginnings

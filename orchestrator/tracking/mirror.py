@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.records.journal import STUDY_FILE, Journal, Run, trial_key
+from orchestrator.records.journal import STUDY_FILE, Journal
 from orchestrator.records.rungs import RUNG
+from orchestrator.records.runs import Run, trial_key
 from orchestrator.records.seeds import spreads, trials
 from orchestrator.tracking.mirrored_run import MirroredRun, flatten
 from orchestrator.tracking.server import (

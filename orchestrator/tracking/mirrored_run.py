@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.evaluation.protocols import checkpoint_folder
 from orchestrator.host.environment import environment
-from orchestrator.records.journal import EVALUATION_FILE, Run
+from orchestrator.records.journal import EVALUATION_FILE
+from orchestrator.records.runs import Run
 from orchestrator.records.savings import epochs_saved, seconds_saved
 from orchestrator.tracking.server import uploading
 from search_spaces.study import Resources

@@ -17,7 +17,8 @@ import yaml
 from mlflow import MlflowClient
 
 from orchestrator.exit_codes import OK
-from orchestrator.records.journal import Journal, Run
+from orchestrator.records.journal import Journal
+from orchestrator.records.runs import Run
 from orchestrator.tracking.server import RUN_TAG
 from tests.containers.stack import Stack
 from tests.faults.undisturbed import assert_tracked_once

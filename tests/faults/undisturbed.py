@@ -16,7 +16,8 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 from orchestrator.host.interrupt import Interrupt
-from orchestrator.records.journal import Journal, Run, trial_key
+from orchestrator.records.journal import Journal
+from orchestrator.records.runs import Run, trial_key
 from orchestrator.study.endings import judge_run
 from orchestrator.study.proposals import Outcome
 from orchestrator.study.search import StudySearcher

@@ -18,7 +18,8 @@ import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
-from orchestrator.records.journal import Journal, Run
+from orchestrator.records.journal import Journal
+from orchestrator.records.runs import Run
 from orchestrator.tracking.server import RUN_TAG
 from tests.integration.conftest import command, run, unmeasured, write_study
 from trainers.loop import fit

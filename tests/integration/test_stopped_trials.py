@@ -14,7 +14,8 @@ import yaml
 from mlflow import MlflowClient
 from rich.console import Console
 
-from orchestrator.records.journal import Journal, Run
+from orchestrator.records.journal import Journal
+from orchestrator.records.runs import Run
 from orchestrator.tracking.server import RUN_TAG
 from search_spaces.study import parse_study
 from tests.integration.conftest import command, run, unmeasured, write_study

@@ -13,7 +13,8 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from orchestrator.records.journal import Journal, Run
+from orchestrator.records.journal import Journal
+from orchestrator.records.runs import Run
 from orchestrator.study.ladder import results
 from orchestrator.tracking.mirror import sync
 from orchestrator.tracking.server import RUN_TAG

@@ -10,7 +10,8 @@ from statistics import mean
 
 import pytest
 
-from orchestrator.records.journal import Journal, Run
+from orchestrator.records.journal import Journal
+from orchestrator.records.runs import Run
 from trainers.diagnostics.overfitting import onsets
 
 # Epochs in which ε grows.

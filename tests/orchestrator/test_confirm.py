@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from orchestrator.host.interrupt import Interrupt
-from orchestrator.records.journal import Journal, Run
+from orchestrator.records.journal import Journal
+from orchestrator.records.runs import Run
 from orchestrator.study.progress import StudyView
 from trainers.config import parse
 from trainers.records import EpochRecord, append_record

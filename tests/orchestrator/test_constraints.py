@@ -9,7 +9,8 @@ import optuna
 import pytest
 
 from orchestrator.records.constraints import feasible, limits, violations
-from orchestrator.records.journal import Journal, Run
+from orchestrator.records.journal import Journal
+from orchestrator.records.runs import Run
 from orchestrator.report import figures
 from orchestrator.report.plates import plates
 from orchestrator.report.reading import held_out_points

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.records.journal import Journal, trial_key
+from orchestrator.records.journal import Journal
+from orchestrator.records.runs import trial_key
 from orchestrator.records.savings import savings
 from orchestrator.report.summary import headlines
 from search_spaces.stopping import Pruning, Stopping

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.records.journal import EVALUATION_FILE, JOURNAL_FILE, Journal, Run, trial_key
+from orchestrator.records.journal import EVALUATION_FILE, JOURNAL_FILE, Journal
+from orchestrator.records.runs import Run, trial_key
 from search_spaces.study import Study, parse_study
 from trainers.config import apply_values, parse
 from trainers.evaluation.result import Evaluation, Flags, Protocol

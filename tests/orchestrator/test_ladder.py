@@ -11,8 +11,9 @@ from rich.console import Console
 
 from orchestrator.cluster import connection
 from orchestrator.host.interrupt import Interrupt
-from orchestrator.records.journal import Journal, trial_key
+from orchestrator.records.journal import Journal
 from orchestrator.records.rungs import RungResult, climbed
+from orchestrator.records.runs import trial_key
 from orchestrator.records.seeds import trials
 from orchestrator.report.page import write_report
 from orchestrator.study.ladder import climb, rank

@@ -15,8 +15,9 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from orchestrator.records.journal import Journal, Run
+from orchestrator.records.journal import Journal
 from orchestrator.records.pareto import pareto_indices
+from orchestrator.records.runs import Run
 from orchestrator.report import figures
 from orchestrator.report.figure_data import energy_curve_lines
 from orchestrator.report.importance import parameter_importances

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.records.constraints import violations
-from orchestrator.records.journal import Run
+from orchestrator.records.runs import Run
 from orchestrator.records.seeds import counting, spreads, trials
 from tests.orchestrator.test_search import made_up_study
 from trainers.config import parse

@@ -17,8 +17,9 @@ from orchestrator.cluster import connection
 from orchestrator.evaluation import shards
 from orchestrator.evaluation.protocols import protocol_for
 from orchestrator.host.interrupt import Interrupt
-from orchestrator.records.journal import Journal, Run, confirmation_key, trial_key
+from orchestrator.records.journal import Journal
 from orchestrator.records.rungs import climbed
+from orchestrator.records.runs import Run, confirmation_key, trial_key
 from orchestrator.records.seeds import trials
 from orchestrator.report.page import write_report
 from orchestrator.study import evaluations

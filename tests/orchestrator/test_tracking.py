@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from orchestrator.records.journal import EVALUATION_FILE, Journal, trial_key
+from orchestrator.records.journal import EVALUATION_FILE, Journal
+from orchestrator.records.runs import trial_key
 from orchestrator.tracking.mirror import Mirror, NotSent
 from orchestrator.tracking.mirrored_run import flatten
 from orchestrator.tracking.server import RUN_TAG, check_reachable, connected, log_folder, outage

@@ -13,7 +13,8 @@ import torch
 from rich.console import Console
 
 from orchestrator.records.constraints import feasible
-from orchestrator.records.journal import Journal, Run, trial_key
+from orchestrator.records.journal import Journal
+from orchestrator.records.runs import Run, trial_key
 from orchestrator.records.savings import savings
 from orchestrator.records.seeds import trials
 from orchestrator.report.tables import trial_rows

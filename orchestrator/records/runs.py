@@ -1,0 +1,109 @@
+"""One training run of a study, and what the events of the journal make of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trainers.config import Experiment, parse
+from trainers.evaluation.result import Evaluation
+from trainers.origin import Origin
+from trainers.records import EpochRecord
+
+_KINDS = ("trial", "repeat", "confirmation")
+# Workers may end an epoch after their run was stopped: so much longer than its longest one its files are looked at.
+_LATE_EPOCHS, _LATE_SECONDS = 3, 60.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of a study. `kind` is trial, repeat (of a trial of several seeds, with another) or confirmation.
+
+    `state` is running, complete, stopped (by the rule `stopped_by`; its epochs after `stopped_after` do not count) or
+    failed; `values` is its point of the space, by path. Objectives are those of a complete run, or of a stopped one
+    whose best epoch counts. `origin` says which of its epochs another run computed; `seeds` is how many runs its trial
+    has. `over_seeds` are those runs, where this one speaks for its trial (`seeds.trials`). `not_evaluated` says why its
+    last evaluation failed, if it did.
+    """
+
+    key: str
+    kind: str
+    trial: int
+    values: Mapping[str, Any]
+    experiment: Experiment
+    folder: Path
+    state: str = "running"
+    reason: str = ""
+    objectives: tuple[float, ...] = ()
+    stopped_by: str = ""
+    stopped_after: int | None = None
+    origin: Origin | None = None
+    seeds: int = 1
+    over_seeds: tuple[Run, ...] = field(default=(), repr=False)
+    records: tuple[EpochRecord, ...] = field(default=(), repr=False)
+    evaluation: Evaluation | None = field(default=None, repr=False)
+    not_evaluated: str = ""
+
+    @property
+    def own_records(self) -> tuple[EpochRecord, ...]:
+        """The records of the epochs that it computed itself."""
+        return self.records if self.origin is None else self.records[self.origin.epochs :]
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """Where it stands among all: keys as text would put trial 10,000 before 9,999, and seed 10 before seed 2."""
+        return _KINDS.index(self.kind), self.trial, self.experiment.seed
+
+    def is_settled(self, told: float) -> bool:
+        """Whether its files are as they stay unless an event says otherwise: it ended some time after `told`."""
+        longest = max((record.metrics.get("epoch/seconds", 0.0) for record in self.records), default=0.0)
+        return self.state != "running" and time.time() > told + _LATE_SECONDS + _LATE_EPOCHS * longest
+
+
+def begun(event: Mapping[str, Any], folder: Path) -> Run:
+    """The run of a study in `folder` that an event says was issued, for the first time or again."""
+    origin = event.get("origin")
+    return Run(
+        event.get("key") or trial_key(event["trial"]),  # journals of earlier versions name the trial alone
+        "confirmation" if event["event"] == "confirming" else event.get("kind", "trial"),
+        event["trial"],
+        event["values"],
+        parse(event["experiment"]),
+        folder / event["folder"],
+        origin=None if origin is None else Origin(**origin),
+        seeds=event.get("seeds", 1),
+    )
+
+
+def changes(event: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a run that an event about it changes."""
+    if event["event"] == "stopping":
+        return {"stopped_by": event["rule"], "stopped_after": event["epoch"]}
+    if event["event"] == "evaluated":
+        return {"not_evaluated": event["problem"]}
+    if event["event"] == "ended":
+        return {"state": event["state"], "reason": event["reason"], "objectives": tuple(event["objectives"])}
+    return {}
+
+
+def trial_key(number: int, seed: int = 0) -> str:
+    """`trial-0003`; `trial-0003-seed1` is its run with the next seed."""
+    return of_seed(f"trial-{number:04d}", seed)
+
+
+def trial_number(key: str) -> int:
+    """The trial that a run with this key belongs to."""
+    return int(key.split("-")[1])
+
+
+def of_seed(name: str, seed: int) -> str:
+    """A name of a trial, with that of the seed unless it is the first."""
+    return f"{name}-seed{seed}" if seed else name
+
+
+def confirmation_key(trial: int, seed: int) -> str:
+    """`0003-seed1`."""
+    return f"{trial:04d}-seed{seed}"
