@@ -68,10 +68,11 @@ def sweep(
         print_plan(loaded, storage, address)
         return
     from orchestrator.study.run import relative, run_study
+    from search_spaces.rooted import rooted
 
     folder = storage / loaded.name
     again = ["resume", relative(folder), *_options(address=address)]
-    raise typer.Exit(run_study(loaded, folder, address, plain_console(), again=again))
+    raise typer.Exit(run_study(rooted(loaded), folder, address, plain_console(), again=again))
 
 
 app.command()(submit)

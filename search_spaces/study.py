@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator
 from search_spaces.constraints import Constraint
 from search_spaces.contradictions import contradictions
 from search_spaces.dimension import Dimension
+from search_spaces.rooted import absolute_file
 from search_spaces.space import check_space, corners, grid_size, read_space, settings
 from search_spaces.start_points import check_points, read_points
 from search_spaces.stopping import Stopping
@@ -71,10 +72,7 @@ class Search(Section):
     @classmethod
     def _absolute(cls, storage: str | None) -> str | None:
         """A file is the same one from wherever the study is resumed."""
-        prefix = "sqlite:///"
-        if storage is None or not storage.startswith(prefix):
-            return storage
-        return prefix + str(Path(storage.removeprefix(prefix)).absolute())
+        return absolute_file(storage)
 
 
 def _known_attacks(attack: str) -> str:
