@@ -109,6 +109,15 @@ class Confirm(Section):
     batch_size: int = Field(default=250, ge=1, description="images per attack batch: part of the protocol")
     seed: int = Field(default=0, ge=0, description="of the attacks")
 
+    def ladder_for(self, top: int) -> tuple[Rung, ...]:
+        """The ladder where so many are to be confirmed: no rung keeps fewer; what drops nobody is left out."""
+        rungs: list[Rung] = []
+        for rung in self.ladder:
+            keep = max(rung.keep, top)
+            if not rungs or keep < rungs[-1].keep:
+                rungs.append(rung.model_copy(update={"keep": keep}))
+        return tuple(rungs)
+
 
 class Resources(Section):
     """What one trial gets. Workers are DDP ranks; a GPU count of 0 means CPU."""
