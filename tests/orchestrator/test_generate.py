@@ -197,6 +197,7 @@ def test_a_file_holds_the_networks_and_the_options_and_the_command_line_goes_ove
         ({"steps": 0}, "^steps: 0"),
         ({"tolerance": 0.1}, "^tolerance: 0.1: is for adaptive_stop"),
         ({"init": ["pcs"]}, "^init.0: 'pcs'"),
+        ({3: "pca"}, "^3: 3: Keys should be strings"),
     ],
 )
 def test_mistakes_in_a_file_are_named_as_they_are_written_there(content, said, tmp_path):
