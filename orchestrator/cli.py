@@ -68,10 +68,11 @@ def sweep(
         print_plan(loaded, storage, address)
         return
     from orchestrator.study.run import relative, run_study
+    from search_spaces.rooted import rooted
 
     folder = storage / loaded.name
     again = ["resume", relative(folder), *_options(address=address)]
-    raise typer.Exit(run_study(loaded, folder, address, plain_console(), again=again))
+    raise typer.Exit(run_study(rooted(loaded), folder, address, plain_console(), again=again))
 
 
 app.command()(submit)
@@ -114,6 +115,8 @@ def confirm(
     held = journal.study() if data_dir is None else journal.study().with_data_in(data_dir)
     raw = held.to_raw()
     raw["confirm"] |= {name: value for name, value in given.items() if value is not None}
+    if top is not None:
+        raw["confirm"]["ladder"] = [rung.model_dump() for rung in held.confirm.ladder_for(top)]
     study = parse_study(raw)
     if not study.confirm.top:
         message = "0: nothing would be confirmed; say how many configurations, at least 1, with --top N"

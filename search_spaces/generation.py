@@ -85,7 +85,7 @@ def load_generation(source: str | None, options: Mapping[str, Any]) -> Generatio
             path = shipped_generations()[source]
         raw = read_table(path)
     try:
-        settings = Generation(**{**raw, **options})
+        settings = Generation.model_validate({**raw, **options})
         problems = _said_to_nobody(settings)
         if not problems:
             return settings

@@ -36,6 +36,8 @@ SMOKE = {
     "experiment.evaluation.probe_samples": 16,
     "experiment.evaluation.check_every": None,
 }
+# A subset is of images that the study trains on: with another split they are held out, or not among those few.
+_OF_SPLIT = ("experiment.data.holdout", "experiment.data.train_samples")
 
 
 def load_study(source: str | Path, overrides: list[str] | None = None, *, smoke: bool = False) -> Study:
@@ -51,10 +53,9 @@ def load_study(source: str | Path, overrides: list[str] | None = None, *, smoke:
         if str(source) not in by_name:
             raise InvalidInput.single(str(source), unknown_name(source, by_name, "study"))
         path = by_name[str(source)]
-    raw = read_table(path)
+    raw, values = read_table(path), read_overrides(overrides or [])
     if smoke:
-        raw = apply_values(raw, SMOKE | {"name": f"{raw.get('name', path.stem)}-smoke"})
-    values = read_overrides(overrides or [])
+        raw = apply_values(raw, _smaller(raw, values) | {"name": f"{raw.get('name', path.stem)}-smoke"})
     study = parse_study(_with_dimensions(apply_values(raw, _outside_space(values)), values))
     always = {f"experiment.{dimension.path}": dimension.path for dimension in study.space if not dimension.when}
     idle = {path: always[path] for path in values if path in always}
@@ -63,6 +64,23 @@ def load_study(source: str | Path, overrides: list[str] | None = None, *, smoke:
             Problem(path, f"has no effect, for it varies: set space.{varied}") for path, varied in idle.items()
         )
     return study
+
+
+def _smaller(raw: Mapping[str, Any], words: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of SMOKE; with a subset of the training images those that leave it the images that it is of."""
+    if not _names_subset([raw.get("experiment"), raw.get("space"), words]):
+        return dict(SMOKE)
+    experiment = raw.get("experiment")
+    data = experiment.get("data") if isinstance(experiment, Mapping) else None
+    kept = _OF_SPLIT if isinstance(data, Mapping) and data.get("train_samples") else _OF_SPLIT[:1]
+    return {path: value for path, value in SMOKE.items() if path not in kept}
+
+
+def _names_subset(content: object) -> bool:
+    """Whether some table in plain data has a field `subset`, or a dotted path with one."""
+    if isinstance(content, Mapping):
+        return any("subset" in str(key).split(".") or _names_subset(inside) for key, inside in content.items())
+    return isinstance(content, list) and any(map(_names_subset, content))
 
 
 def _outside_space(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from search_spaces.dimension import Dimension, Suggests
-from trainers.config import apply_values, parse
+from trainers.config import apply_values, by_path, parse
 from trainers.problems import InvalidInput, Problem
 
 Point = Mapping[str, Any]
@@ -117,7 +117,10 @@ def check_space(space: Sequence[Dimension], base: Mapping[str, Any]) -> list[Pro
     """Every way in which the space leaves what an Experiment allows; empty if it does not."""
     points = corners(space, together=2)  # two that are fine by themselves may contradict each other
     misplaced = list(_misplaced(space))
-    return [*misplaced, *_unreached(space, points, misplaced), *_no_experiments(space, points, base)]
+    return [
+        *misplaced, *_unreached(space, points, misplaced), *_overridden(space, points),
+        *_no_experiments(space, points, base),
+    ]  # fmt: skip
 
 
 def _misplaced(space: Sequence[Dimension]) -> Iterator[Problem]:
@@ -142,6 +145,27 @@ def _unreached(space: Sequence[Dimension], points: Sequence[Point], misplaced: S
         field = f"space.{dimension.path}.when"
         if dimension.path not in reached and not any(problem.field.startswith(field) for problem in misplaced):
             yield Problem(field, f"no point of the space has {dimension.condition}")
+
+
+def _overridden(space: Sequence[Dimension], points: Sequence[Point]) -> Iterable[Problem]:
+    """Dimensions that set what one before them has set at the same point: that one would change nothing there.
+
+    One with a condition on the other means it: a row of a table may be refined.
+    """
+    found: dict[tuple[str, str], Problem] = {}
+    for point in points:
+        already: dict[str, Dimension] = {}
+        for dimension in (dimension for dimension in space if dimension.path in point):
+            given = settings([dimension], {dimension.path: point[dimension.path]})
+            for path, (before, other) in itertools.product(given, already.items()):
+                if f"{before}.".startswith(f"{path}.") and other.path not in dimension.when:
+                    message = (
+                        f"sets {before} as well, and {other.path} = {point[other.path]} would have no effect; leave it "
+                        f"out of one of them, or say when: {{{other.path}: …}} here"
+                    )
+                    found.setdefault((other.path, dimension.path), Problem(f"space.{dimension.path}", message))
+            already |= {field: dimension for path, value in given.items() for field, _ in by_path(value, path)}
+    return found.values()
 
 
 def _no_experiments(space: Sequence[Dimension], points: Sequence[Point], base: Mapping[str, Any]) -> Iterable[Problem]:

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator
 from search_spaces.constraints import Constraint
 from search_spaces.contradictions import contradictions
 from search_spaces.dimension import Dimension
+from search_spaces.rooted import absolute_file
 from search_spaces.space import check_space, corners, grid_size, read_space, settings
 from search_spaces.start_points import check_points, read_points
 from search_spaces.stopping import Stopping
@@ -71,10 +72,7 @@ class Search(Section):
     @classmethod
     def _absolute(cls, storage: str | None) -> str | None:
         """A file is the same one from wherever the study is resumed."""
-        prefix = "sqlite:///"
-        if storage is None or not storage.startswith(prefix):
-            return storage
-        return prefix + str(Path(storage.removeprefix(prefix)).absolute())
+        return absolute_file(storage)
 
 
 def _known_attacks(attack: str) -> str:
@@ -110,6 +108,15 @@ class Confirm(Section):
     shard: int = Field(default=500, ge=1, description="images per shard: part of the protocol")
     batch_size: int = Field(default=250, ge=1, description="images per attack batch: part of the protocol")
     seed: int = Field(default=0, ge=0, description="of the attacks")
+
+    def ladder_for(self, top: int) -> tuple[Rung, ...]:
+        """The ladder where so many are to be confirmed: no rung keeps fewer; what drops nobody is left out."""
+        rungs: list[Rung] = []
+        for rung in self.ladder:
+            keep = max(rung.keep, top)
+            if not rungs or keep < rungs[-1].keep:
+                rungs.append(rung.model_copy(update={"keep": keep}))
+        return tuple(rungs)
 
 
 class Resources(Section):

@@ -325,6 +325,10 @@ def _contradictions(experiment: Experiment) -> list[Problem]:
     if at_peak is not None and at_peak > momentum:
         message = f"{at_peak:g}: momentum falls to it at the peak rate, and optimizer.momentum is {momentum:g}"
         problems.append(Problem("optimizer.momentum_at_peak", f"{message}; null keeps it there"))
+    fraction, batch = experiment.data.extra_fraction, experiment.optimizer.batch_size
+    if fraction is not None and not 0 < (count := round(batch * fraction)) < batch:
+        message = f"{fraction:g}: {count} images of a batch of {batch}; at least one must come from each set"
+        problems.append(Problem("data.extra_fraction", message))
     return problems
 
 

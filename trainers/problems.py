@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -75,8 +76,18 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
 
 def _fields_beside(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
     for part in path[:-1]:
-        annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        if str(part) not in model.model_fields:
+            continue  # a place in a list, or a key of a table, of what the field before it holds
+        inside = next(_models_in(model.model_fields[str(part)].annotation), None)
+        if inside is None:
             return []
-        model = annotation
+        model = inside
     return list(model.model_fields)
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections in an annotation such as `tuple[Rung, ...]` or `Pruning | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)

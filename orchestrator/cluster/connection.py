@@ -36,7 +36,7 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `orchestrator.interrupt` decides what Ctrl-C means
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `orchestrator.host.interrupt` decides what Ctrl-C means
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # the state of a study is its journal, not Tune's snapshot
 }

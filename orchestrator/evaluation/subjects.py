@@ -69,6 +69,8 @@ def own_subjects(path: Path, rule: str | None, data_dir: Path | None) -> list[Su
         raise InvalidInput.single(str(path), "no such run folder, checkpoint folder or file of weights")
     if path.is_file():
         raise InvalidInput.single(str(path), "is a file of weights: say --model, --data and --normalization")
+    if (path / "trials").is_dir():
+        raise InvalidInput.single(str(path), f"is the folder of a study: name one of its runs, e.g. {path}/trials/0000")
     if rule is not None:
         raise InvalidInput.single("--checkpoint", f"{rule}: {path} is no run folder, there is nothing to choose from")
     return [_own(path, None, data_dir)]

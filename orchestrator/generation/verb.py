@@ -15,7 +15,7 @@ from orchestrator.generation.judging import Judges, Measures
 from orchestrator.generation.making import SHARDS_FOLDER, Made, Recipe, make
 from orchestrator.lens.networks import Network, file_name
 from orchestrator.report.figure_data import Line
-from orchestrator.report.files import write_plate, write_table
+from orchestrator.report.files import remove_earlier, write_plate, write_table
 from orchestrator.report.markup import Markup, element, table
 from orchestrator.report.page import document
 from orchestrator.report.plates import Plate
@@ -165,6 +165,7 @@ def _write_page(
     ]
     folder = output / FIGURES_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
+    remove_earlier(folder, "mosaic-*")
     sections += [write_plate(plate, folder, in_full=True) for plate in plates]
     write_whole(output / PAGE_FILE, document("Generated images", sections))
 

@@ -18,7 +18,7 @@ from orchestrator.lens.measuring import POINTS_FOLDER, measure
 from orchestrator.lens.networks import Network, file_name, stored_epochs
 from orchestrator.lens.plates import Lens, followed, plates, samples, tables
 from orchestrator.lens.seen import Seen, check_finite, label
-from orchestrator.report.files import write_parquet, write_plate, write_table
+from orchestrator.report.files import remove_earlier, write_parquet, write_plate, write_table
 from orchestrator.report.markup import Markup, element, table
 from orchestrator.report.page import document
 from orchestrator.report.sections import FIGURES_FOLDER
@@ -99,6 +99,7 @@ def write(lens: Lens, output: Path) -> None:
     """`lens.html`; beside it each figure as SVG and PNG with its data as CSV and Parquet; animations; all samples."""
     folder = output / FIGURES_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
+    remove_earlier(folder, "distributions-*", "drift-*")
     sections: list[Markup] = [element("h1", "Energy lens"), element("p", lens.protocol.key, class_="kind")]
     sections.append(_summary(lens))
     sections += [write_plate(plate, folder, in_full=True) for plate in plates(lens)]

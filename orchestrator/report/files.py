@@ -40,6 +40,15 @@ def write_plate(plate: Plate, folder: Path, *, in_full: bool = False) -> Markup:
     return sections.plate(plate, svg)
 
 
+def remove_earlier(folder: Path, *names: str) -> None:
+    """Remove the files of figures that have the names of networks in theirs, such as `mosaic-*`, before they are drawn.
+
+    An earlier call saw others: what it left would be taken for this one's, and goes to MLflow with it.
+    """
+    for file in [file for name in names for file in folder.glob(name)]:
+        file.unlink()
+
+
 def write_table(lines: Sequence[Line], stem: Path) -> None:
     """As CSV and as Parquet; what is empty in a line is missing there."""
     write_whole(stem.with_suffix(".csv"), to_csv(lines))

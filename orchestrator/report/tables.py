@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from orchestrator.records.constraints import violations
@@ -90,12 +90,17 @@ class TrialRow:
     constraints: str = ""
 
     def flat(self) -> dict[str, object]:
-        """One line of a CSV; accuracies are fractions."""
+        """One line of a CSV; accuracies are fractions.
+
+        What the space varies goes by its path, with `space.` before it where another column has that name.
+        """
+        # A dimension may be `epochs`, and a table of rows has whatever name its author likes.
+        own = {field.name for field in fields(self)}
         return {
             "trial": self.trial,
             "method": self.method,
             "epsilon": self.epsilon,
-            **self.values,
+            **{f"space.{path}" if path in own else path: value for path, value in self.values.items()},
             "epochs": self.epochs,
             "planned_epochs": self.planned_epochs,
             "state": self.state,

@@ -35,11 +35,13 @@ def climb(session: Session, candidates: Sequence[Run]) -> list[Run]:
         found = known.get((rung.attack, rung.samples, rung.fast, frozenset(run.trial for run in left)))
         if found is None:
             found = _attacked(session, rung, left)
+        # What was found stays, but more may be wanted now than it kept.
+        found = replace(found, kept=tuple(found.accuracies)[: rung.keep])
+        if found not in before:  # one that left out a trial is climbed again, perhaps for nothing
             event = {
                 "attack": found.attack, "samples": found.samples, "fast": found.fast, "kept": list(found.kept),
             }  # fmt: skip
-            if found not in before:  # one that left out a trial is climbed again, perhaps for nothing
-                session.journal.append(RUNG, **event, accuracies=list(found.accuracies.items()))
+            session.journal.append(RUNG, **event, accuracies=list(found.accuracies.items()))
         left = [next(run for run in left if run.trial == trial) for trial in found.kept]
     return left
 

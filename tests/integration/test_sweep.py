@@ -14,8 +14,8 @@ import torch
 from mlflow import MlflowClient
 
 from orchestrator.records.journal import Journal
+from orchestrator.records.rungs import climbed
 from orchestrator.records.runs import Run
-from orchestrator.study.ladder import results
 from orchestrator.tracking.mirror import sync
 from orchestrator.tracking.server import RUN_TAG
 from tests.integration.conftest import run, write_study
@@ -118,7 +118,7 @@ def test_confirmations_differ_in_the_seed_alone(study: Finished) -> None:
 
 
 def test_the_most_robust_trial_of_the_last_rung_is_confirmed(study: Finished) -> None:
-    (rung,) = results(study.journal.events())
+    (rung,) = climbed(study.journal.events())
     assert sorted(rung.accuracies) == [trial.trial for trial in study.of_kind("trial")]
     assert {run_.trial for run_ in study.of_kind("confirmation")} == {rung.kept[0]}
     assert rung.accuracies[rung.kept[0]] == max(rung.accuracies.values())

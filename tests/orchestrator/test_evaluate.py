@@ -268,6 +268,11 @@ def test_options_that_make_no_sense_are_named(words, message, weights, run_folde
     assert message in refused(evaluate, *(word.replace("RUN", str(run_folder)) for word in words))
 
 
+def test_of_a_study_one_of_its_runs_is_meant(tmp_path, evaluate):
+    (tmp_path / "study" / "trials").mkdir(parents=True)
+    assert "is the folder of a study: name one of its runs, e.g." in refused(evaluate, str(tmp_path / "study"))
+
+
 def test_the_protocol_tells_trainings_of_different_size_apart():
     raw = {"data": "digits", "model": {"name": "small", "width": 8}, "epochs": 3}
     small, same = (protocol_for(parse(raw | {"seed": seed}), Confirm(), "best") for seed in (0, 1))

@@ -167,6 +167,13 @@ def test_pictures_of_another_call_do_not_stay(generate):
     assert {file.name[:8] for file in Path("generated/images/net-pca").iterdir()} == {"class004"}
 
 
+def test_mosaics_of_another_call_do_not_stay_and_its_images_do(generate):
+    generate("--init", "noise")
+    generate()
+    assert {file.stem for file in Path("generated/figures").glob("mosaic-*")} == {"mosaic-net-pca"}
+    assert {file.name for file in Path("generated/images").glob("*.npz")} == {"net-noise.npz", "net-pca.npz"}
+
+
 def test_a_file_holds_the_networks_and_the_options_and_the_command_line_goes_over_it(generate, run_folder, tmp_path):
     table = {"networks": {"one": str(run_folder), "other": str(run_folder)}, "init": ["noise", "gaussian"]}
     (tmp_path / "table.yaml").write_text(yaml.safe_dump(table | {"per_class": 2, "steps": 5, "classes": [0, 4]}))
@@ -190,6 +197,7 @@ def test_a_file_holds_the_networks_and_the_options_and_the_command_line_goes_ove
         ({"steps": 0}, "^steps: 0"),
         ({"tolerance": 0.1}, "^tolerance: 0.1: is for adaptive_stop"),
         ({"init": ["pcs"]}, "^init.0: 'pcs'"),
+        ({3: "pca"}, "^3: 3: Keys should be strings"),
     ],
 )
 def test_mistakes_in_a_file_are_named_as_they_are_written_there(content, said, tmp_path):

@@ -99,6 +99,33 @@ def test_every_rung_attacks_those_that_are_left_and_is_climbed_once(journal: Jou
         assert run.data.metrics["held_out/margin-t_accuracy"] == accuracy
 
 
+def test_more_are_kept_where_more_are_to_be_confirmed_and_nobody_is_attacked_again(tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path / "s", STUDY)
+    for number in range(4):
+        experiment = STUDY.experiment_for({"attack.epsilon": 0.05}).model_copy(update={"seed": number})
+        journal.propose(number, {}, experiment)
+        journal.ended(trial_key(number), "complete", "", [0.5, 0.5])
+    found = {"attack": "pgd20", "samples": 30, "fast": True, "accuracies": [[2, 0.4], [0, 0.3], [3, 0.2], [1, 0.1]]}
+    journal.append("rung", **found, kept=[2, 0])
+    more = STUDY.confirm.model_copy(update={"ladder": STUDY.confirm.ladder_for(3)})
+    study = STUDY.model_copy(update={"confirm": more})
+    session = Session(study, journal, None, StudyView(Console(quiet=True)), Interrupt(print))  # type: ignore[arg-type]
+    for _ in range(2):
+        assert [run.trial for run in climb(session, trials(journal.runs()))] == [2, 0, 3]
+    assert [rung.kept for rung in climbed(journal.events())] == [(2, 0), (2, 0, 3)]
+
+
+def test_the_ladder_of_more_finalists_keeps_as_many_and_has_no_rung_for_nothing() -> None:
+    confirm = parse_study({"name": "s", "confirm": {"top": 1, "ladder": [
+        {"attack": name, "samples": 9, "keep": keep} for name, keep in (("pgd20", 8), ("cw", 4), ("margin-t", 2))
+    ]}}).confirm  # fmt: skip
+    kept = {top: [(rung.attack, rung.keep) for rung in confirm.ladder_for(top)] for top in (1, 3, 5, 9)}
+    assert kept[1] == [("pgd20", 8), ("cw", 4), ("margin-t", 2)]
+    assert kept[3] == [("pgd20", 8), ("cw", 4), ("margin-t", 3)]
+    assert kept[5] == [("pgd20", 8), ("cw", 5)]
+    assert kept[9] == [("pgd20", 9)]
+
+
 def test_a_rung_that_would_drop_nobody_attacks_nobody(tmp_path: Path) -> None:
     journal = Journal.create(tmp_path / "s", STUDY)
     journal.propose(0, {}, STUDY.experiment_for({"attack.epsilon": 0.05}))

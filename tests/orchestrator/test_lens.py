@@ -255,6 +255,7 @@ def test_stored_epochs_become_panels_and_frames_and_old_figures_go(runs, lens, t
     assert lens(runs / "b" / "checkpoints" / "best", *QUICK, "--attack", "kl20")[0] == OK
     assert not (figures / "training.svg").exists()
     assert not (figures / "energy_over_steps.csv").exists()
+    assert not list(figures.glob("*-net.*"))
     assert "PGD-20 is not among the attacks" in (tmp_path / "lens" / "lens.html").read_text()
 
 

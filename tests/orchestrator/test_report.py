@@ -110,6 +110,13 @@ def test_trial_table_says_where_overfitting_set_in(runs: list[Run]) -> None:
     }
 
 
+def test_what_the_space_varies_takes_no_column_of_the_table_whatever_it_is_called(runs: list[Run]) -> None:
+    row = trial_rows(made_up_study(), runs)[0]
+    plain = replace(row, values={"attack.epsilon": 0.1}).flat()
+    line = replace(row, values={"attack.epsilon": 0.1, "method": "row one", "epochs": 3}).flat()
+    assert line == plain | {"space.method": "row one", "space.epochs": 3}
+
+
 def test_csv_has_every_column_once_and_round_trips() -> None:
     text = to_csv([{"a": 1, "b": 'x,"y"'}, {"b": 0.1, "c": None}])
     assert list(csv.DictReader(io.StringIO(text))) == [

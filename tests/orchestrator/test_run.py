@@ -146,3 +146,9 @@ def test_a_confirmation_of_nothing_is_refused_before_ray_starts(
     said = "confirm.top: 0: nothing would be confirmed; say how many configurations, at least 1, with --top N"
     assert said in capsys.readouterr().err
     assert drive("confirm", "tiny", "--top", "2")[-1] == "resume with: orchestrator confirm tiny --top 2"
+
+
+def test_more_are_confirmed_than_the_ladder_of_the_study_leaves(tmp_path: Path, drive: Drive) -> None:
+    ladder = [{"attack": "cw", "samples": 9, "keep": 1}]
+    Journal.create(tmp_path / "tiny", parse_study({"name": "tiny", "confirm": {"top": 1, "ladder": ladder}}))
+    assert drive("confirm", "tiny", "--top", "2")[-1] == "resume with: orchestrator confirm tiny --top 2"

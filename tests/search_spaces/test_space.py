@@ -288,6 +288,30 @@ def test_choices_beside_variants_are_refused():
         space({"row": {"choices": ["weighted", "plain"], "variants": TABLE["row"]["variants"]}})
 
 
+@pytest.mark.parametrize(
+    ("raw", "field", "says"),
+    [
+        ({"row": {"variants": {"one": {"seed": 1}, "two": {}}}, "seed": [3, 4]}, "seed", "well, and row = one"),
+        ({"epochs": [2, 3], "row": {"variants": {"one": {"epochs": 4}}}}, "row", "sets epochs as well, and epochs = 2"),
+        ({"method.name": ["sat", "fgsm"], "method": ["fgsm_rs", "n_fgsm"]}, "method", "and method.name = sat"),
+        ({"model": [{"name": "small", "width": 4}], "model.width": [8, 16]}, "model.width", "and model = "),
+    ],
+)  # fmt: skip
+def test_two_dimensions_that_set_one_field_are_refused_for_one_of_them_would_do_nothing(raw, field, says):
+    found = problems(raw)
+    assert says in found[f"space.{field}"]
+
+
+def test_dimensions_that_never_set_one_field_at_one_point_may_share_it():
+    apart = {
+        "row": {"variants": {"given": {"method.name": "trades", "method.beta": 6}, "free": {"method.name": "trades"}}},
+        "method.beta": {"low": 1, "high": 9, "when": {"row": "free"}},
+        "model": ["small"],
+        "model.width": [8, 16],
+    }
+    assert problems(apart) == {}
+
+
 def test_a_mistake_in_a_variant_is_named_with_its_row():
     table = {"row": {"variants": {"right": {"method.name": "sat"}, "wrong": {"method.name": "satt"}}}}
     (problem,) = check_space(tuple(Dimension(**fields) for fields in read_space(table)), {})

@@ -67,6 +67,30 @@ def test_stop_rules_combine_and_a_smoke_run_is_not_stopped(tmp_path):
     assert load_study(file, smoke=True).search.stop == parse_study(STUDY).search.stop
 
 
+@pytest.mark.parametrize(
+    ("data", "space", "split"),
+    [
+        ({}, {}, (50, 256)),
+        ({"train_samples": 4000}, {}, (50, 256)),
+        ({"subset": {"file": "s.json", "name": "random", "treatment": "drop"}}, {}, (1000, 256)),
+        ({"train_samples": 4000}, {"row": {"variants": {"one": {"data.subset": None}}}}, (1000, 4000)),
+        ({"holdout": 200}, {"data.subset": [None]}, (200, 256)),
+    ],
+)
+def test_a_smoke_run_has_the_images_of_its_subsets(data, space, split, tmp_path):
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump({"name": "s", "experiment": {"data": {"name": "cifar10", **data}}, "space": space}))
+    (found,) = load_study(file, smoke=True).data
+    assert (found.holdout, found.train_samples) == split
+
+
+def test_a_subset_that_the_command_line_names_counts_in_a_smoke_run():
+    words = ["experiment.data.subset={file: s.json, name: random, treatment: drop}"]
+    assert {found.holdout for found in load_study("co_small", words, smoke=True).data} == {
+        found.holdout for found in load_study("co_small", words).data
+    }
+
+
 def test_a_smoke_run_shows_what_begins_late_wherever_the_space_puts_it(tmp_path):
     raw = {
         "name": "late",
@@ -202,7 +226,14 @@ def test_a_study_may_search_nothing():
         ({"space": {"method.gamma": [0.1]}}, "space.method.gamma", "unknown field"),
         ({"space": {"epochs": {"low": 3}}}, "space.epochs", "low and high"),
         ({"space": {"epochs": {"low": "x", "high": 3}}}, "space.epochs.low", "x"),
-        ({"space": {"epochs": {"low": 1, "high": 3, "lgo": True}}}, "space.epochs.lgo", "lgo"),
+        ({"space": {"epochs": {"low": 1, "high": 3, "lgo": True}}}, "space.epochs.lgo", "Allowed: choices, high"),
+        ({"confirm": {"ladder": [{"atack": "cw"}]}}, "confirm.ladder.0.atack", "Did you mean attack? Allowed: attack"),
+        ({"search": {"stop": {"prune": {"rul": "asha"}}}}, "search.stop.prune.rul", "Did you mean rule? Allowed"),
+        (
+            {"search": {"constraints": {"val/clean_accuracy": {"at_lest": 0.5}}}},
+            "search.constraints.val/clean_accuracy.at_lest",
+            "Did you mean at_least? Allowed: at_least, baseline, minus",
+        ),
         ({"space": {"epochs": 3}}, "space.epochs.choices", "3"),
         ({"space": {"epochs": "3"}}, "space.epochs.choices", "3"),
         ({"space": {"epochs": {"low": 1, "high": 2, "when": ["x"]}}}, "space.epochs.when", "x"),

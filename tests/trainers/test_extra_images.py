@@ -243,6 +243,11 @@ def test_a_share_that_leaves_one_set_out_of_a_batch_is_refused(fraction, mixed):
         ({"data.extra": "more.npz", "data.extra_fraction": 1.0}, "data.extra_fraction", "1.0"),
         ({"data.extra": "more.npz", "data.extra_fraction": 0}, "data.extra_fraction", "0"),
         ({"data.extra": "", "data.extra_fraction": 0.5}, "data.extra", "''"),
+        (
+            {"data.extra": "more.npz", "data.extra_fraction": 0.02, "optimizer.batch_size": 16},
+            "data.extra_fraction",
+            "0.02: 0 images of a batch of 16",
+        ),
     ],
 )
 def test_extra_images_and_their_share_belong_together(values, field, says):
