@@ -19,7 +19,8 @@ from trainers.yaml_text import read_table
 def main(arguments: list[str] | None = None) -> int:
     """Run one experiment and print one line an epoch.
 
-    Exit code 1: the run diverged; 2: bad input, nothing was started; 3: a bad place, or another process's by now.
+    Exit code 1: the run diverged; 2: bad input, nothing was started; 3: a bad place, or another process's by now; 130:
+    interrupted by Ctrl-C.
     """
     parser = argparse.ArgumentParser(prog="python -m trainers", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("words", nargs="*", metavar="experiment.yaml | key=value")
@@ -71,6 +72,10 @@ def main(arguments: list[str] | None = None) -> int:
     except Diverged as error:
         print(f"error: diverged: {error}; lower optimizer.learning_rate or the method's weights", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        if ranks.is_first:
+            print(f"interrupted; the same command again goes on after the last epoch in {run_dir}", file=sys.stderr)
+        return 130
     except TakenOver as error:
         print(f"error: {error}; this one has stopped", file=sys.stderr)
         return 3

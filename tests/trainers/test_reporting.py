@@ -75,6 +75,19 @@ def test_what_ends_a_run_from_outside_is_one_message(
     assert capsys.readouterr().err == said
 
 
+def test_ctrl_c_is_no_traceback_and_says_how_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def keep(*_arguments: object, **_settings: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "_keep", keep)
+    words = ["data.size=8", "data.train_samples=64", "optimizer.batch_size=32", "evaluation.probe_samples=8"]
+    assert main([*words, "epochs=1", "--run-dir", str(tmp_path / "run")]) == 130
+    said = f"interrupted; the same command again goes on after the last epoch in {tmp_path / 'run'}\n"
+    assert capsys.readouterr().err == said
+
+
 def test_a_file_that_is_no_text_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "weights.pt").write_bytes(b"\xff\xfe")
     assert main([str(tmp_path / "weights.pt")]) == 2
