@@ -28,15 +28,12 @@ class RungResult:
 
 
 def climbed(events: Sequence[Mapping[str, Any]]) -> list[RungResult]:
-    """Every rung that was climbed, in order."""
-    return [
-        RungResult(
-            attack=event["attack"],
-            samples=event["samples"],
-            fast=event["fast"],
-            accuracies=dict(map(tuple, event["accuracies"])),
-            kept=tuple(event["kept"]),
-        )
-        for event in events
-        if event["event"] == RUNG
-    ]
+    """Every rung that was climbed, in order; where more of the same trials were kept later, as it is then."""
+    found: dict[tuple[object, ...], RungResult] = {}
+    for event in events:
+        if event["event"] == RUNG:
+            attack, samples, fast = event["attack"], event["samples"], event["fast"]
+            accuracies = dict(map(tuple, event["accuracies"]))
+            rung = RungResult(attack, samples, fast, accuracies, tuple(event["kept"]))
+            found[attack, samples, fast, frozenset(accuracies)] = rung
+    return list(found.values())

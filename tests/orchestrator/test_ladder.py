@@ -47,6 +47,12 @@ def test_the_most_robust_are_kept_and_of_equals_the_first_in_the_order_of_the_se
     assert found == RungResult("cw", 9, False, {3: 0.5, 1: 0.5, 5: 0.2}, (3, 1))
 
 
+def test_a_rung_that_kept_more_later_is_one_rung() -> None:
+    event = {"event": "rung", "attack": "cw", "samples": 9, "fast": False, "accuracies": [[3, 0.5], [1, 0.4]]}
+    found = climbed([event | {"kept": [3]}, event | {"attack": "pgd20", "kept": [3]}, event | {"kept": [3, 1]}])
+    assert [(rung.attack, rung.kept) for rung in found] == [("cw", (3, 1)), ("pgd20", (3,))]
+
+
 @pytest.fixture(scope="module")
 def journal(tmp_path_factory: pytest.TempPathFactory) -> Journal:
     journal = Journal.create(tmp_path_factory.mktemp("runs") / "s", STUDY)
