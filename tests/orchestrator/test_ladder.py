@@ -118,7 +118,7 @@ def test_more_are_kept_where_more_are_to_be_confirmed_and_nobody_is_attacked_aga
     session = Session(study, journal, None, StudyView(Console(quiet=True)), Interrupt(print))  # type: ignore[arg-type]
     for _ in range(2):
         assert [run.trial for run in climb(session, trials(journal.runs()))] == [2, 0, 3]
-    assert [rung.kept for rung in climbed(journal.events())] == [(2, 0), (2, 0, 3)]
+    assert [event["kept"] for event in journal.events() if event["event"] == "rung"] == [[2, 0], [2, 0, 3]]
 
 
 def test_the_ladder_of_more_finalists_keeps_as_many_and_has_no_rung_for_nothing() -> None:
