@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
 
 from orchestrator.records.journal import Journal
+from orchestrator.records.runs import Run
 from search_spaces.study import Study, parse_study
 from trainers.evaluation.result import Evaluation, Flags, Protocol
 from trainers.records import EpochRecord, append_record
 
 EPOCHS = 12
 HOSTILE = "<script>alert('x')</script><img src=http://evil.example/x>&\""
-VOID = {"meta", "link", "br", "img"}
 STATISTICS = ("mean", "q25", "q75")
 
 POINTS = {
@@ -106,3 +108,12 @@ def write_study(root: Path) -> Path:
         values = {name: POINTS[number][name] for name in space}
         stored.add_trial(optuna.trial.create_trial(params=values, distributions=space, values=objectives))
     return journal.folder
+
+
+def lengthened(run: Run, delta_energies: Sequence[float]) -> Run:
+    """The run as if it had gone on without a collapse, with these mean ΔE(x), one an epoch."""
+    records = [record(epoch, None, 0.2) for epoch in range(len(delta_energies))]
+    splits = ("val", "probe", "probe_reference")
+    changed = [{f"{split}/delta_energy/mean": value for split in splits} for value in delta_energies]
+    pairs = zip(records, changed, strict=True)
+    return replace(run, records=tuple(replace(old, metrics={**old.metrics, **new}) for old, new in pairs))

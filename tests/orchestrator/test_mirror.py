@@ -53,6 +53,15 @@ def journal(tmp_path: Path, trained: Path) -> Journal:
     return journal
 
 
+@pytest.fixture
+def two_ended(journal: Journal, trained: Path) -> Journal:
+    """With a second trial; both have ended."""
+    shutil.copytree(trained, journal.propose(1, {}, STUDY.experiment_for({})))
+    for number in (0, 1):
+        journal.ended(trial_key(number), "failed", "made up")
+    return journal
+
+
 def tracked(uri: str, journal: Journal, trial: int = 0) -> tuple[MlflowClient, Any]:
     client = MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name(STUDY.tracking.experiment)
@@ -175,12 +184,9 @@ def test_a_closed_trial_that_has_gone_on_is_sent_by_the_next_process(
 
 
 def test_what_one_run_can_not_send_keeps_no_other_from_being_sent(
-    uri: str, journal: Journal, trained: Path, monkeypatch: pytest.MonkeyPatch
+    uri: str, two_ended: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(trained, journal.propose(1, {}, STUDY.experiment_for({})))
-    mirror = Mirror(journal, uri)
-    for number in (0, 1):
-        journal.ended(trial_key(number), "failed", "made up")
+    mirror = Mirror(two_ended, uri)
     send = mirror._client.log_artifacts
 
     def refuse(run_id: str, folder: str, path: str) -> None:
@@ -191,10 +197,10 @@ def test_what_one_run_can_not_send_keeps_no_other_from_being_sent(
     monkeypatch.setattr(mirror._client, "log_artifacts", refuse)
     with pytest.raises(NotSent, match=r"^trial-0000: checkpoints/best and 1 more not sent: OSError: too large"):
         mirror.update(ended=False)
-    client, sent = tracked(uri, journal, 1)
+    client, sent = tracked(uri, two_ended, 1)
     assert sent.info.status == "FAILED"
     # All but its checkpoints is there all the same, and what is missing comes with the next attempt, once.
-    _, held_up = tracked(uri, journal, 0)
+    _, held_up = tracked(uri, two_ended, 0)
     assert (held_up.info.status, len(client.get_metric_history(held_up.info.run_id, "train/loss"))) == ("FAILED", 2)
     assert [artifact.path for artifact in client.list_artifacts(held_up.info.run_id)] == NAMES[1:]
     monkeypatch.setattr(mirror._client, "log_artifacts", send)
@@ -296,12 +302,9 @@ def test_an_upload_may_take_longer_than_any_other_request(
 
 
 def test_what_takes_too_long_to_fail_is_tried_last_the_next_time(
-    uri: str, journal: Journal, trained: Path, monkeypatch: pytest.MonkeyPatch
+    uri: str, two_ended: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(trained, journal.propose(1, {}, STUDY.experiment_for({})))
-    mirror = Mirror(journal, uri)
-    for number in (0, 1):
-        journal.ended(trial_key(number), "failed", "made up")
+    mirror = Mirror(two_ended, uri)
     monkeypatch.setattr("orchestrator.tracking.mirror._PATIENCE_SECONDS", 0.0)
 
     def refuse(*_: Any) -> None:
