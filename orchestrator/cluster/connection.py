@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
 import gc
 import os
 import secrets
 import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from orchestrator.cluster.joining import address_in_use, check_answers
+from orchestrator.cluster.scratch import own_folder
 from orchestrator.host.credentials import withheld
 from orchestrator.host.machine import usable_cpus, visible_gpus
 from search_spaces.study import Resources
@@ -43,8 +42,6 @@ ENVIRONMENT = {
 
 _QUIET = {"logging_level": "error", "log_to_driver": False}
 _START_ATTEMPTS, _TOO_SLOW = 3, "timed out during startup"
-# The path of a Unix socket has 107 bytes at most; below its folder Ray makes such as this one.
-_LONGEST_FOLDER = 107 - len("/session_2026-01-01_00-00-00_000000_4194304/sockets/dash_MetricsHead")
 
 
 @dataclass(frozen=True)
@@ -125,11 +122,9 @@ def prepare(*, private: bool) -> None:
 @cache
 def _own_token() -> str:
     """Ray's ports listen on all interfaces: a token of our own, one per process, keeps strangers out."""
-    handle, path = tempfile.mkstemp(prefix="orc-token-")
-    with os.fdopen(handle, "w") as file:
-        file.write(secrets.token_hex(32))
-    atexit.register(Path(path).unlink, missing_ok=True)
-    return path
+    file = own_folder() / "token"
+    file.write_text(secrets.token_hex(32))
+    return str(file)
 
 
 @contextmanager
@@ -142,9 +137,9 @@ def connect(address: str | None, trial_slots: int) -> Iterator[Capacity]:
     import ray
 
     on_termination = signal.getsignal(signal.SIGTERM)
-    scratch = None
+    folder = None
     if address is None:
-        scratch = _start(trial_slots)
+        folder = _start(trial_slots)
     else:
         shared = {name: os.environ[name] for name in (DIRECTORY_VARIABLE,) if name in os.environ}
         try:
@@ -165,16 +160,16 @@ def connect(address: str | None, trial_slots: int) -> Iterator[Capacity]:
         # Handles in cycles, if another thread comes upon them while Ray shuts down, make Ray exit this process.
         gc.collect()
         ray.shutdown()
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _start(trial_slots: int) -> Path:
     """A private Ray; returns its folder. Ray allows itself 30 seconds, which a busy machine may need twice."""
     import ray
 
+    folder = own_folder() / "r"  # one below: Ray opens the folder that it is given to everybody
     for _ in range(_START_ATTEMPTS):
-        scratch = _scratch()
         try:
             with withheld():
                 ray.init(
@@ -183,26 +178,16 @@ def _start(trial_slots: int) -> Path:
                     num_gpus=visible_gpus(),
                     resources={TRIAL_SLOT: trial_slots},
                     include_dashboard=False,
-                    _temp_dir=str(scratch / "r"),
+                    _temp_dir=str(folder),
                     **_QUIET,
                 )
-            return scratch
+            return folder
         except Exception as error:
             ray.shutdown()
-            shutil.rmtree(scratch, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
             if _TOO_SLOW not in str(error):
                 raise
     raise ConnectionError(
         f"Ray did not start within 30 seconds, {_START_ATTEMPTS} times: this machine is too busy (load average "
         f"{os.getloadavg()[0]:.0f} on {os.cpu_count()} CPUs)"
     )
-
-
-def _scratch() -> Path:
-    """A new folder of this user's alone, and `r` in it: the folder that Ray is given it opens to everybody."""
-    scratch = Path(tempfile.mkdtemp(prefix="orc-"))
-    if len(os.fsencode(scratch / "r")) > _LONGEST_FOLDER:
-        scratch.rmdir()
-        scratch = Path(tempfile.mkdtemp(prefix="orc-", dir="/tmp"))
-    (scratch / "r").mkdir()
-    return scratch

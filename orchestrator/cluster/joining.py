@@ -29,17 +29,23 @@ def address_in_use(address: str | None) -> str | None:
     return None if chosen in (None, "", "local") else chosen
 
 
+def checked_address(address: str | None) -> str | None:
+    """The cluster to join, not asked yet. Raises InvalidInput for what can't be an address of Ray."""
+    chosen = address_in_use(address)
+    if chosen is not None and chosen != "auto" and not _is_address(chosen):
+        field = "--address" if address else "RAY_ADDRESS"
+        raise InvalidInput.single(field, f"{chosen!r}: allowed: {_HEAD}, auto, or local for a private Ray")
+    return chosen
+
+
 def check_answers(address: str | None) -> None:
     """Return if a Ray answers that takes our token, or if it is a private one; all within seconds.
 
     Raises InvalidInput for what can't be an address of Ray, ConnectionError for all else.
     """
-    chosen = address_in_use(address)
+    chosen = checked_address(address)
     if chosen is None:
         return
-    if chosen != "auto" and not _is_address(chosen):
-        field = "--address" if address else "RAY_ADDRESS"
-        raise InvalidInput.single(field, f"{chosen!r}: allowed: {_HEAD}, auto, or local for a private Ray")
     secret = token(found_by_itself=chosen == "auto")
     place = _found() if chosen == "auto" else chosen
     host, _, port = place.rpartition(":")

@@ -71,7 +71,7 @@ def compare(folders: Sequence[Path], form: str, console: Console) -> None:
             for rank, (name, row) in enumerate(zip(ranking.studies, ranking.rows, strict=True))
         ]
         columns = dict.fromkeys(column for line in lines for column in line)
-        print_rows([{column: line.get(column, "") for column in columns} for line in lines], form)
+        print_rows([{column: line.get(column) for column in columns} for line in lines], form)
         return
     for ranking in found:
         _print(ranking, console)

@@ -63,10 +63,8 @@ def _submitted(session: Session, wanted: Sequence[tuple[Run, Protocol]]) -> dict
 
 
 def _collected(session: Session, run: Run, protocol: Protocol) -> Evaluation:
-    """The evaluation of a run whose shards have all ended, said and noted."""
+    """The evaluation of a run whose shards have all ended, told to the user."""
     evaluation = collect(run.folder, checkpoint_folder(run.folder, protocol.checkpoint), protocol)
-    if run.not_evaluated:
-        session.journal.evaluated(run.key, "")
     session.view.say(f"{run.key}  {summary(evaluation)}")
     for warning in evaluation.warnings:
         session.view.say(f"{run.key}  warning: {warning}")

@@ -67,6 +67,8 @@ def _attacked(session: Session, rung: Rung, left: Sequence[Run]) -> RungResult:
     ]
     found: dict[int, list[float]] = {}
     for run, evaluation in evaluate_on_ray(session, protocols):
+        if run.not_evaluated:
+            session.journal.evaluated(run.key, "")
         found.setdefault(run.trial, []).append(evaluation.robust_accuracy)
     whole = [trial.trial for trial in left if len(found.get(trial.trial, ())) == len(trial.over_seeds or (trial,))]
     return rank(rung, whole, {trial: fmean(found[trial]) for trial in whole})

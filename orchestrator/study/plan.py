@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from orchestrator.cluster.connection import local_capacity
-from orchestrator.cluster.joining import address_in_use
+from orchestrator.cluster.joining import checked_address
 from orchestrator.study.costs import Cost, attack_tflop, ladder, method_costs
 from orchestrator.tracking.server import tracking_uri
 from search_spaces.study import Resources, Study
@@ -18,7 +18,7 @@ _GPU_GFLOPS = 15_000.0
 
 
 def print_plan(study: Study, storage: Path, address: str | None) -> None:
-    """Print the resolved plan of a study. Raises InvalidInput for one that a private Ray here could not run."""
+    """Print the resolved plan of a study. Raises InvalidInput if `address` is none or a private Ray could not run it."""
     costs = method_costs(study)
     print(f"study {study.name} in {storage / study.name}, tracked at {tracking_uri(study)}\n")
     for part in (
@@ -99,7 +99,7 @@ def _total(study: Study, costs: Mapping[str, Cost]) -> Iterator[str]:
 
 
 def _print_place(resources: Resources, address: str | None) -> None:
-    cluster = address_in_use(address)
+    cluster = checked_address(address)
     if cluster is not None:
         print(f"on the Ray cluster at {cluster}; what fits there is known when it is joined")
         return

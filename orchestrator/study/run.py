@@ -26,7 +26,8 @@ from orchestrator.study.progress import StudyView
 from orchestrator.tracking import server
 from orchestrator.tracking.tracker import Tracker
 from search_spaces.study import Study
-from trainers.data.availability import check_available
+from trainers.config import Data
+from trainers.data.availability import check_available, data_directory, is_decoded
 from trainers.problems import InvalidInput, Problem
 
 if TYPE_CHECKING:
@@ -35,11 +36,13 @@ if TYPE_CHECKING:
 _LOCK_ATTEMPTS, _LOCK_SECONDS = 5, 0.1
 
 
-def preflight(study: Study, folder: Path, address: str | None, search: bool = True) -> None:
+def preflight(
+    study: Study, folder: Path, address: str | None, search: bool = True, *, say: Callable[[str], None]
+) -> None:
     """Raise InvalidInput with everything that would stop this study in its folder, before anything is started.
 
-    A study that is known already goes on without its tracking server: its journal keeps what the server misses.
-    Without `search`, Optuna's database is not asked.
+    Images that nobody has decoded yet are decoded now. A study that is known already goes on without its tracking
+    server: its journal keeps what the server misses. Without `search`, Optuna's database is not asked.
     """
     problems: list[Problem] = []
 
@@ -51,7 +54,7 @@ def preflight(study: Study, folder: Path, address: str | None, search: bool = Tr
 
     attempt(_check_writable, folder.parent)
     for data in study.data:
-        attempt(check_available, data)
+        attempt(_check_data, data, say)
     if not (folder / STUDY_FILE).exists():
         attempt(server.check_reachable, server.tracking_uri(study), study.tracking.experiment)
     if search and study.search.storage is not None:
@@ -74,7 +77,7 @@ def run_study(
     `again` are the verb and the options that go on with it, but for a job of a cluster; the command is printed last
     after an interruption, and an error that ends started work carries it as a note.
     """
-    preflight(study, folder, address, search)
+    preflight(study, folder, address, search, say=lambda text: console.print(text, soft_wrap=True, markup=False))
     began = time.monotonic()
     if job := os.environ.get(JOB_VARIABLE):
         again = ["job", "resume", job]
@@ -242,6 +245,19 @@ def _locked(file: TextIO) -> bool:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
     return False
+
+
+def _check_data(data: Data, say: Callable[[str], None]) -> None:
+    """Read what no trial before has: a torn file, or a subset of other images, must not cost a study its name."""
+    check_available(data)
+    decoded = is_decoded(data)
+    if decoded and data.subset is None:
+        return
+    from trainers.data.images import load_splits
+
+    if not decoded:
+        say(f"reading {data.name} in {data_directory(data)} for the first time")
+    load_splits(data)
 
 
 def _check_database(study: Study, folder: Path) -> None:

@@ -53,6 +53,26 @@ def test_a_mistake_ends_at_once_with_its_field(
     assert not (tmp_path / "runs" / "tiny" / "journal.jsonl").exists()
 
 
+def test_images_that_can_not_be_read_do_not_cost_the_study_its_name(answer: Command, tmp_path: Path) -> None:
+    write_study(tmp_path)
+    (tmp_path / "images" / "cifar-10-batches-py").mkdir(parents=True)
+    words = ["experiment.data.name=cifar10", "experiment.data.size=32", "--data-dir", "images"]
+    result = answer("sweep", "tiny.yaml", *words)
+    assert (result.returncode, result.stdout) == (2, f"reading cifar10 in {tmp_path}/images for the first time\n")
+    assert result.stderr.startswith(f"error: data.directory: '{tmp_path}/images': Dataset not found or corrupted")
+    assert not (tmp_path / "runs" / "tiny").exists()
+
+
+def test_a_subset_of_other_images_is_found_before_anything_is_created(answer: Command, tmp_path: Path) -> None:
+    (tmp_path / "subsets.json").write_text(json.dumps({"subsets": {"beyond": [10**6]}}))
+    write_study(tmp_path)
+    subset = "{file: subsets.json, name: beyond, treatment: drop}"
+    result = answer("sweep", "tiny.yaml", f"experiment.data.subset={subset}")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "error: data.subset: 0 of the 1 images of 'beyond' are held out here and 0 trained on" in result.stderr
+    assert not (tmp_path / "runs" / "tiny").exists()
+
+
 def test_a_cluster_that_does_not_answer_is_named(answer: Command, tmp_path: Path) -> None:
     write_study(tmp_path)
     result = answer("sweep", "tiny.yaml", "--address", "127.0.0.1:9")

@@ -16,6 +16,7 @@ import torch
 
 from orchestrator.cluster import connection
 from orchestrator.cluster.connection import Capacity, NodeCapacity
+from orchestrator.cluster.scratch import own_folder
 from orchestrator.host.devices import reserved_device
 from search_spaces.study import Resources
 from tests.integration.conftest import environment
@@ -34,7 +35,7 @@ def slow_ray(monkeypatch):
             # The plan counts by this too: Ray's own count knows nothing of affinity.
             assert options["num_cpus"] == connection.local_capacity().cpus
             folders.append(Path(options["_temp_dir"]))
-            assert folders[-1].is_dir()
+            folders[-1].mkdir()  # Ray makes it; there is nothing yet
             if len(folders) <= failures:
                 raise Exception(words)
 
@@ -50,8 +51,8 @@ def slow_ray(monkeypatch):
 def test_a_ray_that_is_late_is_started_again_and_leaves_nothing(slow_ray):
     folders = slow_ray(2)
     with connection.connect(None, trial_slots=1) as capacity:
-        assert capacity.cpus == 2
-        assert [folder.exists() for folder in folders] == [False, False, True]
+        assert (capacity.cpus, len(folders)) == (2, 3)
+        assert folders[-1].exists()
     assert not folders[-1].exists()
 
 
@@ -99,13 +100,14 @@ def test_a_private_ray_is_its_users_alone_however_long_the_temporary_folder(tmp_
         "    scratch = session.parents[1]\n"
         "    assert max(len(str(path)) for path in (session / 'sockets').iterdir()) <= 107\n"
         "    print(scratch, oct(stat.S_IMODE(scratch.stat().st_mode)))\n"
-        "assert not scratch.exists()\n"
+        "assert not session.parents[0].exists()\n"
     )
     variables = environment(TMPDIR=str(long), PYTHONPATH=str(Path(__file__).parents[2]))
     done = subprocess.run([sys.executable, "-c", script], env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     folder, mode = done.stdout.split()
     assert (Path(folder).parent, mode) == (Path("/tmp"), "0o700")
+    assert not Path(folder).exists()
 
 
 def test_the_temporary_folder_is_used_where_it_is_short_enough(tmp_path, monkeypatch):
@@ -114,10 +116,45 @@ def test_the_temporary_folder_is_used_where_it_is_short_enough(tmp_path, monkeyp
         folder = "/tmp/" + "x" * (length - 5)
         os.makedirs(folder)
         monkeypatch.setattr(tempfile, "tempdir", folder)
-        scratch = connection._scratch()
+        scratch = own_folder.__wrapped__()
         assert (str(scratch.parent) == folder) == own
         shutil.rmtree(scratch)
         os.rmdir(folder)
+
+
+@pytest.fixture
+def short_folder():
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def test_what_a_killed_process_left_the_next_removes_and_of_a_living_one_nothing(short_folder):
+    script = (
+        "import sys; from orchestrator.cluster import scratch\n"
+        "print(scratch.own_folder(), flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    variables = environment(TMPDIR=str(short_folder), PYTHONPATH=str(Path(__file__).parents[2]))
+
+    def start() -> tuple[subprocess.Popen[str], Path]:
+        pipe = subprocess.PIPE
+        process = subprocess.Popen([sys.executable, "-c", script], env=variables, stdin=pipe, stdout=pipe, text=True)
+        return process, Path(process.stdout.readline().strip())
+
+    killed, left_over = start()
+    living, held = start()
+    assert left_over.exists()
+    assert held.exists()
+    killed.kill()
+    killed.wait()
+    unnamed = short_folder / "orc-being-made"
+    unnamed.mkdir()
+    last, folder = start()
+    assert sorted(short_folder.iterdir()) == sorted([held, folder, unnamed])
+    for process in (living, last):
+        process.communicate("")
+        assert process.returncode == 0
+    assert list(short_folder.iterdir()) == [unnamed]
 
 
 # What fits

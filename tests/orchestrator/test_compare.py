@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -42,15 +44,17 @@ def test_another_protocol_is_apart_and_says_why():
     assert found[1].apart == differences(PROTOCOL, ELSEWHERE) == "samples 50, not 100, epsilon 4/255, not 8/255"
 
 
-def write(folder: Path, standing: int | None, epsilon: str = "8/255") -> Path:
+def write(folder: Path, standing: int | None, epsilon: str = "8/255", attack: str = "square") -> Path:
     """A study with one confirmed trial, of which so many of 100 images still stand."""
     study = parse_study({"name": folder.name, "experiment": {"data": "digits"}, "search": {"trials": 1}})
     journal = Journal.create(folder, study)
     if standing is not None:
         experiment = study.experiment_for({"seed": 1})
         run = journal.confirm(0, 1, {}, experiment)
-        flags = Flags(0, 100, {"clean": (True,) * 100, "square": tuple(image < standing for image in range(100))})
-        Evaluation(replace(PROTOCOL, epsilon=epsilon), experiment.digest(), 1, flags).save(run / "evaluation.json")
+        flags = Flags(0, 100, {"clean": (True,) * 100, attack: tuple(image < standing for image in range(100))})
+        Evaluation(replace(PROTOCOL, epsilon=epsilon, attack=attack), experiment.digest(), 1, flags).save(
+            run / "evaluation.json"
+        )
         journal.ended("0000-seed1", "complete", "")
     return folder
 
@@ -71,6 +75,16 @@ def test_the_verb_prints_json_for_machines(tmp_path, capsys):
     )
     rows = json.loads(capsys.readouterr().out)
     assert [(r["study"], r["rank"], r["square/mean"]) for r in rows] == [("two", 1, 0.5), ("one", 2, 0.4)]
+
+
+def test_a_column_of_another_protocol_is_empty(tmp_path, capsys):
+    studies = [str(write(tmp_path / "one", 40)), str(write(tmp_path / "two", 50, attack="pgd20"))]
+    assert main(["compare", *studies, "--format", "json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(r["square/mean"], r["pgd20/mean"]) for r in rows] == [(None, 0.5), (0.4, None)]
+    assert main(["compare", *studies, "--format", "csv"]) == 0
+    lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [(r["square/mean"], r["pgd20/mean"]) for r in lines] == [("", "0.5"), ("0.4", "")]
 
 
 @pytest.mark.parametrize("case", ["empty", "twice", "elsewhere"])

@@ -11,6 +11,7 @@ from orchestrator.study.plan import print_plan
 from search_spaces.study import parse_study
 from trainers.config import parse
 from trainers.models.build import build_model
+from trainers.problems import InvalidInput
 
 
 @pytest.mark.parametrize(
@@ -116,3 +117,10 @@ def _minutes(text, words):
 
 def _after(text, words):
     return text.partition(words)[2].split()[0]
+
+
+def test_an_address_that_can_not_be_one_is_found_in_the_plan(tmp_path, capsys):
+    with pytest.raises(InvalidInput, match="'foo': allowed: HOST:PORT"):
+        print_plan(parse_study({"name": "s"}), tmp_path, "foo")
+    print_plan(parse_study({"name": "s"}), tmp_path, "head:6379")
+    assert "on the Ray cluster at head:6379" in capsys.readouterr().out

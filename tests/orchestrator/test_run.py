@@ -50,7 +50,7 @@ def drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
                 raise during
             return True
 
-        monkeypatch.setattr(run, "preflight", lambda *_: None)
+        monkeypatch.setattr(run, "preflight", lambda *_, **__: None)
         monkeypatch.setattr(run, "Tracker", tracker)
         monkeypatch.setattr(run, "_on_ray", on_ray)
         monkeypatch.setattr(run, "_run_phases", phases)

@@ -106,6 +106,9 @@ def test_a_run_that_fails_is_left_out_with_its_reason_until_it_can_be_evaluated(
         confirm(session, anew=False)
         climb(replace(session, study=laddered), trials(journal.runs()))
         assert not any(run.not_evaluated for run in journal.runs())
+        told = [(event["key"], bool(event["problem"])) for event in journal.events() if event["event"] == "evaluated"]
+        assert [failed for key, failed in told if key == confirmation_key(1, 1)] == [True, False]
+        assert [failed for key, failed in told if key == trial_key(0)] == [True, True, False]
         assert all(run.evaluation is not None for run in journal.runs() if run.kind == "confirmation")
 
         raw = STUDY.to_raw()

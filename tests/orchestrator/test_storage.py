@@ -189,5 +189,5 @@ def test_results_are_confirmed_while_the_database_is_away(tmp_path: Path) -> Non
     url = f"sqlite:///{tmp_path}/nowhere/mine.db"
     Journal.create(tmp_path / "tiny", study(url))
     with pytest.raises(InvalidInput, match="can't be opened"):
-        preflight(study(url), tmp_path / "tiny", None, True)
-    preflight(study(url), tmp_path / "tiny", None, False)
+        preflight(study(url), tmp_path / "tiny", None, True, say=print)
+    preflight(study(url), tmp_path / "tiny", None, False, say=print)

@@ -56,6 +56,14 @@ def check_directory(data: Data) -> None:
         )
 
 
+def is_decoded(data: Data) -> bool:
+    """Whether its images can be mapped at once: bundled, or decoded before. Asked of one that is available."""
+    if not catalog.DATASETS[data.name].files:
+        return True
+    directory = data_directory(data)
+    return directory is not None and is_cached(cache_folder(directory, data.name), PARTS)
+
+
 def cache_folder(directory: Path, name: str) -> Path:
     """Where the decoded arrays of what lies in `directory` are kept."""
     return directory / CACHE / name
