@@ -55,11 +55,13 @@ while sum(node["Alive"] for node in ray.nodes()) < int(sys.argv[2]):
     time.sleep(1)
 PYTHON
 
-RAY_ADDRESS=$address orchestrator "$@" &
+# What a script sends to the background ignores the signal that is to end its epoch, unless it is told not to.
+(trap - INT; RAY_ADDRESS=$address exec orchestrator "$@") &
 study=$!
-trap 'kill -INT $study' INT
-code=0
-wait $study || code=$?
-# The signal ends the first wait, not the study.
-while kill -0 $study 2> /dev/null; do wait $study || code=$?; done
+trap 'signaled=1; kill -INT $study' INT
+# The signal ends the wait, not the study.
+while signaled=0 code=0; do
+    wait $study || code=$?
+    [ $signaled = 1 ] || break
+done
 exit $code
