@@ -81,7 +81,7 @@ def require_alike(storage: Path) -> None:
     nodes = living_nodes()
     faults = version_faults(nodes) + storage_faults(nodes, storage)
     if faults:
-        raise UnfitCluster("\n  ".join(["the cluster is not fit for a study:", *faults]))
+        raise UnfitCluster("\n  ".join(["the cluster is not fit for this:", *faults]))
 
 
 def version_faults(nodes: Sequence[Node]) -> list[str]:

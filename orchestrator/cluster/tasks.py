@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 
 from orchestrator.host.devices import reserved_device
+from orchestrator.host.shared_files import require_files
 from trainers.problems import InvalidInput
 
 if TYPE_CHECKING:
@@ -23,10 +25,11 @@ if TYPE_CHECKING:
 class Task:
     """`work(model, device)` with the model that `load` gives, on the GPU if there is one; returns what to say of it.
 
-    Both are sent to Ray workers: a function of a module, with plain arguments.
+    Both are sent to Ray workers: a function of a module, with plain arguments. `work` writes `file`.
     """
 
     name: str
+    file: Path
     load: Callable[[], nn.Module]
     work: Callable[[nn.Module, torch.device], str]
 
@@ -34,7 +37,9 @@ class Task:
 def run_tasks(tasks: Sequence[Task], *, address: str | None, threads: int | None, console: Console) -> None:
     """Run all, in this process or with `address` on Ray, one line for each that ends.
 
-    `threads` are those of a task; without, as many as torch takes here, and one on Ray.
+    `threads` are those of a task; without, as many as torch takes here, and one on Ray. Raises UnfitCluster before
+    anything is computed if nodes differ or do not see the folder of the files, FileNotFoundError for a file that a node
+    has written and that does not appear here.
     """
     if tasks and address is None:
         _run_here(tasks, threads, console)
@@ -70,6 +75,11 @@ def _run_on_ray(tasks: Sequence[Task], address: str | None, threads: int, consol
 
         gpus = 1 if capacity.gpus else 0
         _check_fits(capacity, threads, gpus)
+        if not capacity.private:
+            from orchestrator.cluster import nodes
+
+            for folder in {task.file.parent for task in tasks}:
+                nodes.require_alike(folder)
         remote = ray.remote(_run_there).options(num_cpus=threads, num_gpus=gpus, max_retries=2)
         _send_factories_along()
         # The weights of foreign models travel: once, not with every task.
@@ -80,6 +90,7 @@ def _run_on_ray(tasks: Sequence[Task], address: str | None, threads: int, consol
             (reference,), _ = ray.wait(list(pending), num_returns=1)
             name = pending.pop(reference)
             _say(name, ray.get(reference), console)
+        require_files([task.file for task in tasks])
 
 
 def _send_factories_along() -> None:

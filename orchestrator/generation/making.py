@@ -101,7 +101,7 @@ def make(
                     make_shard, data=network.data, recipe=recipe, bounds=(start, stop), energies=energies, file=file
                 )
                 said = f"{network.name}, {recipe.init}: chains {start}-{stop}"
-                tasks.setdefault(file, Task(said, network.subject.load, work))
+                tasks.setdefault(file, Task(said, file, network.subject.load, work))
         found.append((network.name, recipe, files, energies))
     run_tasks(list(tasks.values()), address=address, threads=threads, console=console)
     return [_joined(*one) for one in found]

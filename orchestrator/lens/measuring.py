@@ -60,7 +60,7 @@ def measure(
                         measure_shard, data=network.data, protocol=replace(protocol, attack=stage), bounds=bounds,
                         file=kept,
                     )  # fmt: skip
-                    tasks.setdefault(kept, Task(_describe(network, bounds, stage), network.subject.load, work))
+                    tasks.setdefault(kept, Task(_describe(network, bounds, stage), kept, network.subject.load, work))
     run_tasks(list(tasks.values()), address=address, threads=threads, console=console)
     return [
         {

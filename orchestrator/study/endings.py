@@ -9,6 +9,7 @@ from typing import Any
 
 from orchestrator.host import disk
 from orchestrator.host.interrupt import Interrupt
+from orchestrator.host.shared_files import shows
 from orchestrator.records.seeds import selected
 from orchestrator.study.proposals import Outcome
 from orchestrator.study.stop_rules import Stop
@@ -32,7 +33,7 @@ def judge_run(
         return None
     if report.get("failure"):
         return Outcome("failed", str(report["failure"]))
-    records = read_records(folder)
+    records = _records(folder, experiment.epochs, known=bool(report.get("done")))
     if not records or records[-1].epoch + 1 < experiment.epochs:
         return None if interrupt.requested else Outcome("failed", "it ended before its last epoch")
     chosen = selected(records, study.search.checkpoint)
@@ -40,6 +41,18 @@ def judge_run(
     if not all(math.isfinite(value) for value in objectives):
         return Outcome("failed", f"objectives are not finite: {objectives}")
     return Outcome("complete", "", objectives)
+
+
+def _records(folder: Path, epochs: int, *, known: bool) -> list[EpochRecord]:
+    """What the run recorded. Where its last epoch is `known` to have ended, its record is waited for."""
+    records: list[EpochRecord] = []
+
+    def whole() -> bool:
+        records[:] = read_records(folder)
+        return not known or bool(records and records[-1].epoch + 1 >= epochs)
+
+    shows(whole, [folder])
+    return records
 
 
 def stopped_outcome(stop: Stop, records: Sequence[EpochRecord], study: Study) -> Outcome:

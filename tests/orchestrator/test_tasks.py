@@ -36,7 +36,7 @@ def test_more_threads_than_any_node_has_are_refused(
         yield Capacity(tuple(NodeCapacity(*node) for node in nodes), private=False)
 
     monkeypatch.setattr(connection, "connect", connect)
-    task = Task("one", lambda: nn.Identity(), lambda _model, _device: "")
+    task = Task("one", Path("file"), lambda: nn.Identity(), lambda _model, _device: "")
     with pytest.raises(InvalidInput, match=said):
         run_tasks([task], address="HEAD:6379", threads=8, console=Console())
 
