@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.records.runs import Run, begun, changes, confirmation_key, of_seed, trial_key
-from orchestrator.records.storage import storage_url
+from orchestrator.records.storage import OPTUNA_FILE, storage_url
 from search_spaces.study import Study, parse_study
 from trainers.config import Experiment, by_path
 from trainers.evaluation.result import Evaluation
@@ -37,7 +37,7 @@ from trainers.yaml_text import read_table
 STUDY_FILE, IDENTITY_FILE, JOURNAL_FILE = "study.yaml", "study.json", "journal.jsonl"
 EVALUATION_FILE = "evaluation.json"
 # More trials, or fewer, is no contradiction: the total is counted anew.
-_CHANGEABLE = ("search.trials", "resources.", "tracking.", "experiment.data.download")
+_CHANGEABLE = ("search.trials", "resources.", "confirm.workers", "tracking.", "experiment.data.download")
 _Version = tuple[int, int, int]
 
 
@@ -61,13 +61,14 @@ class Journal:
     def create(cls, folder: Path, study: Study) -> Journal:
         """Claim a folder for a study, or re-open it. Raises InvalidInput if it holds a different one.
 
-        What may change from one start to the next is kept as it is now: resuming goes on with that.
+        What may change from one start to the next is kept as it is now: resuming goes on with that. Everything may as
+        long as the study has no trial: a mistake that its first start has met can be mended.
         """
         journal = cls(folder)
         if (journal.folder / STUDY_FILE).exists():
             held = journal.study()
             differences = _differences(held, study)
-            if differences:
+            if differences and journal._is_searched(held):
                 raise InvalidInput(
                     Problem(
                         field, f"{new}, but the study in {folder} has {old}; use another name, or leave it as it is"
@@ -81,6 +82,10 @@ class Journal:
         write_whole(journal.folder / IDENTITY_FILE, json.dumps(identity) + "\n")
         journal._keep(study)
         return journal
+
+    def _is_searched(self, study: Study) -> bool:
+        """Whether there is a trial, or Optuna's study, which has the objectives that it was made with."""
+        return bool(self.runs()) or study.search.storage is not None or (self.folder / OPTUNA_FILE).exists()
 
     def _keep(self, study: Study) -> None:
         write_whole(self.folder / STUDY_FILE, study.to_yaml())

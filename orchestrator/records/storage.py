@@ -18,9 +18,12 @@ if TYPE_CHECKING:
     from optuna.storages import RDBStorage
 
 
+OPTUNA_FILE = "optuna.db"
+
+
 def storage_url(study: Study, folder: Path) -> str:
     """Optuna's storage of the study in `folder`."""
-    return study.search.storage or f"sqlite:///{folder / 'optuna.db'}"
+    return study.search.storage or f"sqlite:///{folder / OPTUNA_FILE}"
 
 
 def check_is_ours(study: Study, identity: str | None, trials: Collection[int]) -> None:

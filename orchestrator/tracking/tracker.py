@@ -46,9 +46,14 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        """Send what is left; give up quietly if the server is away (`behind` then says why), or at a Ctrl-C."""
+        """Send what is left; give up quietly if the server is away (`behind` then says why), or at a Ctrl-C.
+
+        Of a study that has not begun to work nothing is sent, unless it has runs of an earlier start.
+        """
         self._finished.set()
         if self._thread.ident is None:
+            if not self._journal.runs():
+                return
             self._thread.start()
         self._thread.join(_SILENT_SECONDS)
         if not self._thread.is_alive():

@@ -216,7 +216,8 @@ def test_data_that_have_moved_are_looked_for_where_they_are_now(tmp_path: Path) 
 
 def test_what_may_not_change_is_refused_with_its_field_and_both_values(tmp_path: Path) -> None:
     held = study_with(search={"trials": 2}, space={"method.name": ["fgsm", "sat"]})
-    Journal.create(tmp_path / "s", held)
+    journal = Journal.create(tmp_path / "s", held)
+    journal.propose(0, {}, held.experiment_for({}), folder=journal.trial_folder(0))
     changed = study_with(search={"trials": 3, "seed": 4}, confirm={"top": 1}, space={"method.name": ["fgsm", "trades"]})
     with pytest.raises(InvalidInput) as refused:
         Journal.create(tmp_path / "s", changed)
@@ -225,6 +226,18 @@ def test_what_may_not_change_is_refused_with_its_field_and_both_values(tmp_path:
     assert said["confirm.top"].startswith(f"1, but the study in {tmp_path / 's'} has 3; use another name")
     assert "['fgsm', 'trades']" in said["space.method.name.choices"]
     assert Journal.open(tmp_path / "s").study() == held
+
+
+def test_a_study_that_has_no_trial_may_still_change(tmp_path: Path) -> None:
+    held, other = study_with(search={"trials": 2}), study_with(search={"trials": 2, "seed": 4}, confirm={"top": 1})
+    first = Journal.create(tmp_path / "s", held)
+    assert Journal.create(tmp_path / "s", other).identity == first.identity
+    assert Journal.open(tmp_path / "s").study() == other
+    (tmp_path / "s" / "optuna.db").touch()
+    with pytest.raises(InvalidInput, match="but the study in"):
+        Journal.create(tmp_path / "s", held)
+    workers = study_with(search={"trials": 2, "seed": 4}, confirm={"top": 1, "workers": 2})
+    assert Journal.create(tmp_path / "s", workers).study() == workers
 
 
 def test_a_run_that_was_begun_with_other_defaults_is_named_with_what_to_write(tmp_path: Path) -> None:

@@ -83,11 +83,16 @@ def test_an_outage_at_the_end_is_what_the_study_ends_with(server: Server, journa
     assert (said, tracker.behind) == ([], "Connection refused")
 
 
-def test_a_study_whose_ray_does_not_start_is_tracked_at_its_end(server: Server, journal: Journal) -> None:
-    with Tracker(journal, "", pytest.fail, Interrupt(pytest.fail)):
-        time.sleep(0.1)
-        assert server.updates == 0
-    assert server.updates == 1
+def test_a_study_whose_ray_does_not_start_is_tracked_at_its_end_if_it_has_runs(
+    server: Server, journal: Journal
+) -> None:
+    for runs in (0, 1):
+        if runs:
+            journal.propose(0, {}, journal.study().experiment_for({}), folder=journal.trial_folder(0))
+        with Tracker(journal, "", pytest.fail, Interrupt(pytest.fail)):
+            time.sleep(0.1)
+            assert server.updates == 0
+        assert server.updates == runs
 
 
 @pytest.mark.parametrize("interrupted_before", [False, True])
