@@ -12,6 +12,7 @@ from orchestrator.commands.job_verbs import job, submit
 from orchestrator.commands.model_verbs import ATTACK_HELP, DataDir, evaluate, generate, lens, plain_console, subsets
 from orchestrator.exit_codes import BAD_INPUT, ENVIRONMENT, INTERRUPTED, OK, SOME_FAILED
 from orchestrator.host import disk
+from orchestrator.host.disk import DEFAULT_STORAGE
 from trainers.problems import InvalidInput, Problem
 
 app = typer.Typer(
@@ -25,7 +26,6 @@ Words = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", hel
 Storage = Annotated[Path, typer.Option(help="folder that holds the study folders (shared storage on a cluster)")]
 Address = Annotated[str | None, typer.Option(help="Ray cluster to use; default: RAY_ADDRESS, else a private local Ray")]
 Format = Annotated[str, typer.Option("--format", help="table, json or csv")]
-DEFAULT_STORAGE = Path("runs")
 
 
 def _print_version(wanted: bool) -> None:
@@ -171,7 +171,7 @@ def sync(folder: Annotated[Path, typer.Argument(help="a study folder, e.g. runs/
 
     journal = Journal.open(folder)
     study = journal.study()
-    uri = server.tracking_uri(study)
+    uri = server.tracking_uri(study, journal.folder.parent)
     server.check_reachable(uri, study.tracking.experiment)
     with only_driver(journal.folder):  # a driver does it by itself; both at once would make some runs twice
         bring_up_to_date(journal, uri)

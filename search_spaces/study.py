@@ -131,7 +131,7 @@ class Resources(Section):
 
 
 class Tracking(Section):
-    """Where MLflow is. `uri` defaults to MLFLOW_TRACKING_URI, then to sqlite:///mlflow.db."""
+    """Where MLflow is. `uri` defaults to MLFLOW_TRACKING_URI, then to `mlflow.db` beside the study's folder."""
 
     uri: str | None = None
     experiment: str = "adversarial-training"

@@ -33,7 +33,7 @@ def examine(address: str | None, storage: Path, data_dir: Path | None, study: St
     report.check("Python", _python)
     report.check("torch", _torch)
     report.check("storage", lambda: _storage(storage))
-    report.check("MLflow", lambda: _mlflow(study))
+    report.check("MLflow", lambda: _mlflow(study, storage))
     if address_in_use(address) is None:
         report.check("Ray", _private_ray)
     else:
@@ -152,9 +152,9 @@ def _storage(storage: Path) -> str:
     return f"{storage.absolute()} can be written, {free:.0f} GB free"
 
 
-def _mlflow(study: Study | None) -> str:
+def _mlflow(study: Study | None, storage: Path) -> str:
     study = study or parse_study({"name": "doctor"})
-    uri = server.tracking_uri(study)
+    uri = server.tracking_uri(study, storage)
     server.check_reachable(uri, study.tracking.experiment)
     import mlflow
 

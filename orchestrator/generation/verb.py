@@ -66,9 +66,8 @@ def create(
     output: Path, track: bool, console: Console,
 ) -> list[Line]:  # fmt: skip
     """Images of every network by every recipe; returns the lines of the table."""
-    uri = server.resolved_uri(None)
     if track:
-        server.check_reachable(uri)
+        server.check_reachable(server.uri_of_no_study())
     measures = Measures(judges, networks[0], wanted[0])
     try:
         made = make(
@@ -88,7 +87,7 @@ def create(
         console.print(f"warning: {warning}", style="yellow", soft_wrap=True)
     console.print(f"images, figures and table: {output / PAGE_FILE}", soft_wrap=True)
     if track:
-        _publish(made, lines, wanted[0], output, uri, console)
+        _publish(made, lines, wanted[0], output, console)
     return lines
 
 
@@ -201,9 +200,7 @@ def _print(lines: Sequence[Line], console: Console) -> None:
     console.print(printed)
 
 
-def _publish(
-    made: Sequence[Made], lines: Sequence[Line], recipe: Recipe, output: Path, uri: str, console: Console
-) -> None:
+def _publish(made: Sequence[Made], lines: Sequence[Line], recipe: Recipe, output: Path, console: Console) -> None:
     metrics = {
         f"{file_name(str(line['network']))}/{line['init']}/{name.replace(' ', '_')}": value
         for line in lines
@@ -215,7 +212,8 @@ def _publish(
     )
     born = max(file.stat().st_mtime for file in (output / SHARDS_FOLDER).glob("*.npz"))
     server.hand_over(
-        uri, console, identity=identity, kind="generation", name="generated images", time=born,
+        server.uri_of_no_study(), console,
+        identity=identity, kind="generation", name="generated images", time=born,
         params={"recipe": _how(recipe)}, metrics=metrics,
         artifacts=[output / PAGE_FILE, output / FIGURES_FOLDER],
     )  # fmt: skip

@@ -57,9 +57,8 @@ def look(
     if not chosen:
         raise InvalidInput.single("--attack", "clean: a lens compares images with their adversarial versions")
     protocol = lens_protocol(networks, settings, epsilon)
-    uri = server.resolved_uri(None)
     if track:
-        server.check_reachable(uri)
+        server.check_reachable(server.uri_of_no_study())
     followed_stage = "pgd20" if "pgd20" in chosen else chosen[0]
     stored = [] if epochs is None else stored_epochs(networks, epochs, data_dir)
     wanted = [(one, ("clean", *chosen)) for one in networks] + [(one, ("clean", followed_stage)) for one in stored]
@@ -79,17 +78,18 @@ def look(
     _print(lens, console)
     console.print(f"figures and tables: {output / PAGE_FILE}", soft_wrap=True)
     if track:
-        _publish(lens, output, uri, console)
+        _publish(lens, output, console)
     return lens
 
 
-def _publish(lens: Lens, output: Path, uri: str, console: Console) -> None:
+def _publish(lens: Lens, output: Path, console: Console) -> None:
     names = {f"network.{place}": one.name for place, one in enumerate(lens.seen)}
     who = [one.network.subject.source for one in lens.seen]
     identity = hashlib.sha256(repr((lens.protocol.key, names, who)).encode()).hexdigest()[:32]
     born = max(file.stat().st_mtime for file in (output / POINTS_FOLDER).glob("*.npz"))
     server.hand_over(
-        uri, console, identity=identity, kind="lens", name=f"lens of {len(lens.seen)} networks", time=born,
+        server.uri_of_no_study(), console,
+        identity=identity, kind="lens", name=f"lens of {len(lens.seen)} networks", time=born,
         params=names | {"protocol": lens.protocol.key}, metrics=metrics(lens),
         artifacts=[output / PAGE_FILE, output / FIGURES_FOLDER],
     )  # fmt: skip

@@ -20,7 +20,7 @@ _GPU_GFLOPS = 15_000.0
 def print_plan(study: Study, storage: Path, address: str | None) -> None:
     """Print a study as resolved. Raises InvalidInput if `address` is none or a private Ray could not run it."""
     costs = method_costs(study)
-    print(f"study {study.name} in {storage / study.name}, tracked at {tracking_uri(study)}\n")
+    print(f"study {study.name} in {storage / study.name}, tracked at {tracking_uri(study, storage)}\n")
     for part in (
         _space(study), _methods(study, costs), _search(study, costs), _confirmation(study), _total(study, costs)
     ):  # fmt: skip

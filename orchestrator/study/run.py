@@ -55,8 +55,8 @@ def preflight(
     attempt(_check_writable, folder.parent)
     for data in study.data:
         attempt(_check_data, data, say)
-    if not (folder / STUDY_FILE).exists():
-        attempt(server.check_reachable, server.tracking_uri(study), study.tracking.experiment)
+    if not (folder / STUDY_FILE).exists() and folder.parent.is_dir():  # where MLflow's file may be
+        attempt(server.check_reachable, server.tracking_uri(study, folder.parent), study.tracking.experiment)
     if search and study.search.storage is not None:
         attempt(_check_database, study, folder)
     attempt(check_answers, address)
@@ -92,7 +92,7 @@ def run_study(
             console.print(f"note: {notice}", style="yellow", soft_wrap=True, markup=False)
         at_work = False
         view = StudyView(console)
-        with Tracker(journal, server.tracking_uri(study), view.say, interrupt) as tracker:
+        with Tracker(journal, server.tracking_uri(study, journal.folder.parent), view.say, interrupt) as tracker:
             journal.append("started", pid=os.getpid(), environment=environment())
             try:
                 with _on_ray(study, journal, address, view, interrupt, search=search) as session:
@@ -177,7 +177,7 @@ def _conclude(journal: Journal, study: Study, console: Console, report: Path | N
     console.print(f"{seconds:.0f} s; everything is in {relative(journal.folder)}", soft_wrap=True, markup=False)
     if report is not None:
         console.print(f"report:  {relative(report)}", soft_wrap=True, markup=False)
-    uri = server.tracking_uri(study)
+    uri = server.tracking_uri(study, journal.folder.parent)
     if uri.startswith("sqlite:///"):
         database = relative(Path(uri.removeprefix("sqlite:///")))
         look = shlex.join(["mlflow", "ui", "--backend-store-uri", f"sqlite:///{database}"])

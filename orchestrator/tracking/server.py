@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.host.credentials import refuse_password
 from orchestrator.host.databases import advice, try_connecting
+from orchestrator.host.disk import DEFAULT_STORAGE
 from search_spaces.study import Study, Tracking
 from trainers.problems import InvalidInput
 
@@ -40,17 +41,23 @@ _FOREIGN_ANSWER = re.compile(
 _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"  # MLflow reads it at every request
 
 
-def tracking_uri(study: Study) -> str:
-    """Where this study is tracked: its own setting, the environment, or a file beside the working directory.
+def tracking_uri(study: Study, storage: Path) -> str:
+    """Where this study is tracked: its own setting, the environment, or a file beside the folders of studies.
 
-    Raises InvalidInput for an address with a password in it.
+    From wherever it is resumed that is the same file. Raises InvalidInput for an address with a password in it.
     """
-    return resolved_uri(study.tracking.uri)
+    return _resolved(study.tracking.uri, storage)
 
 
-def resolved_uri(own: str | None) -> str:
-    """An address of the user's own, the environment's, or a file beside the working directory; as `tracking_uri`."""
-    uri = own or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+def uri_of_no_study() -> str:
+    """Where what belongs to no study is tracked: with the studies of the default folder, which is made."""
+    DEFAULT_STORAGE.mkdir(exist_ok=True)
+    return _resolved(None, DEFAULT_STORAGE)
+
+
+def _resolved(own: str | None, storage: Path) -> str:
+    """An address of the user's own, the environment's, or a file in `storage`; raises as `tracking_uri`."""
+    uri = own or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage / 'mlflow.db'}"
     refuse_password(uri, "tracking.uri")
     prefix = "sqlite:///"
     if uri.startswith(prefix):

@@ -36,6 +36,6 @@ def check(laboratory: ClusterLaboratory, reference: Journal) -> None:
     for ours, theirs in zip(laboratory.journal.runs(), reference.runs(), strict=True):
         assert ours.values == theirs.values
         assert_same_run(ours, theirs)
-    client = MlflowClient(tracking_uri=f"sqlite:///{laboratory.folder}/mlflow.db")
+    client = MlflowClient(tracking_uri=f"sqlite:///{laboratory.folder}/runs/mlflow.db")
     assert_tracked_once(client, laboratory.journal)
     assert not any(injection.epochs_doubled for injection in laboratory.injections)

@@ -147,7 +147,7 @@ def test_the_budget_is_a_total(survived: Survived) -> None:
 def test_mlflow_holds_every_run_and_every_epoch_exactly_once(survived: Survived) -> None:
     folder = survived[0]
     journal = Journal.open(folder / "runs" / "tiny")
-    client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder}/runs/mlflow.db")
     experiment = client.get_experiment_by_name("adversarial-training")
     tracked = client.search_runs([experiment.experiment_id])
     identities = [entry.data.tags[RUN_TAG] for entry in tracked]

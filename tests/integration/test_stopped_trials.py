@@ -121,7 +121,7 @@ def test_the_best_checkpoint_is_an_epoch_before_the_onset_and_counts(study: Stop
 
 
 def test_mlflow_and_the_report_give_the_reason_and_what_was_saved(study: Stopped) -> None:
-    client = MlflowClient(tracking_uri=f"sqlite:///{study.folder}/mlflow.db")
+    client = MlflowClient(tracking_uri=f"sqlite:///{study.folder}/runs/mlflow.db")
     experiment = client.get_experiment_by_name("adversarial-training")
     page = (study.journal.folder / "report.html").read_text()
     for trial in (study.trials[0], study.trials[2]):

@@ -41,7 +41,7 @@ class Finished:
         self.folder, self.result = folder, result
         self.journal = Journal.open(folder / "runs" / "tiny")
         self.runs = self.journal.runs()
-        self.client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
+        self.client = MlflowClient(tracking_uri=f"sqlite:///{folder}/runs/mlflow.db")
         experiment = self.client.get_experiment_by_name("adversarial-training")
         self.tracked = {
             tracked.data.tags[RUN_TAG].removeprefix(self.journal.identity).removeprefix("/"): tracked
@@ -76,7 +76,7 @@ def test_no_credential_reaches_any_output(study: Finished) -> None:
 
 def test_the_last_lines_say_where_everything_is(study: Finished) -> None:
     assert "report:  runs/tiny/report.html" in study.result.stdout
-    assert "mlflow ui --backend-store-uri sqlite:///mlflow.db" in study.result.stdout
+    assert "mlflow ui --backend-store-uri sqlite:///runs/mlflow.db" in study.result.stdout
 
 
 def test_every_trial_ran_all_its_epochs_once(study: Finished) -> None:
@@ -150,7 +150,7 @@ def test_mlflow_has_one_parent_with_a_child_for_every_run(study: Finished) -> No
 
 
 def test_mlflow_holds_every_metric_of_every_epoch_exactly_once(study: Finished) -> None:
-    sync(study.journal, f"sqlite:///{study.folder}/mlflow.db")  # sending again must change nothing
+    sync(study.journal, f"sqlite:///{study.folder}/runs/mlflow.db")  # sending again must change nothing
     for run_ in study.runs:
         run_id = study.tracked[run_.key].info.run_id
         for name in ("val/pgd10_accuracy", "probe_reference/delta_energy/mean", "train/loss", "val/delta_energy/q95"):

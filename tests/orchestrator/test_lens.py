@@ -163,7 +163,7 @@ def test_every_figure_is_written_with_its_data_and_numbers_are_those_of_the_poin
     assert (last["step"], float(last["energy_mean"])) == ("20", pytest.approx(attacked.energy.mean(), rel=1e-5))
     robust = [float(line["robust_accuracy"]) for line in lines(figures / "delta_energy.csv")]
     assert robust == sorted(robust)
-    client = MlflowClient(tracking_uri=server.resolved_uri(None))
+    client = MlflowClient(tracking_uri=server.uri_of_no_study())
     (run,) = client.search_runs([client.get_experiment_by_name("adversarial-training").experiment_id])
     assert run.data.metrics["net/pgd20/robust_accuracy"] == stands.mean()
     assert {item.path for item in client.list_artifacts(run.info.run_id)} == {"figures", "lens.html"}
@@ -323,7 +323,7 @@ def test_a_folder_is_logged_to_mlflow_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "a.csv").write_text("x\n1\n")
-    uri = server.resolved_uri(None)
+    uri = server.uri_of_no_study()
     for _ in range(2):
         server.log_folder(
             uri, identity="one", kind="lens", name="lens", time=1.7e9, params={"network.0": "net"},

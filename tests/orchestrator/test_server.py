@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from orchestrator.tracking.server import check_reachable, connected, outage
+from orchestrator.tracking.server import check_reachable, connected, outage, tracking_uri, uri_of_no_study
+from search_spaces.study import parse_study
 from trainers.problems import InvalidInput
 
 
@@ -77,6 +78,22 @@ def test_an_experiment_that_was_deleted_is_told_before_anything_starts(tmp_path:
     with pytest.raises(InvalidInput, match=r"tracking\.experiment: 'gone' has been deleted .* restore --exp"):
         check_reachable(uri, "gone")
     check_reachable(uri, "another")
+
+
+def test_a_study_is_tracked_in_the_same_file_from_wherever_it_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    study, own = (parse_study({"name": "s", "tracking": {"uri": uri}}) for uri in (None, "http://mlflow:5000"))
+    monkeypatch.chdir(tmp_path)
+    begun = tracking_uri(study, Path("runs"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert tracking_uri(study, tmp_path / "runs") == begun == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert uri_of_no_study() == f"sqlite:///{tmp_path}/elsewhere/runs/mlflow.db"
+    check_reachable(uri_of_no_study())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://other:5000")
+    assert [tracking_uri(one, Path("runs")) for one in (study, own)] == ["http://other:5000", "http://mlflow:5000"]
 
 
 def test_a_client_that_gave_up_says_what_lay_under_it() -> None:
