@@ -10,7 +10,7 @@ import typer
 
 from orchestrator.commands.job_verbs import job, submit
 from orchestrator.commands.model_verbs import ATTACK_HELP, DataDir, evaluate, generate, lens, plain_console, subsets
-from orchestrator.exit_codes import BAD_INPUT, ENVIRONMENT, INTERRUPTED, OK, SOME_FAILED
+from orchestrator.exit_codes import BAD_INPUT, ENVIRONMENT, INTERNAL, INTERRUPTED, OK
 from orchestrator.host import disk
 from orchestrator.host.disk import DEFAULT_STORAGE
 from trainers.problems import InvalidInput, Problem
@@ -307,7 +307,7 @@ def _message(error: BaseException) -> int:
         )
         return ENVIRONMENT
     print(f"internal error: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
-    return SOME_FAILED
+    return INTERNAL
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Any
 
 from orchestrator.cluster.connection import prepare
 from orchestrator.cluster.joining import JOB_VARIABLE, check_dashboard_answers, wrong_token
-from orchestrator.exit_codes import INTERRUPTED, OK, SOME_FAILED
+from orchestrator.exit_codes import ENVIRONMENT, INTERRUPTED, OK
 from orchestrator.records.journal import STUDY_FILE
 from search_spaces.study import Study
 from trainers.catalog.extensions import GROUP
@@ -75,10 +75,10 @@ class Job:
 
     @property
     def outcome(self) -> int:
-        """The exit code for whoever waited for its end."""
+        """The exit code for whoever waited for its end; a driver that was lost has none of its own."""
         if self.state == "succeeded":
             return OK
-        return INTERRUPTED if self.state == "stopped" else self.exit_code or SOME_FAILED
+        return INTERRUPTED if self.state == "stopped" else self.exit_code or ENVIRONMENT
 
 
 class Jobs:

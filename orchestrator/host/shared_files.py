@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable, Collection
@@ -29,6 +30,7 @@ def require_files(files: Collection[Path]) -> None:
     if not shows(lambda: all(file.exists() for file in files), {file.parent for file in files}):
         missing = next(file for file in files if not file.exists())
         raise FileNotFoundError(
-            f"{missing}: a node has written it, and it is not seen here; the folder must lie on storage that all nodes "
-            "see"
+            errno.ENOENT,
+            "a node has written it and it is not seen here: it must lie on storage that all see",
+            str(missing),
         )

@@ -100,6 +100,22 @@ def test_after_an_error_the_command_is_the_last_line_if_work_had_begun(tmp_path:
         assert drive("resume", "tiny", before=error)[1:] == [f"error: {error}"]
 
 
+@pytest.mark.parametrize(
+    ("error", "code"), [(RuntimeError("broke"), 70), (ConnectionError("gone"), 3), (KeyboardInterrupt(), 130)]
+)
+def test_the_exit_code_says_whose_matter_the_end_was(
+    tmp_path: Path, drive: Drive, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int
+) -> None:
+    a_study(tmp_path / "tiny")
+    drive("resume", "tiny")
+
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(run, "_run_phases", fails)
+    assert main(["resume", "tiny"]) == code
+
+
 @pytest.mark.parametrize(("where", "folder"), [("", "kept"), ("kept", "."), ("kept/trials", "..")])
 @pytest.mark.parametrize("verb", ["resume", "confirm"])
 def test_a_folder_that_was_renamed_is_the_one_that_is_worked_in(

@@ -61,7 +61,7 @@ def test_a_file_that_comes_late_is_waited_for(tmp_path: Path) -> None:
 def test_a_task_whose_file_does_not_appear_names_it(tmp_path: Path, impatient: None) -> None:
     file = tmp_path / "shards" / "0.npz"
     task = Task("one", file, nn.Identity, lambda _model, _device: "")
-    with pytest.raises(FileNotFoundError, match=rf"{file}: a node has written it, .* storage that all nodes see"):
+    with pytest.raises(FileNotFoundError, match=rf"not seen here: it must lie on storage that all see: '{file}'"):
         run_tasks([task], address="local", threads=1, console=Console())
 
 
