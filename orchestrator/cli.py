@@ -164,8 +164,8 @@ def compare(
 @app.command()
 def sync(folder: Annotated[Path, typer.Argument(help="a study folder, e.g. runs/quickstart")]) -> None:
     """Bring MLflow up to date with a study's journal."""
+    from orchestrator.records.driver_lock import only_driver
     from orchestrator.records.journal import Journal
-    from orchestrator.study.run import only_driver
     from orchestrator.tracking import server
     from orchestrator.tracking.mirror import sync as bring_up_to_date
 

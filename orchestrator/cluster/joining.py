@@ -39,9 +39,9 @@ def checked_address(address: str | None) -> str | None:
 
 
 def check_answers(address: str | None) -> None:
-    """Return if a Ray answers that takes our token, or if it is a private one; all within seconds.
+    """Raise unless the Ray at `address` answers and takes our token, within seconds; a private one is not asked.
 
-    Raises InvalidInput for what can't be an address of Ray, ConnectionError for all else.
+    InvalidInput for what can't be an address of Ray, ConnectionError for all else.
     """
     chosen = checked_address(address)
     if chosen is None:

@@ -1,4 +1,4 @@
-"""The folder of a private Ray, which is this process's own and goes with it; those of killed ones, the next removes."""
+"""The temporary folder of a private Ray, removed with its process; those of killed processes, by the next one."""
 
 from __future__ import annotations
 

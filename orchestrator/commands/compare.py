@@ -7,12 +7,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from orchestrator.commands.listing import check_format, print_rows
 from orchestrator.records.journal import Journal
 from orchestrator.report.tables import ResultRow, mark_best, results
+from orchestrator.report.terminal import print_results
 from trainers.evaluation.result import Protocol
 from trainers.problems import InvalidInput
 
@@ -74,26 +73,11 @@ def compare(folders: Sequence[Path], form: str, console: Console) -> None:
         print_rows([{column: line.get(column) for column in columns} for line in lines], form)
         return
     for ranking in found:
-        _print(ranking, console)
+        note = f"not comparable with the first table: {ranking.apart}" if ranking.apart else ""
+        print_results(ranking.rows, console, studies=ranking.studies, note=note)
     for name, rows in confirmed:
         if not rows:
             console.print(f"\n{name}: nothing is confirmed yet")
-
-
-def _print(ranking: Ranking, console: Console) -> None:
-    console.print(f"\naccuracy in %, mean ± sample std over seeds; {ranking.protocol.key}", soft_wrap=True)
-    if ranking.apart:
-        console.print(f"not comparable with the first table: {ranking.apart}", style="yellow", soft_wrap=True)
-    stages = list(ranking.rows[0].accuracies)
-    table = Table(box=None, pad_edge=False)
-    for heading in ("study", "trial", "method", "ε", "seeds", *stages):
-        table.add_column(heading, no_wrap=True)
-    for name, row in zip(ranking.studies, ranking.rows, strict=True):
-        cells = [
-            f"[bold]{spread}[/bold]" if stage in row.best else str(spread) for stage, spread in row.accuracies.items()
-        ]
-        table.add_row(escape(name), str(row.trial), row.method, row.epsilon, str(len(row.seeds)), *cells)
-    console.print(table)
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
+from orchestrator.records.driver_lock import is_driven
 from orchestrator.records.journal import Journal
 from orchestrator.records.runs import Run
 from orchestrator.records.seeds import trials
@@ -52,18 +52,3 @@ def _show(journal: Journal, runs: Sequence[Run], console: Console, *, running: b
         soft_wrap=True,
         markup=False,
     )
-
-
-def is_driven(folder: Path) -> bool | None:
-    """Whether a process holds the study's lock; None where there are no locks."""
-    lock = folder / "lock"
-    if not lock.exists():
-        return False
-    with open(lock) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return None
-    return False

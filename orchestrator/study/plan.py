@@ -18,7 +18,7 @@ _GPU_GFLOPS = 15_000.0
 
 
 def print_plan(study: Study, storage: Path, address: str | None) -> None:
-    """Print a study as resolved. Raises InvalidInput if `address` is none or a private Ray could not run it."""
+    """Print a study as resolved. Raises InvalidInput for what is no address of Ray, or if no trial fits here."""
     costs = method_costs(study)
     print(f"study {study.name} in {storage / study.name}, tracked at {tracking_uri(study, storage)}\n")
     for part in (

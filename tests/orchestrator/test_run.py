@@ -146,7 +146,7 @@ def test_without_an_attack_the_clean_accuracy_is_printed_once(tmp_path: Path, wi
     folder = journal.confirm(0, 1, {}, experiment)
     evaluation(experiment.digest(), {"clean": 85}, "clean").save(folder / EVALUATION_FILE)
     printed = io.StringIO()
-    run._print_results(journal, Console(file=printed, width=width))
+    run._print_confirmed(journal, Console(file=printed, width=width))
     (heading,) = [line for line in printed.getvalue().splitlines() if line.startswith("trial")]
     assert heading.split().count("clean") == 1
     assert printed.getvalue().count("85.00") == 1

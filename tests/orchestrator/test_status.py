@@ -14,9 +14,8 @@ from rich.console import Console
 
 from orchestrator.cli import main
 from orchestrator.commands import status
-from orchestrator.commands.status import is_driven
+from orchestrator.records.driver_lock import is_driven, only_driver
 from orchestrator.records.journal import Journal
-from orchestrator.study.run import only_driver
 from search_spaces.study import parse_study
 from trainers.problems import InvalidInput
 from trainers.records import EpochRecord, append_record

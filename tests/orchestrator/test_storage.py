@@ -12,8 +12,8 @@ from orchestrator.records import patience
 from orchestrator.records.journal import STUDY_FILE, Journal
 from orchestrator.records.storage import check_is_ours, explained, open_database
 from orchestrator.report.page import write_report
+from orchestrator.study.preflight import preflight
 from orchestrator.study.proposals import open_storage
-from orchestrator.study.run import preflight
 from search_spaces.study import Study, parse_study
 from tests.integration.conftest import STUDY, Command, answer, write_study
 from tests.orchestrator import made_up

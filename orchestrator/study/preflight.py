@@ -1,0 +1,80 @@
+"""Everything that would stop a study, found before anything is started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from orchestrator.cluster.connection import local_capacity
+from orchestrator.cluster.joining import address_in_use, check_answers
+from orchestrator.host import disk
+from orchestrator.records.journal import STUDY_FILE, Journal
+from orchestrator.records.storage import check_is_ours
+from orchestrator.tracking import server
+from search_spaces.study import Study
+from trainers.config import Data
+from trainers.data.availability import check_available, data_directory, is_decoded
+from trainers.problems import InvalidInput, Problem
+
+
+def preflight(
+    study: Study, folder: Path, address: str | None, search: bool = True, *, say: Callable[[str], None]
+) -> None:
+    """Raise InvalidInput with everything that would stop this study in its folder, before anything is started.
+
+    Images that nobody has decoded yet are decoded now. A study that is known already goes on without its tracking
+    server: its journal keeps what the server misses. Without `search`, Optuna's database is not asked.
+    """
+    problems: list[Problem] = []
+
+    def attempt(check: Callable[..., object], *arguments: object) -> None:
+        try:
+            check(*arguments)
+        except InvalidInput as error:
+            problems.extend(error.problems)
+
+    attempt(_check_writable, folder.parent)
+    for data in study.data:
+        attempt(_check_data, data, say)
+    if not (folder / STUDY_FILE).exists() and folder.parent.is_dir():  # where MLflow's file may be
+        attempt(server.check_reachable, server.tracking_uri(study, folder.parent), study.tracking.experiment)
+    if search and study.search.storage is not None:
+        attempt(_check_database, study, folder)
+    attempt(check_answers, address)
+    if address_in_use(address) is None:
+        capacity = local_capacity()
+        attempt(capacity.require, study.resources, "resources")
+        if study.confirm.top and study.confirm.workers:
+            attempt(capacity.require, study.confirm_resources, "confirm")
+    if problems:
+        raise InvalidInput(dict.fromkeys(problems))
+
+
+def _check_data(data: Data, say: Callable[[str], None]) -> None:
+    """Read what no trial before has: a torn file, or a subset of other images, must not cost a study its name."""
+    check_available(data)
+    decoded = is_decoded(data)
+    if decoded and data.subset is None:
+        return
+    from trainers.data.images import load_splits
+
+    if not decoded:
+        say(f"reading {data.name} in {data_directory(data)} for the first time")
+    load_splits(data)
+
+
+def _check_database(study: Study, folder: Path) -> None:
+    journal = Journal.open(folder) if (folder / STUDY_FILE).exists() else None
+    trials = set() if journal is None else {run.trial for run in journal.runs()}
+    check_is_ours(study, None if journal is None else journal.identity, trials)
+
+
+def _check_writable(root: Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput.single("--storage", f"{str(root)!r} can't be created: {error.strerror}") from error
+    if not os.access(root, os.W_OK):
+        raise InvalidInput.single("--storage", f"{str(root)!r} is not writable")
+    disk.check_space(root)
