@@ -30,14 +30,13 @@ def write_report(study_folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     tested, tried = results(runs), trial_rows(study, runs)
     events = journal.events()
-    rungs = climbed(events)
     write_whole(folder / "results.csv", to_csv(row.flat() for row in tested))
     write_whole(folder / "trials.csv", to_csv(row.flat() for row in tried))
     shown = [write_plate(plate, folder) for plate in plates(study, runs, journal.storage_url)]
     parts = [
         sections.opening(study, runs, events),
         sections.test_results(tested, confirmations(runs)),
-        *([sections.ladder(rungs, tried)] if rungs else []),
+        sections.ladder(climbed(events), tried, runs),
         *shown,
         sections.all_trials(study, tried),
         sections.study_file((journal.folder / STUDY_FILE).read_text(encoding="utf-8")),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from orchestrator.records.journal import STUDY_FILE
@@ -57,8 +57,7 @@ def opening(study: Study, runs: Sequence[Run], events: Sequence[Mapping[str, Any
 def test_results(rows: Sequence[ResultRow], confirmed: Sequence[Run]) -> Markup:
     """One table a protocol, what is still to come, and what could not be evaluated."""
     parts: list[Markup] = [element("h2", "Results on the test set")]
-    problems = [(run.key, run.not_evaluated) for run in confirmed if run.not_evaluated]
-    parts += [element("p", f"{key} was not evaluated: {problem}", class_="note") for key, problem in problems]
+    parts += _problems(confirmed)
     waiting = sum(run.evaluation is None for run in confirmed)
     if not rows:
         why = (
@@ -80,6 +79,11 @@ def test_results(rows: Sequence[ResultRow], confirmed: Sequence[Run]) -> Markup:
         parts.append(element("p", f"Confirmation runs without an evaluation yet: {waiting}.", class_="note"))
     parts.append(element("p", _link("results.csv", "CSV"), class_="note"))
     return element("section", *parts)
+
+
+def _problems(runs: Iterable[Run]) -> list[Markup]:
+    problems = [(run.key, run.not_evaluated) for run in runs if run.not_evaluated]
+    return [element("p", f"{key} was not evaluated: {problem}", class_="note") for key, problem in problems]
 
 
 def _results_table(protocol: Protocol, rows: Sequence[ResultRow]) -> Markup:
@@ -110,9 +114,17 @@ def _accuracy(row: ResultRow, stage: str) -> str:
     return element("strong", text) if stage in row.best else text
 
 
-def ladder(climbed: Sequence[RungResult], rows: Sequence[TrialRow]) -> Markup:
-    """What each rung found on held-out images and whom it kept, the trials that got highest first."""
-    methods = {row.trial: row.method for row in rows}
+def ladder(climbed: Sequence[RungResult], rows: Sequence[TrialRow], runs: Sequence[Run]) -> Markup:
+    """What each rung found on held-out images and whom it kept, the trials that got highest first, and whom none could
+    attack; empty where there is neither.
+    """
+    parts = _problems(run for run in runs if run.kind != "confirmation")
+    if climbed:
+        parts += _rungs(climbed, {row.trial: row.method for row in rows})
+    return element("section", element("h2", "Attacks on the finalists"), *parts) if parts else Markup()
+
+
+def _rungs(climbed: Sequence[RungResult], methods: Mapping[int, str]) -> list[Markup]:
     order = dict.fromkeys(trial for rung in reversed(climbed) for trial in rung.accuracies)
     header = ["Trial", "Method", *(f"{rung.label} [%]" for rung in climbed)]
 
@@ -122,12 +134,7 @@ def ladder(climbed: Sequence[RungResult], rows: Sequence[TrialRow]) -> Markup:
 
     body = [[str(trial), methods.get(trial, ""), *(cell(rung, trial) for rung in climbed)] for trial in order]
     note = "Robust accuracy on held-out images, means over seeds. Bold: kept for the next column, or for confirmation."
-    return element(
-        "section",
-        element("h2", "Attacks on the finalists"),
-        table(header, body, left=frozenset({1})),
-        element("p", note, class_="note"),
-    )
+    return [table(header, body, left=frozenset({1})), element("p", note, class_="note")]
 
 
 def _protocol_note(protocol: Protocol, *, ranked: bool) -> Markup:

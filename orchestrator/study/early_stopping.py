@@ -1,7 +1,8 @@
 """Decides for every trial, epoch by epoch, whether it stops; the journal keeps each decision and what it rests on.
 
 After a kill, decisions and comparisons come back from the journal, and epochs that no one judged are judged then, from
-the trial's records: no trial is decided twice or differently.
+the trial's records: no trial is decided twice or differently. Nor does it matter who computed a run: one that
+`search.reuse` takes over, or that is a twin of another, is judged epoch by epoch as if it had run here.
 """
 
 from __future__ import annotations
@@ -40,19 +41,19 @@ class EarlyStopping:
                 self._stops[event["key"]] = Stop(event["rule"], event["epoch"], event["reason"])
 
     def decide(self, key: str, experiment: Experiment, records: Sequence[EpochRecord]) -> Stop | None:
-        """Whether a trial stops, by its records (all from epoch 0 on); one that has run to its end does not."""
+        """Whether a trial stops, by its records (all from epoch 0 on), and after which of its epochs but the last."""
         if key in self._stops:
             return self._stops[key]
-        if len(records) >= experiment.epochs:
-            return None
-        for count in range(self._judged.get(key, 0) + 1, len(records) + 1):
+        # All of them may be on disk, of a group that ran ahead when the driver died; the last leaves nothing to stop.
+        newest = min(len(records), experiment.epochs - 1)
+        for count in range(self._judged.get(key, 0) + 1, newest + 1):
             seen = records[:count]
             stop = overfitting_stop(seen, experiment, self._rules) or self._compare(key, experiment, seen)
             if stop is not None:
                 self._journal.append("stopping", key=key, **asdict(stop))
                 self._stops[key] = stop
                 return stop
-        self._judged[key] = len(records)
+        self._judged[key] = newest
         return None
 
     def inherit(self, key: str, twin: str) -> None:

@@ -22,18 +22,29 @@ _SHOWN = 16
 _WIDE = 110  # columns
 
 
-@dataclass
+@dataclass(eq=False)
 class Row:
-    """One run as the table shows it."""
+    """One run as the table shows it.
+
+    `onset` is `collapsed at 9`, with a question mark where no second sign agrees, or nothing: drawn four times a
+    second, looked for once an epoch.
+    """
 
     name: str
     experiment: Experiment
     records: list[EpochRecord] = field(default_factory=list)
     state: str = "running"
+    onset: str = field(init=False)
 
-    @property
-    def onset(self) -> str:
-        """`collapsed at 9`, with a question mark where no second sign agrees; or nothing."""
+    def __post_init__(self) -> None:
+        self.onset = self._onset()
+
+    def add(self, record: EpochRecord) -> None:
+        """It has one epoch more."""
+        self.records.append(record)
+        self.onset = self._onset()
+
+    def _onset(self) -> str:
         complete = [record.epoch for record in self.records] == list(range(len(self.records)))
         found = onsets(self.records, self.experiment) if complete else []
         words = {"catastrophic": "collapsed", "robust": "overfits"}
@@ -47,6 +58,7 @@ class StudyView:
         self.console = console or Console(highlight=False)
         self._rows: dict[str, Row] = {}
         self._total = 0
+        self._ended: set[str] = set()  # runs, in this phase
         self._phase = ""
         self._began = time.monotonic()
         self._work_done = 0.0
@@ -71,8 +83,8 @@ class StudyView:
         return not self._phase
 
     def phase(self, text: str, *, runs: int = 0, epochs: int = 0) -> None:
-        """A new part of the study begins: what it does, how many runs and epochs it has."""
-        self._phase, self._total = text, runs
+        """A new part of the study begins: what it does, how many runs and epochs it is to bring to their end."""
+        self._phase, self._total, self._ended = text, runs, set()
         self._work_done, self._work_total, self._began = 0.0, float(epochs), time.monotonic()
         if self._live is None:
             self.say(text)
@@ -101,13 +113,14 @@ class StudyView:
         if row.records and record.epoch <= row.records[-1].epoch:
             return
         before = row.onset
-        row.records.append(record)
+        row.add(record)
         self._work_done += 1
         if self._live is None and row.onset != before:
             self.say(f"{key}  {row.onset}")
 
     def ended(self, key: str, state: str, reason: str = "") -> None:
         """A run has ended; `state` is complete, stopped, failed or interrupted."""
+        self._ended.add(key)
         row = self._rows.get(key)
         if row is None:
             # Decided before an interruption, told after it.
@@ -130,10 +143,9 @@ class StudyView:
 
     def _status(self) -> str:
         seconds = time.monotonic() - self._began
-        rows = list(self._rows.values())  # a copy: rich draws in a thread of its own, while runs are added
         parts = [self._phase, f"{seconds:.0f} s"]
         if self._total:
-            parts.insert(1, f"{sum(row.state != 'running' for row in rows)} of {len(rows)} runs ended")
+            parts.insert(1, f"{len(self._ended)} of {self._total} runs ended")
         if self._work_total and self._work_done:
             left = seconds / self._work_done * max(self._work_total - self._work_done, 0)
             parts.append(f"about {left:.0f} s left")
@@ -151,13 +163,14 @@ class StudyView:
         for title in ("clean", "PGD-10", "ΔE"):
             table.add_column(title, justify="right", no_wrap=True)
         table.add_column("")
-        rows = list(self._rows.values())
-        hidden = [row for row in rows[:-_SHOWN] if row.state != "running"]
-        if hidden and self._live is not None:
-            table.add_row(f"… {len(hidden)} more")
-        for row in rows:
-            if row in hidden and self._live is not None:
-                continue
+        rows = list(self._rows.values())  # a copy: rich draws in a thread of its own, while runs are added
+        shown = rows
+        if self._live is not None:
+            newest = len(rows) - _SHOWN
+            shown = [row for place, row in enumerate(rows) if place >= newest or row.state == "running"]
+        if len(shown) < len(rows):
+            table.add_row(f"… {len(rows) - len(shown)} more")
+        for row in shown:
             point = settings(row.experiment)
             style = {"failed": "red", "running": "bold"}.get(row.state, "")
             clean, robust, energy = _values(row)

@@ -30,14 +30,18 @@ def search(session: Session) -> None:
     searcher = StudySearcher(
         study, journal.storage_url, journal.identity, runs, session.view.say, lambda: interrupt.requested
     )
-    open_trials = study.trials - sum(run.state != "running" for run in trials(journal.runs()))
+    tried = trials(journal.runs())
+    open_trials = study.trials - sum(trial.state != "running" for trial in tried)
     if open_trials <= 0:
         return
+    # Of a trial that goes on some seeds may have ended.
+    ended = sum(run.state != "running" for trial in tried if trial.state == "running" for run in trial.over_seeds)
+    open_runs = open_trials * study.search.seeds - ended
     of_seeds = f" of {study.search.seeds} seeds" if study.search.seeds > 1 else ""
     session.view.phase(
         f"{open_trials} trials{of_seeds} on {session.capacity.concurrent_trials(study.resources)[0]} slots",
-        runs=study.trials * study.search.seeds,
-        epochs=open_trials * study.search.seeds * study.epochs,
+        runs=open_runs,
+        epochs=open_runs * study.epochs,
     )
     scheduler = None if study.search.stop == Stopping() else StopEarly(stopping)
     run_on_slots(session, searcher, study.resources, "resources", scheduler)

@@ -76,29 +76,29 @@ class Mirror:
         What fails keeps nothing else from being sent, unless the server is away: then whatever it raises is raised at
         once, else NotSent in the end.
         """
-        runs = self._journal.runs()
-        failures = self._attempt(self._steps(runs, ended=ended))
+        runs, events = self._journal.runs(), self._journal.events()
+        failures = self._attempt(self._steps(runs, events, ended=ended))
         self._failed = {what.partition(":")[0] for what in failures}
         if ended:
-            unfinished = any(run.state == "running" for run in runs)
-            interrupted = unfinished or self._journal.events()[-1]["event"] == "interrupted"
-            self._client.set_terminated(self._parent, "KILLED" if interrupted else "FINISHED")
+            self._client.set_terminated(self._parent, "FINISHED" if _is_finished(events) else "KILLED")
         if failures:
             what, first = next(iter(failures.items()))
             more = f" and {len(failures) - 1} more" if len(failures) > 1 else ""
             raise NotSent(f"{what}{more} not sent: {outage(first)}") from first
 
-    def _steps(self, runs: Sequence[Run], *, ended: bool) -> Iterator[tuple[str, Callable[[], None]]]:
+    def _steps(
+        self, runs: Sequence[Run], events: Sequence[Mapping[str, Any]], *, ended: bool
+    ) -> Iterator[tuple[str, Callable[[], None]]]:
         """What there is to send, by name; what has just failed comes after the other runs, for it may take long."""
         if not self._settings_sent:
             yield "the study's settings", self._send_settings
-        runs = sorted(runs, key=lambda run: run.key in self._failed)
+        runs, environments = sorted(runs, key=lambda run: run.key in self._failed), _environments(events)
         for run in runs:
-            yield run.key, partial(self._send_run, run)
+            yield run.key, partial(self._send_run, run, environments.get(run.key))
         for trial in trials(runs):
             if trial.over_seeds and trial.state != "running" and trial.trial not in self._spreads_sent:
                 yield f"{trial.key} over seeds", partial(self._send_spreads, trial)
-        rungs = [event for event in self._journal.events() if event["event"] == RUNG]
+        rungs = [event for event in events if event["event"] == RUNG]
         if rungs[self._rungs_sent :]:
             yield "the ladder", partial(self._send_rungs, rungs)
         # All runs are told before the first file, which a store may refuse or take long for.
@@ -146,11 +146,11 @@ class Mirror:
             self._client.log_artifact(self._parent, str(self._journal.folder / STUDY_FILE))
         self._settings_sent = True
 
-    def _send_run(self, run: Run) -> None:
+    def _send_run(self, run: Run, environment: Mapping[str, Any] | None) -> None:
         if run.key not in self._runs:
             identity, name = f"{self._journal.identity}/{run.key}", f"{run.key} {run.experiment.method.name}"
             tracked = self._find_or_create(identity, name, run.kind, {_PARENT_TAG: self._parent})
-            self._runs[run.key] = MirroredRun(self._client, tracked, run)
+            self._runs[run.key] = MirroredRun(self._client, tracked, run, environment)
         self._runs[run.key].update(run, self._study.resources)
 
     def _send_spreads(self, trial: Run) -> None:
@@ -174,10 +174,10 @@ class Mirror:
         """What a rung of the ladder found, with each trial that got there."""
         from mlflow.entities import Metric
 
-        fast = "_fast" if event["fast"] else ""
-        name = f"held_out/{event['attack'].replace(',', '_')}{fast}_accuracy"
+        # Two rungs may have one attack: a metric is of one protocol.
+        protocol = f"{event['attack'].replace(',', '_')}_n{event['samples']}{'_fast' if event['fast'] else ''}"
         for trial, accuracy in event["accuracies"]:
-            metric = Metric(name, accuracy, int(event["time"] * 1000), 0)
+            metric = Metric(f"held_out/{protocol}_accuracy", accuracy, int(event["time"] * 1000), 0)
             self._client.log_batch(self._runs[trial_key(trial)].run_id, metrics=[metric])
 
     def _send_report(self) -> None:
@@ -190,3 +190,22 @@ class Mirror:
                 self._client.log_artifact(self._parent, str(report))
             if figures.is_dir():
                 self._client.log_artifacts(self._parent, str(figures), figures.name)
+
+
+def _is_finished(events: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the last start of the study got to its end. Runs that nobody wants any more may be open for ever."""
+    states = ("started", "finished", "interrupted")
+    last = next((event["event"] for event in reversed(events) if event["event"] in states), None)
+    return last == "finished"
+
+
+def _environments(events: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any] | None]:
+    """With what each run began, by key: the environment of the start of the study that issued it first."""
+    found: dict[str, Mapping[str, Any] | None] = {}
+    environment = None
+    for event in events:
+        if event["event"] == "started":
+            environment = event["environment"]
+        elif event["event"] in ("proposed", "confirming"):
+            found.setdefault(event["key"], environment)
+    return found

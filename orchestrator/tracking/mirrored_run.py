@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.evaluation.protocols import checkpoint_folder
-from orchestrator.host.environment import environment
 from orchestrator.records.journal import EVALUATION_FILE
 from orchestrator.records.runs import Run
 from orchestrator.records.savings import epochs_saved, seconds_saved
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 
 _CLOSED_TAG = "orchestrator.closed"  # with how many records
 _EVALUATED_TAG = "orchestrator.evaluated"  # which evaluation is there, whole
+_PROBLEM_TAG = "not_evaluated"  # why the last evaluation failed; empty once one did not
 _BATCH = 1000
 _STATUS = {"complete": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 
@@ -36,11 +36,15 @@ _STATUS = {"complete": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 class MirroredRun:
     """Remembers what of one run the server has. `run_id` is the server's name for it.
 
+    `environment` is what it began with, which may be long ago and elsewhere; None where the journal does not say.
     Numbers and files are sent apart: an artifact store that refuses a large checkpoint keeps no run from its end.
     """
 
-    def __init__(self, client: MlflowClient, tracked: TrackedRun, run: Run) -> None:
+    def __init__(
+        self, client: MlflowClient, tracked: TrackedRun, run: Run, environment: Mapping[str, Any] | None
+    ) -> None:
         self._client = client
+        self._environment = environment
         self.run_id: str = tracked.info.run_id
         closed = _is_closed(run, tracked)
         self._start_sent = closed
@@ -49,6 +53,7 @@ class MirroredRun:
         self._closed = self._ending_sent
         known = run.evaluation is not None and tracked.data.tags.get(_EVALUATED_TAG) == _digest(run.evaluation)
         self._evaluation_sent = self._evaluation_uploaded = run.evaluation if known else None
+        self._problem_sent = tracked.data.tags.get(_PROBLEM_TAG, "")
         self._uploaded: set[tuple[str, object]] = set()  # names, each with the ending that it belongs to
 
     def update(self, run: Run, resources: Resources) -> None:
@@ -61,6 +66,9 @@ class MirroredRun:
         if run.evaluation is not None and run.evaluation is not self._evaluation_sent:
             self._send_evaluation(run, run.evaluation)
             self._evaluation_sent = run.evaluation
+        if run.not_evaluated != self._problem_sent:
+            self._client.set_tag(self.run_id, _PROBLEM_TAG, run.not_evaluated)
+            self._problem_sent = run.not_evaluated
         # Workers may end an epoch that they had begun when their trial was stopped.
         if run.state != "running" and self._ending_sent != _ending(run):
             self._send_ending(run, resources)
@@ -100,7 +108,8 @@ class MirroredRun:
 
     def _upload_start(self, run: Run) -> None:
         self._client.log_text(self.run_id, run.experiment.to_yaml(), "experiment.yaml")
-        self._client.log_text(self.run_id, json.dumps(environment(), indent=1), "environment.json")
+        if self._environment is not None:
+            self._client.log_text(self.run_id, json.dumps(self._environment, indent=1), "environment.json")
 
     def _upload_evaluation(self, run: Run, evaluation: Evaluation) -> None:
         with uploading():

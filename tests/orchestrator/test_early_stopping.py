@@ -97,6 +97,31 @@ def test_an_epoch_that_nobody_judged_before_the_kill_is_judged_afterwards(journa
     assert [event["event"] for event in journal.events()] == ["stopping"]
 
 
+@pytest.mark.parametrize("on_disk", [EPOCHS - 1, EPOCHS])
+def test_a_collapse_before_the_last_epoch_stops_a_run_whether_or_not_that_is_on_disk(
+    on_disk: int, journal: Journal, study: Study
+) -> None:
+    from orchestrator.study.early_stopping import EarlyStopping
+
+    made = records([0.5] * (EPOCHS - 2) + [0.01, 0.9])[:on_disk]
+    stopping = EarlyStopping(Stopping(catastrophic=True), journal)
+    stop = stopping.decide("trial-0000", study.experiment_for({"method.name": "fgsm"}), made)
+    assert stop is not None
+    assert (stop.rule, stop.epoch) == ("catastrophic", EPOCHS - 2)
+
+
+@pytest.mark.parametrize("on_disk", [EPOCHS - 1, EPOCHS])
+def test_a_run_that_fell_behind_before_its_last_epoch_is_pruned_whether_or_not_that_is_on_disk(
+    on_disk: int, journal: Journal, study: Study
+) -> None:
+    trials = Trials(journal, study, Stopping(prune=Pruning(rule="median", grace_epochs=EPOCHS - 1)))
+    for number in range(3):
+        assert trials.stopped_at(number, [0.5] * EPOCHS) is None
+    stop = trials.stopping.decide("trial-0003", study.experiment_for({}), records([0.3] * EPOCHS)[:on_disk])
+    assert stop is not None
+    assert (stop.rule, stop.epoch) == ("prune", EPOCHS - 2)
+
+
 def test_a_run_that_got_to_its_end_is_not_stopped(journal: Journal, study: Study) -> None:
     from orchestrator.study.early_stopping import EarlyStopping
 

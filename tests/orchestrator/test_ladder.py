@@ -102,7 +102,7 @@ def test_every_rung_attacks_those_that_are_left_and_is_climbed_once(journal: Jou
     client = MlflowClient(tracking_uri=uri)
     for number, accuracy in second.accuracies.items():
         (run,) = client.search_runs(["1"], f"tags.`{RUN_TAG}` = '{journal.identity}/{trial_key(number)}'")
-        assert run.data.metrics["held_out/margin-t_accuracy"] == accuracy
+        assert run.data.metrics["held_out/margin-t_n50_accuracy"] == accuracy
 
 
 def test_more_are_kept_where_more_are_to_be_confirmed_and_nobody_is_attacked_again(tmp_path: Path) -> None:

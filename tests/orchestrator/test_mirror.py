@@ -49,6 +49,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def journal(tmp_path: Path, trained: Path) -> Journal:
     """A study of one trial that has run all its epochs."""
     journal = Journal.create(tmp_path / "s", STUDY)
+    journal.append("started", pid=1, environment={"git_commit": "aaaa"})
     shutil.copytree(trained, journal.propose(0, {}, STUDY.experiment_for({})))
     return journal
 

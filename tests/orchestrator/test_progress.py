@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
 
+from orchestrator.host.interrupt import Interrupt
+from orchestrator.records.journal import Journal
+from orchestrator.records.runs import trial_key
+from orchestrator.study import progress
 from orchestrator.study.progress import StudyView
+from search_spaces.study import parse_study
 from tests.orchestrator.curves import records
 from tests.orchestrator.made_up import record
 from trainers.config import apply_values, parse
@@ -60,3 +68,73 @@ def test_a_collapse_that_no_second_sign_agrees_with_has_a_question_mark(energy: 
     view.restore("trial-0000", parse({}), records([0.4, 0.5, 0.5, 0.1], energy), "complete")
     view.console.print(view.table())
     assert output.getvalue().splitlines()[1].endswith(said)
+
+
+def live_view() -> StudyView:
+    return StudyView(Console(file=io.StringIO(), force_terminal=True, width=200, color_system=None))
+
+
+def test_a_live_table_shows_the_newest_and_those_that_run_and_looks_for_overfitting_once_an_epoch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks: list[int] = []
+    find = progress.onsets
+    monkeypatch.setattr(progress, "onsets", lambda records, of: looks.append(len(records)) or find(records, of))
+    view = live_view()
+    equal = parse({})
+    for number in range(40):
+        view.restore(f"trial-{number:04d}", equal, [record(0, None, 0.2)], "running" if number == 5 else "complete")
+    view.started("trial-0040", equal)
+    view.epoch("trial-0040", record(0, None, 0.2))
+    known = len(looks)
+    with view:
+        for _ in range(3):
+            first, *rest = view.table().columns[0].cells
+            assert (first, list(rest)) == ("… 24 more", ["trial-0005", *(f"trial-{n:04d}" for n in range(25, 41))])
+    assert len(looks) == known == 42
+    assert view.table().row_count == 41  # in the end all of them
+
+
+def test_rows_are_told_apart_by_their_place_and_not_by_what_is_in_them() -> None:
+    one, other = (progress.Row("a", parse({}), [record(0, None, 0.2)]) for _ in range(2))
+    assert one != other
+
+
+def test_runs_that_ended_are_counted_against_those_of_their_phase() -> None:
+    view = live_view()
+    for number in range(4):
+        view.restore(f"trial-{number:04d}", parse({}), [], "complete")
+    with view:
+        view.phase("100 trials", runs=100)
+        for number in range(4, 9):
+            view.started(f"trial-{number:04d}", parse({}))
+        for number in range(4, 7):
+            view.ended(f"trial-{number:04d}", "complete")
+        view.ended("trial-0009", "failed", "given up")  # it was never issued again
+        assert "  4 of 100 runs ended  " in view._status()
+        view.phase("confirming", runs=2)
+        view.started("0001-seed1", parse({}))
+        assert "  0 of 2 runs ended  " in view._status()
+        view.ended("0001-seed1", "complete")
+        assert "  1 of 2 runs ended  " in view._status()
+
+
+def test_a_search_that_goes_on_has_the_runs_that_have_not_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    from orchestrator.study import sweep
+    from orchestrator.study.session import Session
+
+    study = parse_study({"name": "s", "experiment": {"epochs": 3}, "search": {"trials": 4, "seeds": 2}})
+    journal = Journal.create(tmp_path / "s", study)
+    for number, seed in ((0, 0), (0, 1), (1, 0)):
+        experiment = study.experiment_for({"seed": seed})
+        journal.propose(number, {}, experiment, seed=seed, seeds=2, folder=journal.trial_folder(number, seed))
+        journal.ended(trial_key(number, seed), "complete", "", [0.9, 0.5])
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(sweep, "run_on_slots", lambda *_: None)
+    view: Any = SimpleNamespace(say=print, phase=lambda _text, **counts: told.update(counts))
+    capacity: Any = SimpleNamespace(concurrent_trials=lambda _: (2, ""))
+    sweep.search(Session(study, journal, capacity, view, Interrupt(print)))
+    assert told == {"runs": 5, "epochs": 15}

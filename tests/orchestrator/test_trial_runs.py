@@ -157,13 +157,18 @@ def test_without_being_asked_nothing_is_shared(tmp_path: Path) -> None:
     assert not (journal.folder / "prefixes").exists()
 
 
+def unstable(name: str, *points: dict[str, Any], **search: Any) -> dict[str, Any]:
+    """A study of runs that lose robust accuracy in some epoch, as it would stand in a file."""
+    raw = study(name, *points, search=search).to_raw()
+    raw["experiment"] = apply_values(raw["experiment"], {"evaluation.catastrophic.above_chance": 0})
+    raw["experiment"]["optimizer"]["learning_rate"] = 3.0
+    return raw
+
+
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Journal:
     """A trial that is stopped, the same run where nothing stops it, and the first one again."""
-    stopping = {"stop": {"catastrophic": True}}
-    raw = study("stopped", SAT | OFTEN, SAT | NEVER, search=stopping).to_raw()
-    raw["experiment"] = apply_values(raw["experiment"], {"evaluation.catastrophic.above_chance": 0})
-    raw["experiment"]["optimizer"]["learning_rate"] = 3.0
+    raw = unstable("stopped", SAT | OFTEN, SAT | NEVER, stop={"catastrophic": True})
     raw["space"]["data.download"] = [False, True]  # not in the digest: another point of the same run
     raw["search"]["start"] = [point | {"data.download": now} for point, now in (
         (SAT | OFTEN, False), (SAT | NEVER, False), (SAT | OFTEN, True),
@@ -219,6 +224,18 @@ def test_a_run_that_another_study_finished_is_taken_over_if_its_checkpoints_are_
 
     assert Beginnings(of, Journal.create(root / "two", of), of.resources).begin(first.experiment, root / "run") is None
     assert checkpoint.latest(root / "run") is None
+
+
+@pytest.mark.parametrize("count", ["best", "last"])
+def test_a_run_that_is_taken_over_is_judged_as_if_it_had_run_here(count: str, stopped: Journal, tmp_path: Path) -> None:
+    free = run_here(parse_study(unstable("free", SAT | NEVER, checkpoint=count)), tmp_path)
+    assert [(run.state, len(run.records)) for run in free.runs()] == [("complete", EPOCHS)]
+    rules = {"checkpoint": count, "stop": {"catastrophic": True}, "reuse": True}
+    (run,) = run_here(parse_study(unstable("judged", SAT | OFTEN, **rules)), tmp_path).runs()
+    first = stopped.runs()[0]
+    assert run.origin == Origin("study", "free/trials/0000", EPOCHS)
+    assert (run.state, run.stopped_after, run.reason) == ("stopped", first.stopped_after, first.reason)
+    assert run.objectives == (first.objectives if count == "best" else ())
 
 
 def test_a_run_that_went_on_with_other_resources_lends_nothing(tmp_path: Path) -> None:

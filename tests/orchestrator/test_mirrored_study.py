@@ -1,0 +1,127 @@
+"""What MLflow is told of a study that no epoch says: with what it ran, how it ended, what its ladder found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run as TrackedRun
+
+from orchestrator.host import environment
+from orchestrator.records.journal import Journal
+from orchestrator.records.runs import trial_key
+from orchestrator.report.page import write_report
+from orchestrator.tracking.mirror import sync
+from orchestrator.tracking.server import RUN_TAG
+from search_spaces.study import parse_study
+
+STUDY = parse_study({"name": "s", "experiment": {"evaluation": {"epsilon": 0.1}}})
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    """A study of two trials that have ended."""
+    journal = Journal.create(tmp_path / "s", STUDY)
+    start(journal, "aaaa")
+    for number in (0, 1):
+        propose(journal, number)
+        journal.ended(trial_key(number), "complete", "", [0.9, 0.5])
+    return journal
+
+
+def start(journal: Journal, commit: str) -> None:
+    journal.append("started", pid=1, environment={"git_commit": commit})
+
+
+def propose(journal: Journal, number: int) -> None:
+    journal.propose(number, {}, STUDY.experiment_for({"seed": number}), folder=journal.trial_folder(number))
+
+
+def tracked(uri: str, journal: Journal, key: str = "") -> tuple[MlflowClient, TrackedRun]:
+    """A run of the study, or its parent."""
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name(STUDY.tracking.experiment)
+    identity = f"{journal.identity}/{key}" if key else journal.identity
+    (run,) = client.search_runs([experiment.experiment_id], f"tags.`{RUN_TAG}` = '{identity}'")
+    return client, run
+
+
+def test_a_run_is_known_by_what_it_began_with_whoever_uploads_it(
+    uri: str, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "_git_commit", lambda: pytest.fail("of whoever uploads"))
+    start(journal, "bbbb")
+    propose(journal, 1)  # goes on
+    journal.confirm(0, 1, {}, STUDY.experiment_for({"seed": 7}))
+    sync(Journal(journal.folder), uri)
+    for key, commit in ((trial_key(0), "aaaa"), (trial_key(1), "aaaa"), ("0000-seed1", "bbbb")):
+        client, run = tracked(uri, journal, key)
+        file = client.download_artifacts(run.info.run_id, "environment.json")
+        assert f'"git_commit": "{commit}"' in Path(file).read_text()
+
+
+@pytest.mark.parametrize(
+    ("ends", "status"),
+    [
+        (("finished",), "FINISHED"),
+        (("interrupted",), "KILLED"),
+        ((), "KILLED"),
+        (("interrupted", "finished"), "FINISHED"),
+        (("finished", "interrupted"), "KILLED"),
+        (("finished", ""), "KILLED"),  # killed in its second start, without a word
+    ],
+)
+def test_the_last_start_of_a_study_says_how_it_ended(
+    ends: tuple[str, ...], status: str, uri: str, journal: Journal
+) -> None:
+    journal.confirm(0, 1, {}, STUDY.experiment_for({"seed": 7}))  # it is not wanted any more, so it never ends
+    for place, end in enumerate(ends):
+        if place:
+            start(journal, "bbbb")
+        if end:
+            journal.append(end)
+    journal.evaluated(trial_key(0), "")
+    sync(journal, uri)
+    assert tracked(uri, journal)[1].info.status == status
+
+
+def test_rungs_with_one_attack_have_a_metric_each(uri: str, journal: Journal) -> None:
+    for samples, fast, accuracy in ((128, False, 0.5), (1000, False, 0.41), (1000, True, 0.43)):
+        content = {"attack": "pgd20,cw", "samples": samples, "fast": fast, "kept": [0]}
+        journal.append("rung", **content, accuracies=[[0, accuracy], [1, 0.1]])
+    sync(journal, uri)
+    client, run = tracked(uri, journal, trial_key(0))
+    for name, accuracy in (("n128", 0.5), ("n1000", 0.41), ("n1000_fast", 0.43)):
+        history = client.get_metric_history(run.info.run_id, f"held_out/pgd20_cw_{name}_accuracy")
+        assert [entry.value for entry in history] == [accuracy]
+
+
+def test_a_finalist_that_could_not_be_attacked_is_named_with_the_reason_until_it_could(
+    uri: str, journal: Journal
+) -> None:
+    problem, key = "RuntimeError: out of memory <b>", trial_key(1)
+
+    def told() -> tuple[str, str]:
+        sync(Journal(journal.folder), uri)
+        tags = tracked(uri, journal, key)[1].data.tags
+        return tags.get("not_evaluated", ""), write_report(journal.folder).read_text()
+
+    assert told()[0] == ""
+    assert "Attacks on the finalists" not in told()[1]
+    journal.evaluated(key, problem)
+    tag, page = told()  # as an interruption of the rung leaves it
+    assert tag == problem
+    assert "Attacks on the finalists" in page
+    assert f"{key} was not evaluated: RuntimeError: out of memory &lt;b&gt;" in page
+    journal.append("rung", attack="pgd20", samples=9, fast=False, kept=[0], accuracies=[[0, 0.5]])
+    assert f"{key} was not evaluated: RuntimeError" in told()[1]
+    journal.evaluated(key, "")
+    tag, page = told()
+    assert (tag, "was not evaluated" in page) == ("", False)
+    assert "PGD-20, n = 9 [%]" in page
