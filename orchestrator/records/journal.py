@@ -3,7 +3,7 @@
 runs/NAME/
   study.yaml            the study as it was started last: trials, resources and tracking may change
   study.json            its identity
-  journal.jsonl         one event a line: proposed, compared, stopping, ended, confirming, evaluated, interrupted, …
+  journal.jsonl         what has happened, a line each; see `events`
   optuna.db             what the sampler knows
   trials/0003/          a run folder of `trainers.fit`: experiment.yaml, records.jsonl, checkpoints/
   trials/0003-seed1/    the same trial with the next seed, in a study of several
@@ -23,7 +23,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.records.runs import Run, begun, changes, confirmation_key, of_seed, trial_key
+from orchestrator.records.events import (
+    Confirming,
+    Ended,
+    Evaluated,
+    Event,
+    Issued,
+    Proposed,
+    Stopped,
+    from_line,
+    to_line,
+)
+from orchestrator.records.runs import Run, begun, changed, confirmation_key, of_seed, trial_key
 from orchestrator.records.storage import OPTUNA_FILE, storage_url
 from search_spaces.study import Study, parse_study
 from trainers.config import Experiment, by_path
@@ -49,11 +60,11 @@ class Journal:
         self.folder = folder.resolve() if ".." in folder.parts else folder.absolute()
         self._reading = threading.Lock()  # tracking reads in a thread of its own
         self._follower = Follower(self.folder / JOURNAL_FILE)
-        self._events: list[dict[str, Any]] = []
+        self._events: list[Event] = []
         self._runs: dict[str, Run] = {}
         self._records: dict[Path, RecordsFollower] = {}
         self._evaluations: dict[Path, tuple[_Version, Evaluation]] = {}
-        self._stopping: dict[str, Mapping[str, Any]] = {}  # the decision on a twin comes before it is issued
+        self._stopping: dict[str, Stopped] = {}  # the decision on a twin comes before it is issued
         self._told: dict[str, float] = {}  # when a run was last spoken of
         self._settled: set[str] = set()  # runs whose files are not looked at until they are spoken of again
 
@@ -142,11 +153,11 @@ class Journal:
         """Optuna's storage."""
         return storage_url(self.study(), self.folder)
 
-    def append(self, event: str, **content: Any) -> None:
+    def append(self, event: Event) -> None:
         """Write one event, durably."""
-        append_line(self.folder / JOURNAL_FILE, json.dumps({"event": event, "time": time.time(), **content}))
+        append_line(self.folder / JOURNAL_FILE, to_line(event))
 
-    def events(self) -> list[dict[str, Any]]:
+    def events(self) -> list[Event]:
         """All events, oldest first."""
         with self._reading:
             self._catch_up()
@@ -188,15 +199,16 @@ class Journal:
         """Record that a run of a trial was issued; returns its folder, which is another's if that one is its twin."""
         folder = folder or self.trial_folder(number, seed)
         self.append(
-            "proposed",
-            key=trial_key(number, seed),
-            kind="repeat" if seed else "trial",
-            trial=number,
-            seeds=seeds,
-            values=dict(values),
-            experiment=experiment.to_dict(),
-            folder=str(folder.relative_to(self.folder)),
-            origin=None if origin is None else asdict(origin),
+            Proposed(
+                key=trial_key(number, seed),
+                kind="repeat" if seed else "trial",
+                trial=number,
+                seeds=seeds,
+                values=dict(values),
+                experiment=experiment.to_dict(),
+                folder=str(folder.relative_to(self.folder)),
+                origin=None if origin is None else asdict(origin),
+            )
         )
         return folder
 
@@ -206,23 +218,24 @@ class Journal:
         """Record that a trial is trained again with another seed; returns the folder."""
         key = confirmation_key(trial, seed)
         self.append(
-            "confirming",
-            key=key,
-            trial=trial,
-            values=dict(values),
-            experiment=experiment.to_dict(),
-            folder=str(self.confirmation_folder(trial, seed).relative_to(self.folder)),
-            origin=None if origin is None else asdict(origin),
+            Confirming(
+                key=key,
+                trial=trial,
+                values=dict(values),
+                experiment=experiment.to_dict(),
+                folder=str(self.confirmation_folder(trial, seed).relative_to(self.folder)),
+                origin=None if origin is None else asdict(origin),
+            )
         )
         return self.confirmation_folder(trial, seed)
 
     def ended(self, key: str, state: str, reason: str, objectives: list[float] | None = None) -> None:
         """Record how a run ended."""
-        self.append("ended", key=key, state=state, reason=reason, objectives=objectives or [])
+        self.append(Ended(key=key, state=state, reason=reason, objectives=objectives or []))
 
     def evaluated(self, key: str, problem: str) -> None:
         """Record why a run could not be evaluated, or with an empty text that it has been."""
-        self.append("evaluated", key=key, problem=problem)
+        self.append(Evaluated(key=key, problem=problem))
 
     def runs(self) -> list[Run]:
         """Every run with its records and its evaluation: trials by number, their repeats, then confirmations."""
@@ -245,7 +258,7 @@ class Journal:
             if anew:
                 self._events, self._runs, self._stopping = [], {}, {}
             for line in lines:
-                event = json.loads(line)
+                event = from_line(line)
                 self._apply(event)
                 self._events.append(event)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -257,21 +270,19 @@ class Journal:
                 place, f"can't be read ({type(error).__name__}: {error}); mend that line, or restore the file"
             ) from error
 
-    def _apply(self, event: Mapping[str, Any]) -> None:
-        if event["event"] == "stopping":
-            self._stopping[event["key"]] = changes(event)
-        if event["event"] in ("proposed", "confirming"):
+    def _apply(self, event: Event) -> None:
+        if isinstance(event, Stopped):
+            self._stopping[event.key] = event
+        if isinstance(event, Issued):
             run = begun(event, self.folder)
-            run = replace(run, **self._stopping.get(run.key, {}))
-            self._runs[run.key] = run
-            key = run.key
-        elif event.get("key") in self._runs:
-            key = event["key"]
-            self._runs[key] = replace(self._runs[key], **changes(event))
+            stopping = self._stopping.get(event.key)
+            self._runs[event.key] = run if stopping is None else changed(run, stopping)
+        elif isinstance(event, (Stopped, Ended, Evaluated)) and event.key in self._runs:
+            self._runs[event.key] = changed(self._runs[event.key], event)
         else:
             return
-        self._told[key] = event["time"]
-        self._settled.discard(key)
+        self._told[event.key] = event.time
+        self._settled.discard(event.key)
 
     def _evaluation(self, folder: Path) -> Evaluation | None:
         file = folder / EVALUATION_FILE

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from orchestrator.records.events import Event, RungClimbed
 from trainers.catalog.attacks import attack_label
-
-RUNG = "rung"
 
 
 @dataclass(frozen=True)
@@ -27,13 +25,12 @@ class RungResult:
         return f"{attack_label(self.attack)}{' (fast)' if self.fast else ''}, n = {self.samples}"
 
 
-def climbed(events: Sequence[Mapping[str, Any]]) -> list[RungResult]:
+def climbed(events: Sequence[Event]) -> list[RungResult]:
     """Every rung that was climbed, in order; where more of the same trials were kept later, as it is then."""
     found: dict[tuple[object, ...], RungResult] = {}
     for event in events:
-        if event["event"] == RUNG:
-            attack, samples, fast = event["attack"], event["samples"], event["fast"]
-            accuracies = dict(map(tuple, event["accuracies"]))
-            rung = RungResult(attack, samples, fast, accuracies, tuple(event["kept"]))
-            found[attack, samples, fast, frozenset(accuracies)] = rung
+        if isinstance(event, RungClimbed):
+            accuracies = dict(event.accuracies)
+            rung = RungResult(event.attack, event.samples, event.fast, accuracies, tuple(event.kept))
+            found[event.attack, event.samples, event.fast, frozenset(accuracies)] = rung
     return list(found.values())

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from orchestrator.records.events import Ended, Evaluated, Issued, Proposed, Stopped
 from trainers.config import Experiment, parse
 from trainers.evaluation.result import Evaluation
 from trainers.origin import Origin
@@ -63,30 +64,27 @@ class Run:
         return self.state != "running" and time.time() > told + _LATE_SECONDS + _LATE_EPOCHS * longest
 
 
-def begun(event: Mapping[str, Any], folder: Path) -> Run:
-    """The run of a study in `folder` that an event says was issued, for the first time or again."""
-    origin = event.get("origin")
+def begun(event: Issued, folder: Path) -> Run:
+    """The run of a study in `folder` that was issued, for the first time or again."""
     return Run(
-        event.get("key") or trial_key(event["trial"]),  # journals of earlier versions name the trial alone
-        "confirmation" if event["event"] == "confirming" else event.get("kind", "trial"),
-        event["trial"],
-        event["values"],
-        parse(event["experiment"]),
-        folder / event["folder"],
-        origin=None if origin is None else Origin(**origin),
-        seeds=event.get("seeds", 1),
+        event.key,
+        event.kind if isinstance(event, Proposed) else "confirmation",
+        event.trial,
+        event.values,
+        parse(event.experiment),
+        folder / event.folder,
+        origin=None if event.origin is None else Origin(**event.origin),
+        seeds=event.seeds if isinstance(event, Proposed) else 1,
     )
 
 
-def changes(event: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a run that an event about it changes."""
-    if event["event"] == "stopping":
-        return {"stopped_by": event["rule"], "stopped_after": event["epoch"]}
-    if event["event"] == "evaluated":
-        return {"not_evaluated": event["problem"]}
-    if event["event"] == "ended":
-        return {"state": event["state"], "reason": event["reason"], "objectives": tuple(event["objectives"])}
-    return {}
+def changed(run: Run, event: Stopped | Ended | Evaluated) -> Run:
+    """The run after what has happened to it."""
+    if isinstance(event, Stopped):
+        return replace(run, stopped_by=event.rule, stopped_after=event.epoch)
+    if isinstance(event, Evaluated):
+        return replace(run, not_evaluated=event.problem)
+    return replace(run, state=event.state, reason=event.reason, objectives=tuple(event.objectives))
 
 
 def trial_key(number: int, seed: int = 0) -> str:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from orchestrator.records.events import Event
 from orchestrator.records.journal import STUDY_FILE
 from orchestrator.records.rungs import RungResult
 from orchestrator.records.runs import Run
@@ -38,7 +39,7 @@ _CITATIONS = (
 )
 
 
-def opening(study: Study, runs: Sequence[Run], events: Sequence[Mapping[str, Any]]) -> Markup:
+def opening(study: Study, runs: Sequence[Run], events: Sequence[Event]) -> Markup:
     """The title, what was run, and what came out."""
     return element(
         "header",

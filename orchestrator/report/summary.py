@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 from orchestrator.records.constraints import feasible, limits
+from orchestrator.records.events import Event
 from orchestrator.records.runs import Run
 from orchestrator.records.savings import savings
 from orchestrator.records.seeds import trials
@@ -28,7 +28,7 @@ from trainers.catalog.attacks import attack_label
 _STATES = ("complete", "stopped", "failed", "running")
 
 
-def what_was_run(study: Study, runs: Sequence[Run], events: Sequence[Mapping[str, Any]]) -> str:
+def what_was_run(study: Study, runs: Sequence[Run], events: Sequence[Event]) -> str:
     """Data, model, numbers of trials by state, seeds, when, and how long."""
     tried, confirmed = trials(runs), confirmations(runs)
     if not tried:
@@ -54,7 +54,7 @@ def what_was_run(study: Study, runs: Sequence[Run], events: Sequence[Mapping[str
             f"Trained again from other seeds: {_count({run.trial for run in confirmed}, 'configuration')} with seed "
             f"{seeds} ({_count(confirmed, 'run')}, {evaluated} evaluated on the test set)."
         )
-    times = [event["time"] for event in events] + [record.time for run in runs for record in run.records]
+    times = [event.time for event in events] + [record.time for run in runs for record in run.records]
     sentences.append(f"From {_moment(min(times))} to {_moment(max(times))} UTC")
     seconds = sum(record.metrics.get("epoch/seconds", 0.0) for run in runs for record in run.own_records)
     epochs = sum(len(run.own_records) for run in runs)

@@ -13,6 +13,7 @@ from ray import PlacementGroupID, tune
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from orchestrator.cluster.connection import HEAD_NODE
+from orchestrator.records.events import Joined
 from orchestrator.records.journal import Journal
 
 GROUP_FILE = "placement_group"
@@ -45,10 +46,10 @@ def release_left_over(journal: Journal) -> None:
     """
     (head,) = (node["NodeID"] for node in ray.nodes() if HEAD_NODE in node["Resources"])
     job = ray.get_runtime_context().get_job_id()
-    joined = [event for event in journal.events() if event["event"] == "joined"]
+    joined = [event for event in journal.events() if isinstance(event, Joined)]
     # Another cluster counts its jobs from the start again; its head has another id.
-    dead = {event["job"] for event in joined if event["cluster"] == head} - {job}
-    journal.append("joined", cluster=head, job=job)
+    dead = {event.job for event in joined if event.cluster == head} - {job}
+    journal.append(Joined(cluster=head, job=job))
     for group, entry in placement_group_table().items():
         # The id of a placement group ends with that of the job that made it.
         if entry["state"] != "REMOVED" and group[-len(job) :] in dead:

@@ -14,6 +14,7 @@ from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler
 
+from orchestrator.records.events import Compared, Stopped
 from orchestrator.records.journal import Journal
 from orchestrator.records.runs import trial_key, trial_number
 from orchestrator.study.search import DriverOnly
@@ -35,10 +36,10 @@ class EarlyStopping:
         # (group, epoch) -> robust accuracy by key, in the order in which trials got there
         self._compared: dict[tuple[str, int], dict[str, float]] = {}
         for event in journal.events():
-            if event["event"] == "compared":
-                self._compared.setdefault((event["group"], event["epoch"]), {})[event["key"]] = event["value"]
-            elif event["event"] == "stopping":
-                self._stops[event["key"]] = Stop(event["rule"], event["epoch"], event["reason"])
+            if isinstance(event, Compared):
+                self._compared.setdefault((event.group, event.epoch), {})[event.key] = event.value
+            elif isinstance(event, Stopped):
+                self._stops[event.key] = Stop(event.rule, event.epoch, event.reason)
 
     def decide(self, key: str, experiment: Experiment, records: Sequence[EpochRecord]) -> Stop | None:
         """Whether a trial stops, by its records (all from epoch 0 on), and after which of its epochs but the last."""
@@ -50,7 +51,7 @@ class EarlyStopping:
             seen = records[:count]
             stop = overfitting_stop(seen, experiment, self._rules) or self._compare(key, experiment, seen)
             if stop is not None:
-                self._journal.append("stopping", key=key, **asdict(stop))
+                self._journal.append(Stopped(key=key, **asdict(stop)))
                 self._stops[key] = stop
                 return stop
         self._judged[key] = newest
@@ -59,7 +60,7 @@ class EarlyStopping:
     def inherit(self, key: str, twin: str) -> None:
         """A trial is the same run as one that was stopped: so it is, in the same epoch for the same reason."""
         if key not in self._stops:
-            self._journal.append("stopping", key=key, **asdict(self._stops[twin]))
+            self._journal.append(Stopped(key=key, **asdict(self._stops[twin])))
             self._stops[key] = self._stops[twin]
 
     def _compare(self, key: str, experiment: Experiment, records: Sequence[EpochRecord]) -> Stop | None:
@@ -73,7 +74,7 @@ class EarlyStopping:
         place = records[-1].epoch
         arrived = self._compared.setdefault((group, place), {})
         if key not in arrived:
-            self._journal.append("compared", key=key, group=group, epoch=place, value=curve[-1])
+            self._journal.append(Compared(key=key, group=group, epoch=place, value=curve[-1]))
             arrived[key] = curve[-1]
         before = list(arrived)[: list(arrived).index(key)]
         return pruning_stop(pruning, method, curve, [arrived[other] for other in before])

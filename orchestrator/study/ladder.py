@@ -11,7 +11,8 @@ from dataclasses import replace
 from statistics import fmean
 
 from orchestrator.evaluation.protocols import protocol_for
-from orchestrator.records.rungs import RUNG, RungResult, climbed
+from orchestrator.records.events import RungClimbed
+from orchestrator.records.rungs import RungResult, climbed
 from orchestrator.records.runs import Run
 from orchestrator.study.evaluations import evaluate_on_ray
 from orchestrator.study.session import Session
@@ -38,10 +39,15 @@ def climb(session: Session, candidates: Sequence[Run]) -> list[Run]:
         # What was found stays, but more may be wanted now than it kept.
         found = replace(found, kept=tuple(found.accuracies)[: rung.keep])
         if found not in before:  # one that left out a trial is climbed again, perhaps for nothing
-            event = {
-                "attack": found.attack, "samples": found.samples, "fast": found.fast, "kept": list(found.kept),
-            }  # fmt: skip
-            session.journal.append(RUNG, **event, accuracies=list(found.accuracies.items()))
+            session.journal.append(
+                RungClimbed(
+                    attack=found.attack,
+                    samples=found.samples,
+                    fast=found.fast,
+                    accuracies=list(found.accuracies.items()),
+                    kept=found.kept,
+                )
+            )
         left = [next(run for run in left if run.trial == trial) for trial in found.kept]
     return left
 

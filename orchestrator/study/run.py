@@ -17,6 +17,7 @@ from orchestrator.cluster.joining import JOB_VARIABLE
 from orchestrator.exit_codes import INTERRUPTED, OK, SOME_FAILED
 from orchestrator.host.environment import environment
 from orchestrator.host.interrupt import Interrupt, Interrupted, listening
+from orchestrator.records import events
 from orchestrator.records.driver_lock import only_driver
 from orchestrator.records.journal import Journal
 from orchestrator.records.savings import savings
@@ -55,17 +56,17 @@ def run_study(
         at_work = False
         view = StudyView(console)
         with Tracker(journal, server.tracking_uri(study, journal.folder.parent), view.say, interrupt) as tracker:
-            journal.append("started", pid=os.getpid(), environment=environment())
+            journal.append(events.Started(pid=os.getpid(), environment=environment()))
             try:
                 with _on_ray(study, journal, address, view, interrupt, search=search) as session:
                     tracker.start()
                     at_work = True
                     interrupted = _run_phases(session, search=search)
-                journal.append("interrupted" if interrupted else "finished")
+                journal.append(events.Interrupted() if interrupted else events.Finished())
                 report = _write_report(journal)
             except BaseException as error:
                 with suppress(OSError):  # the disk may be full; nothing hangs on this line
-                    journal.append("interrupted")
+                    journal.append(events.Interrupted())
                 if isinstance(error, KeyboardInterrupt):
                     console.print(resume_line, soft_wrap=True, markup=False)  # typer ends on it without a word
                 elif at_work:

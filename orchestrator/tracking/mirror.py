@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.records.events import Event, Finished, Interrupted, Issued, RungClimbed, Started
 from orchestrator.records.journal import STUDY_FILE, Journal
-from orchestrator.records.rungs import RUNG
 from orchestrator.records.runs import Run, trial_key
 from orchestrator.records.seeds import spreads, trials
 from orchestrator.tracking.mirrored_run import MirroredRun, flatten
@@ -87,7 +87,7 @@ class Mirror:
             raise NotSent(f"{what}{more} not sent: {outage(first)}") from first
 
     def _steps(
-        self, runs: Sequence[Run], events: Sequence[Mapping[str, Any]], *, ended: bool
+        self, runs: Sequence[Run], events: Sequence[Event], *, ended: bool
     ) -> Iterator[tuple[str, Callable[[], None]]]:
         """What there is to send, by name; what has just failed comes after the other runs, for it may take long."""
         if not self._settings_sent:
@@ -98,7 +98,7 @@ class Mirror:
         for trial in trials(runs):
             if trial.over_seeds and trial.state != "running" and trial.trial not in self._spreads_sent:
                 yield f"{trial.key} over seeds", partial(self._send_spreads, trial)
-        rungs = [event for event in events if event["event"] == RUNG]
+        rungs = [event for event in events if isinstance(event, RungClimbed)]
         if rungs[self._rungs_sent :]:
             yield "the ladder", partial(self._send_rungs, rungs)
         # All runs are told before the first file, which a store may refuse or take long for.
@@ -165,19 +165,19 @@ class Mirror:
         self._client.log_batch(self._runs[trial.key].run_id, metrics=metrics)
         self._spreads_sent.add(trial.trial)
 
-    def _send_rungs(self, rungs: Sequence[Mapping[str, Any]]) -> None:
-        for event in rungs[self._rungs_sent :]:
-            self._send_rung(event)
+    def _send_rungs(self, rungs: Sequence[RungClimbed]) -> None:
+        for rung in rungs[self._rungs_sent :]:
+            self._send_rung(rung)
             self._rungs_sent += 1
 
-    def _send_rung(self, event: Mapping[str, Any]) -> None:
+    def _send_rung(self, rung: RungClimbed) -> None:
         """What a rung of the ladder found, with each trial that got there."""
         from mlflow.entities import Metric
 
         # Two rungs may have one attack: a metric is of one protocol.
-        protocol = f"{event['attack'].replace(',', '_')}_n{event['samples']}{'_fast' if event['fast'] else ''}"
-        for trial, accuracy in event["accuracies"]:
-            metric = Metric(f"held_out/{protocol}_accuracy", accuracy, int(event["time"] * 1000), 0)
+        protocol = f"{rung.attack.replace(',', '_')}_n{rung.samples}{'_fast' if rung.fast else ''}"
+        for trial, accuracy in rung.accuracies:
+            metric = Metric(f"held_out/{protocol}_accuracy", accuracy, int(rung.time * 1000), 0)
             self._client.log_batch(self._runs[trial_key(trial)].run_id, metrics=[metric])
 
     def _send_report(self) -> None:
@@ -192,20 +192,20 @@ class Mirror:
                 self._client.log_artifacts(self._parent, str(figures), figures.name)
 
 
-def _is_finished(events: Sequence[Mapping[str, Any]]) -> bool:
+def _is_finished(events: Sequence[Event]) -> bool:
     """Whether the last start of the study got to its end. Runs that nobody wants any more may be open for ever."""
-    states = ("started", "finished", "interrupted")
-    last = next((event["event"] for event in reversed(events) if event["event"] in states), None)
-    return last == "finished"
+    states = (Started, Finished, Interrupted)
+    last = next((event for event in reversed(events) if isinstance(event, states)), None)
+    return isinstance(last, Finished)
 
 
-def _environments(events: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any] | None]:
+def _environments(events: Sequence[Event]) -> dict[str, Mapping[str, Any] | None]:
     """With what each run began, by key: the environment of the start of the study that issued it first."""
     found: dict[str, Mapping[str, Any] | None] = {}
     environment = None
     for event in events:
-        if event["event"] == "started":
-            environment = event["environment"]
-        elif event["event"] in ("proposed", "confirming"):
-            found.setdefault(event["key"], environment)
+        if isinstance(event, Started):
+            environment = event.environment
+        elif isinstance(event, Issued):
+            found.setdefault(event.key, environment)
     return found

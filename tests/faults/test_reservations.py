@@ -12,6 +12,7 @@ import ray
 from ray.util.placement_group import placement_group, placement_group_table
 
 from orchestrator.cluster import connection
+from orchestrator.records.events import Joined
 from orchestrator.records.journal import Journal
 from orchestrator.slots.reservations import release_left_over
 
@@ -42,10 +43,10 @@ def test_what_earlier_drivers_of_the_study_reserved_is_removed_and_others_stay(t
         ray.get(own.ready())
         release_left_over(journal)
         (joined,) = journal.events()
-        assert joined["job"] == ray.get_runtime_context().get_job_id()
+        assert joined.job == ray.get_runtime_context().get_job_id()
         (ours, left), (_, foreign) = killed_driver(), killed_driver()
-        journal.append("joined", cluster=joined["cluster"], job=ours)
-        journal.append("joined", cluster="another cluster", job=foreign[-8:])
+        journal.append(Joined(cluster=joined.cluster, job=ours))
+        journal.append(Joined(cluster="another cluster", job=foreign[-8:]))
         release_left_over(journal)
         states = {group: entry["state"] for group, entry in placement_group_table().items()}
         assert states == {own.id.hex(): "CREATED", left: "REMOVED", foreign: "CREATED"}

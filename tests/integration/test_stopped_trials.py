@@ -14,6 +14,7 @@ import yaml
 from mlflow import MlflowClient
 from rich.console import Console
 
+from orchestrator.records import events
 from orchestrator.records.journal import Journal
 from orchestrator.records.runs import Run
 from orchestrator.tracking.server import RUN_TAG
@@ -78,7 +79,7 @@ class Stopped:
         self.folder = folder
         self.journal = Journal.open(folder / "runs" / "tiny")
         self.trials = self.journal.runs()
-        self.decisions = [event for event in self.journal.events() if event["event"] == "stopping"]
+        self.decisions = [event for event in self.journal.events() if isinstance(event, events.Stopped)]
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_a_stopped_trial_is_no_failure(study: Stopped) -> None:
 
 
 def test_trials_end_in_the_epoch_of_the_onset_and_resuming_changes_no_decision(study: Stopped) -> None:
-    assert [(event["key"], event["epoch"]) for event in study.decisions] == [
+    assert [(event.key, event.epoch) for event in study.decisions] == [
         (trial.key, onset(trial)) for trial in (study.trials[0], study.trials[2])
     ]
     for trial in (study.trials[0], study.trials[2]):
@@ -108,7 +109,7 @@ def test_optuna_knows_stopped_trials_as_pruned_and_the_first_was_not_issued_agai
     stored = optuna.load_study(study_name="tiny", storage=study.journal.storage_url)
     assert [trial.state.name for trial in stored.trials] == ["PRUNED", "COMPLETE", "PRUNED"]
     assert [trial.user_attrs["attempts"] for trial in stored.trials] == [1, 1, 1]
-    assert stored.trials[0].user_attrs["reason"] == study.trials[0].reason == study.decisions[0]["reason"]
+    assert stored.trials[0].user_attrs["reason"] == study.trials[0].reason == study.decisions[0].reason
 
 
 def test_the_best_checkpoint_is_an_epoch_before_the_onset_and_counts(study: Stopped) -> None:

@@ -72,6 +72,6 @@ def test_a_confirmation_whose_processes_die_comes_again_as_long_as_it_gets_on(tm
     assert jobs.suggest("last") == job
     jobs.on_trial_complete("last", error=True)
     (ended,) = session.journal.events()
-    assert (ended["key"], ended["state"]) == ("0000-seed1", "failed")
+    assert (ended.key, ended.state) == ("0000-seed1", "failed")
     assert jobs.suggest("none") == Searcher.FINISHED
     session.interrupt.check()

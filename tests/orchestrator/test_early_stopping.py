@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.records.events import Compared, Stopped
 from orchestrator.records.journal import Journal
 from orchestrator.records.runs import trial_key
 from orchestrator.records.savings import savings
@@ -56,7 +57,7 @@ def test_trials_are_compared_within_their_method_only(journal: Journal, study: S
         assert trials.stopped_at(number, [0.5, 0.6 + number / 10, 0.8], "sat") is None
     assert trials.stopped_at(3, [0.1, 0.1, 0.1], "fgsm") is None  # the first of its method
     assert trials.stopped_at(4, [0.1, 0.2, 0.2], "sat") == 1
-    groups = {(event["group"], event["epoch"]) for event in journal.events() if event["event"] == "compared"}
+    groups = {(event.group, event.epoch) for event in journal.events() if isinstance(event, Compared)}
     assert groups == {("sat, bracket 0", 1), ("fgsm, bracket 0", 1)}
 
 
@@ -94,7 +95,7 @@ def test_an_epoch_that_nobody_judged_before_the_kill_is_judged_afterwards(journa
     assert (stop.rule, stop.epoch) == ("catastrophic", 2)
     again = EarlyStopping(Stopping(catastrophic=True), journal)
     assert again.decide("trial-0000", experiment, records([*COLLAPSE, 0.9, 0.9, 0.9, 0.9])) == stop
-    assert [event["event"] for event in journal.events()] == ["stopping"]
+    assert [type(event) for event in journal.events()] == [Stopped]
 
 
 @pytest.mark.parametrize("on_disk", [EPOCHS - 1, EPOCHS])
@@ -161,7 +162,7 @@ def test_savings_are_the_epochs_not_run_at_the_trials_own_pace(journal: Journal,
             append_record(folder, record)
     journal.ended("trial-0000", "complete", "", [0.9, 0.5])
     for number in (1, 2):
-        journal.append("stopping", key=trial_key(number), rule="catastrophic", epoch=2, reason="")
+        journal.append(Stopped(key=trial_key(number), rule="catastrophic", epoch=2, reason=""))
         journal.ended(trial_key(number), "stopped", "because")
     # Epochs took 2, 3, 4, … seconds: medians 3 and 4; 5 and 3 epochs were not run, on two workers of two CPUs.
     two = study.model_copy(update={"resources": Resources(workers=2, cpus_per_worker=2)})

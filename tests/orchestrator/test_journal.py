@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections.abc import Callable
@@ -10,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.records import events
+from orchestrator.records.events import Ended, Proposed
 from orchestrator.records.journal import EVALUATION_FILE, JOURNAL_FILE, Journal
 from orchestrator.records.runs import Run, trial_key
 from search_spaces.study import Study, parse_study
 from trainers.config import apply_values, parse
 from trainers.evaluation.result import Evaluation, Flags, Protocol
 from trainers.problems import InvalidInput
-from trainers.records import RECORDS_FILE, EpochRecord, append_line, append_record
+from trainers.records import RECORDS_FILE, EpochRecord, append_record
 
 STUDY = parse_study({"name": "s", "experiment": {"evaluation": {"epsilon": 0.1}}})
 METRICS = {f"val/quantity{i}": i / 7 for i in range(40)}
@@ -59,7 +60,8 @@ def test_a_step_of_a_study_of_200_trials_reads_only_what_is_new(tmp_path: Path) 
         folder.mkdir(parents=True)
         (folder / RECORDS_FILE).write_text(lines)
         where = str(folder.relative_to(journal.folder))
-        journal.append("proposed", trial=number, values={}, experiment=experiment, folder=where)
+        issued = {"values": {}, "experiment": experiment, "folder": where, "origin": None}
+        journal.append(Proposed(key=trial_key(number), trial=number, kind="trial", seeds=1, **issued))
     on_disk = 200 * len(lines)
     assert bytes_read(journal.runs) > on_disk
     assert bytes_read(journal.runs) == 0
@@ -170,8 +172,8 @@ def test_the_files_of_a_run_that_ended_some_time_ago_are_not_looked_at_until_it_
     for number, ago in enumerate((0.0, 3600.0)):
         folder = propose(journal, number)
         append_record(folder, record(0))
-        end = {"event": "ended", "time": time.time() - ago, "state": "stopped", "reason": "", "objectives": []}
-        append_line(journal.folder / JOURNAL_FILE, json.dumps({**end, "key": trial_key(number)}))
+        end = {"state": "stopped", "reason": "", "objectives": []}
+        journal.append(Ended(time=time.time() - ago, key=trial_key(number), **end))
 
     def epochs() -> list[int]:
         return [len(run.records) for run in journal.runs()]
@@ -299,3 +301,24 @@ def test_an_identity_that_is_lost_is_named_with_its_file(content: str | None, tm
     file.unlink() if content is None else file.write_text(content)
     with pytest.raises(InvalidInput, match=r"study\.json: can't be read"):
         _ = journal.identity
+
+
+def test_every_event_comes_back_as_it_was_written() -> None:
+    issued = {"key": "trial-0000", "trial": 0, "values": {"method.name": "sat"}, "experiment": {}, "folder": "t/0"}
+    written = [
+        events.Started(pid=1, environment={"git_commit": "aaaa"}),
+        events.Joined(cluster="head", job="01000000"),
+        events.Interrupted(),
+        events.Finished(time=3.5),
+        events.Proposed(
+            **issued, origin={"kind": "prefix", "source": "trial-0001", "epochs": 3}, kind="trial", seeds=2
+        ),
+        events.Confirming(**issued, origin=None),
+        events.Compared(key="trial-0000", group="sat, bracket 0", epoch=3, value=0.25),
+        events.Stopped(key="trial-0000", rule="prune", epoch=3, reason="behind"),
+        events.Ended(key="trial-0000", state="stopped", reason="behind", objectives=[0.5]),
+        events.Evaluated(key="trial-0000", problem=""),
+        events.RungClimbed(attack="cw", samples=9, fast=True, accuracies=[[0, 0.5]], kept=[0]),
+    ]
+    assert {type(event) for event in written} == set(events.EVENTS.values())
+    assert [events.from_line(events.to_line(event)) for event in written] == written

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from orchestrator.cluster import connection
 from orchestrator.host.interrupt import Interrupt
+from orchestrator.records.events import RungClimbed
 from orchestrator.records.journal import Journal
 from orchestrator.records.rungs import RungResult, climbed
 from orchestrator.records.runs import trial_key
@@ -48,8 +50,8 @@ def test_the_most_robust_are_kept_and_of_equals_the_first_in_the_order_of_the_se
 
 
 def test_a_rung_that_kept_more_later_is_one_rung() -> None:
-    event = {"event": "rung", "attack": "cw", "samples": 9, "fast": False, "accuracies": [[3, 0.5], [1, 0.4]]}
-    found = climbed([event | {"kept": [3]}, event | {"attack": "pgd20", "kept": [3]}, event | {"kept": [3, 1]}])
+    event = RungClimbed(attack="cw", samples=9, fast=False, accuracies=[(3, 0.5), (1, 0.4)], kept=[3])
+    found = climbed([event, replace(event, attack="pgd20"), replace(event, kept=[3, 1])])
     assert [(rung.attack, rung.kept) for rung in found] == [("cw", (3, 1)), ("pgd20", (3,))]
 
 
@@ -111,14 +113,14 @@ def test_more_are_kept_where_more_are_to_be_confirmed_and_nobody_is_attacked_aga
         experiment = STUDY.experiment_for({"attack.epsilon": 0.05}).model_copy(update={"seed": number})
         journal.propose(number, {}, experiment)
         journal.ended(trial_key(number), "complete", "", [0.5, 0.5])
-    found = {"attack": "pgd20", "samples": 30, "fast": True, "accuracies": [[2, 0.4], [0, 0.3], [3, 0.2], [1, 0.1]]}
-    journal.append("rung", **found, kept=[2, 0])
+    accuracies = [(2, 0.4), (0, 0.3), (3, 0.2), (1, 0.1)]
+    journal.append(RungClimbed(attack="pgd20", samples=30, fast=True, accuracies=accuracies, kept=[2, 0]))
     more = STUDY.confirm.model_copy(update={"ladder": STUDY.confirm.ladder_for(3)})
     study = STUDY.model_copy(update={"confirm": more})
     session = Session(study, journal, None, StudyView(Console(quiet=True)), Interrupt(print))  # type: ignore[arg-type]
     for _ in range(2):
         assert [run.trial for run in climb(session, trials(journal.runs()))] == [2, 0, 3]
-    assert [event["kept"] for event in journal.events() if event["event"] == "rung"] == [[2, 0], [2, 0, 3]]
+    assert [event.kept for event in journal.events() if isinstance(event, RungClimbed)] == [[2, 0], [2, 0, 3]]
 
 
 def test_the_ladder_of_more_finalists_keeps_as_many_and_has_no_rung_for_nothing() -> None:

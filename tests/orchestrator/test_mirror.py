@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from orchestrator.records.events import Started
 from orchestrator.records.journal import EVALUATION_FILE, Journal
 from orchestrator.records.runs import trial_key
 from orchestrator.tracking.mirror import Mirror, NotSent
@@ -49,7 +50,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def journal(tmp_path: Path, trained: Path) -> Journal:
     """A study of one trial that has run all its epochs."""
     journal = Journal.create(tmp_path / "s", STUDY)
-    journal.append("started", pid=1, environment={"git_commit": "aaaa"})
+    journal.append(Started(pid=1, environment={"git_commit": "aaaa"}))
     shutil.copytree(trained, journal.propose(0, {}, STUDY.experiment_for({})))
     return journal
 

@@ -9,6 +9,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run as TrackedRun
 
 from orchestrator.host import environment
+from orchestrator.records import events
 from orchestrator.records.journal import Journal
 from orchestrator.records.runs import trial_key
 from orchestrator.report.page import write_report
@@ -36,7 +37,7 @@ def journal(tmp_path: Path) -> Journal:
 
 
 def start(journal: Journal, commit: str) -> None:
-    journal.append("started", pid=1, environment={"git_commit": commit})
+    journal.append(events.Started(pid=1, environment={"git_commit": commit}))
 
 
 def propose(journal: Journal, number: int) -> None:
@@ -69,23 +70,23 @@ def test_a_run_is_known_by_what_it_began_with_whoever_uploads_it(
 @pytest.mark.parametrize(
     ("ends", "status"),
     [
-        (("finished",), "FINISHED"),
-        (("interrupted",), "KILLED"),
-        ((), "KILLED"),
-        (("interrupted", "finished"), "FINISHED"),
-        (("finished", "interrupted"), "KILLED"),
-        (("finished", ""), "KILLED"),  # killed in its second start, without a word
+        ([events.Finished], "FINISHED"),
+        ([events.Interrupted], "KILLED"),
+        ([], "KILLED"),
+        ([events.Interrupted, events.Finished], "FINISHED"),
+        ([events.Finished, events.Interrupted], "KILLED"),
+        ([events.Finished, None], "KILLED"),  # killed in its second start, without a word
     ],
 )
 def test_the_last_start_of_a_study_says_how_it_ended(
-    ends: tuple[str, ...], status: str, uri: str, journal: Journal
+    ends: list[type[events.Event] | None], status: str, uri: str, journal: Journal
 ) -> None:
     journal.confirm(0, 1, {}, STUDY.experiment_for({"seed": 7}))  # it is not wanted any more, so it never ends
     for place, end in enumerate(ends):
         if place:
             start(journal, "bbbb")
-        if end:
-            journal.append(end)
+        if end is not None:
+            journal.append(end())
     journal.evaluated(trial_key(0), "")
     sync(journal, uri)
     assert tracked(uri, journal)[1].info.status == status
@@ -93,8 +94,8 @@ def test_the_last_start_of_a_study_says_how_it_ended(
 
 def test_rungs_with_one_attack_have_a_metric_each(uri: str, journal: Journal) -> None:
     for samples, fast, accuracy in ((128, False, 0.5), (1000, False, 0.41), (1000, True, 0.43)):
-        content = {"attack": "pgd20,cw", "samples": samples, "fast": fast, "kept": [0]}
-        journal.append("rung", **content, accuracies=[[0, accuracy], [1, 0.1]])
+        found = [(0, accuracy), (1, 0.1)]
+        journal.append(events.RungClimbed(attack="pgd20,cw", samples=samples, fast=fast, accuracies=found, kept=[0]))
     sync(journal, uri)
     client, run = tracked(uri, journal, trial_key(0))
     for name, accuracy in (("n128", 0.5), ("n1000", 0.41), ("n1000_fast", 0.43)):
@@ -119,7 +120,7 @@ def test_a_finalist_that_could_not_be_attacked_is_named_with_the_reason_until_it
     assert tag == problem
     assert "Attacks on the finalists" in page
     assert f"{key} was not evaluated: RuntimeError: out of memory &lt;b&gt;" in page
-    journal.append("rung", attack="pgd20", samples=9, fast=False, kept=[0], accuracies=[[0, 0.5]])
+    journal.append(events.RungClimbed(attack="pgd20", samples=9, fast=False, accuracies=[(0, 0.5)], kept=[0]))
     assert f"{key} was not evaluated: RuntimeError" in told()[1]
     journal.evaluated(key, "")
     tag, page = told()

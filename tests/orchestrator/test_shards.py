@@ -17,6 +17,7 @@ from orchestrator.cluster import connection
 from orchestrator.evaluation import shards
 from orchestrator.evaluation.protocols import protocol_for
 from orchestrator.host.interrupt import Interrupt
+from orchestrator.records.events import Evaluated
 from orchestrator.records.journal import Journal
 from orchestrator.records.rungs import climbed
 from orchestrator.records.runs import Run, confirmation_key, trial_key
@@ -106,7 +107,7 @@ def test_a_run_that_fails_is_left_out_with_its_reason_until_it_can_be_evaluated(
         confirm(session, anew=False)
         climb(replace(session, study=laddered), trials(journal.runs()))
         assert not any(run.not_evaluated for run in journal.runs())
-        told = [(event["key"], bool(event["problem"])) for event in journal.events() if event["event"] == "evaluated"]
+        told = [(event.key, bool(event.problem)) for event in journal.events() if isinstance(event, Evaluated)]
         assert [failed for key, failed in told if key == confirmation_key(1, 1)] == [True, False]
         assert [failed for key, failed in told if key == trial_key(0)] == [True, True, False]
         assert all(run.evaluation is not None for run in journal.runs() if run.kind == "confirmation")
