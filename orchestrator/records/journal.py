@@ -64,6 +64,7 @@ class Journal:
         self._runs: dict[str, Run] = {}
         self._records: dict[Path, RecordsFollower] = {}
         self._evaluations: dict[Path, tuple[_Version, Evaluation]] = {}
+        self._alike: dict[str, set[str]] = {}  # keys of the runs of trials, by the digest of their experiment
         self._stopping: dict[str, Stopped] = {}  # the decision on a twin comes before it is issued
         self._told: dict[str, float] = {}  # when a run was last spoken of
         self._settled: set[str] = set()  # runs whose files are not looked at until they are spoken of again
@@ -176,12 +177,12 @@ class Journal:
 
         Complete, or stopped under the same thresholds.
         """
-        for run in self.runs():
-            same = run.experiment.digest() == experiment.digest()
+        runs, alike = self.runs(), self._alike.get(experiment.digest(), set())
+        for run in runs:
             ended = run.state == "complete" or (
                 run.state == "stopped" and run.experiment.evaluation == experiment.evaluation
             )
-            if run.kind != "confirmation" and run.trial < number and same and ended:
+            if run.key in alike and run.trial < number and ended:
                 return run
         return None
 
@@ -256,7 +257,7 @@ class Journal:
         try:
             lines, anew = self._follower.read()
             if anew:
-                self._events, self._runs, self._stopping = [], {}, {}
+                self._forget()
             for line in lines:
                 event = from_line(line)
                 self._apply(event)
@@ -265,10 +266,13 @@ class Journal:
             place = f"{self.folder / JOURNAL_FILE}, event {len(self._events) + 1}"
             # Whoever reads next must meet it again, and not go on without what stands there.
             self._follower = Follower(self.folder / JOURNAL_FILE)
-            self._events, self._runs, self._stopping = [], {}, {}
+            self._forget()
             raise InvalidInput.single(
                 place, f"can't be read ({type(error).__name__}: {error}); mend that line, or restore the file"
             ) from error
+
+    def _forget(self) -> None:
+        self._events, self._runs, self._alike, self._stopping = [], {}, {}, {}
 
     def _apply(self, event: Event) -> None:
         if isinstance(event, Stopped):
@@ -277,6 +281,8 @@ class Journal:
             run = begun(event, self.folder)
             stopping = self._stopping.get(event.key)
             self._runs[event.key] = run if stopping is None else changed(run, stopping)
+            if run.kind != "confirmation":
+                self._alike.setdefault(run.experiment.digest(), set()).add(run.key)
         elif isinstance(event, (Stopped, Ended, Evaluated)) and event.key in self._runs:
             self._runs[event.key] = changed(self._runs[event.key], event)
         else:

@@ -7,6 +7,8 @@ its epochs were computed: one of two kinds lends nothing.
 from __future__ import annotations
 
 import json
+import os
+from contextlib import suppress
 from pathlib import Path
 
 from orchestrator.records.journal import IDENTITY_FILE, Journal
@@ -29,7 +31,8 @@ class Beginnings:
         self._folder = journal.folder
         self._hardware = hardware(resources)
         self._branching = branching_epochs(study.experiments)
-        self._digests: dict[Path, str] = {}
+        self._elsewhere: dict[str, list[Path]] = {}  # run folders of other studies, by digest
+        self._known: dict[Path, set[str]] = {}  # their names, by the folder that they are in
 
     def begin(self, experiment: Experiment, run_dir: Path) -> Origin | None:
         """Prepare the folder of a run that is about to be issued; returns where it began, if not at nothing.
@@ -63,16 +66,22 @@ class Beginnings:
 
     def _finished_elsewhere(self, digest: str) -> list[Path]:
         """Run folders of other studies under the same storage with this digest; they may still be unfinished."""
-        found = []
-        for file in sorted(self._folder.parent.glob("*/*/*/digest.json")):
-            folder, study = file.parent, file.parents[2]
-            if study == self._folder or not (study / IDENTITY_FILE).exists():
-                continue
-            if file not in self._digests:
-                self._digests[file] = json.loads(file.read_text())["digest"]
-            if self._digests[file] == digest and hardware_of(folder) == [self._hardware]:
-                found.append(folder)
-        return found
+        for study in self._folder.parent.iterdir():
+            if study != self._folder and (study / IDENTITY_FILE).exists():
+                self._look_at(study / "trials")
+                self._look_at(study / "confirm")
+        alike = sorted(self._elsewhere.get(digest, ()))
+        return [folder for folder in alike if hardware_of(folder) == [self._hardware]]
+
+    def _look_at(self, runs: Path) -> None:
+        """Take note of the runs in a folder that came since the last look: there may be thousands, on slow storage."""
+        known = self._known.setdefault(runs, set())
+        with suppress(FileNotFoundError):
+            for name in set(os.listdir(runs)) - known:
+                with suppress(FileNotFoundError, NotADirectoryError):  # it is about to begin: the next look sees it
+                    digest = json.loads((runs / name / "digest.json").read_text())["digest"]
+                    self._elsewhere.setdefault(digest, []).append(runs / name)
+                    known.add(name)
 
 
 def hardware_of(run_dir: Path) -> list[str]:

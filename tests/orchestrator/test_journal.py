@@ -14,7 +14,7 @@ from orchestrator.records.events import Ended, Proposed
 from orchestrator.records.journal import EVALUATION_FILE, JOURNAL_FILE, Journal
 from orchestrator.records.runs import Run, trial_key
 from search_spaces.study import Study, parse_study
-from trainers.config import apply_values, parse
+from trainers.config import Experiment, apply_values, parse
 from trainers.evaluation.result import Evaluation, Flags, Protocol
 from trainers.problems import InvalidInput
 from trainers.records import RECORDS_FILE, EpochRecord, append_record
@@ -144,6 +144,25 @@ def test_runs_are_in_the_order_of_their_numbers_and_a_twin_is_of_an_earlier_tria
         journal.ended(trial_key(number), "complete", "", [0.5])
     found = [journal.twin(number, experiment) for number in (9_998, 9_999, 10_001)]
     assert [run and run.key for run in found] == [None, "trial-9998", "trial-9998"]
+
+
+def test_a_twin_is_sought_without_a_look_at_the_runs_that_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal.create(tmp_path / "s", STUDY)
+    for number in range(5):
+        propose(journal, number)
+        journal.ended(trial_key(number), "complete", "", [0.5])
+    journal.confirm(0, 9, {}, STUDY.experiment_for({"seed": 9}))
+    journal.ended("0000-seed9", "complete", "")
+    journal.runs()
+    hashed: list[int] = []
+    digest = Experiment.digest
+    monkeypatch.setattr(Experiment, "digest", lambda of: hashed.append(of.seed) or digest(of))
+    found = [journal.twin(5, STUDY.experiment_for({"seed": seed})) for seed in (3, 7, 9)]
+    assert [run and run.key for run in found] == ["trial-0003", None, None]
+    assert hashed == [3, 7, 9]
+    assert journal.twin(3, STUDY.experiment_for({"seed": 3})) is None  # itself
 
 
 def evaluated(folder: Path, standing: tuple[bool, ...]) -> Evaluation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -224,6 +225,38 @@ def test_a_run_that_another_study_finished_is_taken_over_if_its_checkpoints_are_
 
     assert Beginnings(of, Journal.create(root / "two", of), of.resources).begin(first.experiment, root / "run") is None
     assert checkpoint.latest(root / "run") is None
+
+
+def test_of_runs_of_other_studies_only_the_new_ones_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from orchestrator.study.beginnings import Beginnings
+
+    def begun(number: int, digest: str) -> Path:
+        folder = tmp_path / "other" / "trials" / f"{number:04d}"
+        folder.mkdir(parents=True)
+        (folder / "hardware.json").write_text('["1-workers-cpu"]')
+        (folder / "digest.json").write_text(f'{{"digest": "{digest}"}}')
+        return folder
+
+    of = study("mine", SAT, search={"reuse": True})
+    beginnings = Beginnings(of, Journal.create(tmp_path / "mine", of), of.resources)
+    first = [begun(number, "a" if number % 10 else "b") for number in range(40)]
+    (tmp_path / "other" / "study.json").write_text("{}")
+    assert beginnings._finished_elsewhere("b") == first[::10]
+    touched: list[str] = []
+    stat, read = os.stat, Path.read_text
+    monkeypatch.setattr(os, "stat", lambda path, **how: touched.append(str(path)) or stat(path, **how))
+    monkeypatch.setattr(Path, "read_text", lambda path, *how: touched.append(str(path)) or read(path, *how))
+    late = tmp_path / "other" / "trials" / "0041"
+    late.mkdir()  # its digest is not there yet
+    added = begun(40, "b")
+    assert beginnings._finished_elsewhere("b") == [*first[::10], added]
+    assert not [path for path in touched for number in (1, 11, 39) if str(first[number]) in path]
+    (late / "digest.json").write_text('{"digest": "c"}')
+    (late / "hardware.json").write_text('["1-workers-cpu"]')
+    assert beginnings._finished_elsewhere("c") == [late]
+    assert beginnings._finished_elsewhere("d") == []
 
 
 @pytest.mark.parametrize("count", ["best", "last"])
