@@ -59,7 +59,7 @@ def margin_t(
         )
         found[standing] = attacked.images
         with torch.no_grad():
-            standing = standing[model(attacked.images).argmax(1) == labels[standing]]
+            standing = standing[~_fooled(model(attacked.images), labels[standing])]
     return found
 
 
@@ -84,11 +84,16 @@ def pgd_restarts(
         with torch.no_grad():
             logits = model(found)
         loss = F.cross_entropy(logits, labels[standing], reduction="none")
-        loss[logits.argmax(1) != labels[standing]] = torch.inf
+        loss[_fooled(logits, labels[standing])] = torch.inf
         better = loss > highest[standing]
         strongest[standing[better]] = found[better]
         highest[standing[better]] = loss[better]
     return strongest
+
+
+def _fooled(logits: Tensor, labels: Tensor) -> Tensor:
+    """Whether each answer [B] is wrong; one that is not finite is, as where the found points are judged."""
+    return (logits.argmax(1) != labels) | ~logits.isfinite().all(1)
 
 
 def _step_while_correct(
@@ -101,7 +106,7 @@ def _step_while_correct(
         points = current[rows].requires_grad_()
         logits = model(points)
         (gradient,) = torch.autograd.grad(F.cross_entropy(logits, labels[rows], reduction="sum"), points)
-        correct = logits.argmax(1) == labels[rows]
+        correct = ~_fooled(logits, labels[rows])
         rows = rows[correct]
         if not len(rows):
             break
