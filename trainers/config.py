@@ -218,6 +218,8 @@ class Experiment(Section):
             del content[how]
         for where in ("directory", "download"):
             del content["data"][where]
+        for section, field in (("attack", "epsilon"), ("attack", "step_size"), ("evaluation", "epsilon")):
+            content[section][field] = float(getattr(getattr(self, section), field))  # however it was written
         subset = content["data"].pop("subset")
         if subset is not None:
             if subset["sha256"] is None:

@@ -47,6 +47,24 @@ def test_a_fraction_stays_text_beside_its_float():
     assert parse({"attack": {"epsilon": "8 / 255"}}).digest() == parse({"attack": {"epsilon": "8/255"}}).digest()
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "spellings"),
+    [
+        ("fgsm_der", "method.regularizer.beta", (None, 100, 100.0)),
+        ("weat_adv", "method.beta", (6, 6.0)),
+        ("n_fgsm", "method.inner.noise_scale", (None, 2, 2.0)),
+        ("sat", "attack.step_size", (None, "2/255", 2 / 255)),
+        ("sat", "attack.epsilon", ("12/100", 0.12, "0.12")),
+        ("sat", "evaluation.epsilon", (1, 1.0, "1", "255/255")),
+    ],
+)
+def test_however_a_number_is_written_the_run_has_one_digest(method, path, spellings):
+    raw = {"method": method, "data": "cifar10"}
+    runs = [parse(raw if written is None else apply_values(raw, {path: written})) for written in spellings]
+    assert len({run.digest() for run in runs}) == 1
+    assert len({repr(run.identity()) for run in runs}) == 1
+
+
 @pytest.mark.parametrize(("text", "value"), [("8/255", 8 / 255), ("0.031", 0.031), (" 1 / 4", 0.25), ("1e-2", 0.01)])
 def test_pixels_are_read_from_fractions_and_decimals(text, value):
     assert pixels(text) == value
