@@ -12,6 +12,7 @@ from torch import Tensor
 from trainers import catalog, config
 from trainers.methods.outer import OuterLoss
 from trainers.methods.step_tensors import StepTensors
+from trainers.problems import InvalidInput
 
 
 @dataclass(frozen=True)
@@ -95,10 +96,19 @@ def objective(name: str, *, data: str = "cifar10", epsilon: float | str = "8/255
 
     Parameters are the fields of `method`: `beta` is the outer loss's, and `regularizer={"gamma": 0.2}` changes the
     regularizer's. Strengths that the papers choose by data set and training ε follow `data` and `epsilon`. Raises
-    InvalidInput for a name or a parameter that does not exist.
+    InvalidInput for a name or a parameter that does not exist, and for a method that also perturbs the weights: its
+    loss is no function of logits.
     """
     raw = {"data": data, "attack": {"epsilon": epsilon}, "method": {"name": name, **parameters}}
-    return build_objective(config.parse(raw).method)
+    method = config.parse(raw).method
+    if method.weight_perturbation is not None:
+        raise InvalidInput.single(
+            "method.weight_perturbation",
+            f"{method.weight_perturbation.name!r}: acts on the weights around a loss, which logits know nothing of; "
+            "take the loss with weight_perturbation=None, and in your loop awp and perturbed of "
+            "trainers.methods.weight_perturbation",
+        )
+    return build_objective(method)
 
 
 def build_objective(method: config.Method) -> Objective:
