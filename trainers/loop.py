@@ -161,10 +161,23 @@ def _tell(run_dir: Path, folder: Path, record: EpochRecord, recorded: Mapping[in
 def _claim(experiment: Experiment, run_dir: Path, resume: bool, writer: str) -> None:
     """Make the run folder this experiment's, and `writer` who writes into it. Raises InvalidInput if it may not be."""
     identity, digest = run_dir / _IDENTITY_FILE, experiment.digest()
-    held = json.loads(identity.read_text())["digest"] if identity.exists() else None
+    held = _held_digest(identity) if identity.exists() else None
     if held is not None and (held != digest or not resume):
         what = "another experiment" if held != digest else "this experiment already"
         raise InvalidInput.single(str(run_dir), f"holds {what} (digest {held}); choose another folder")
     write_whole(run_dir / EXPERIMENT_FILE, experiment.to_yaml())
-    write_whole(identity, json.dumps({"digest": digest}) + "\n")
+    if held is None:
+        write_whole(identity, json.dumps({"digest": digest}) + "\n")
     write_whole(run_dir / _WRITER_FILE, json.dumps({"writer": writer}) + "\n")
+
+
+def _held_digest(identity: Path) -> str:
+    """Of the experiment whose run a folder holds. Raises InvalidInput if the file does not say it."""
+    try:
+        return str(json.loads(identity.read_text())["digest"])
+    except (ValueError, KeyError, TypeError):
+        raise InvalidInput.single(
+            str(identity),
+            "is broken: it says whose run this folder holds; choose another folder, or remove the file if the run is "
+            f"that of {EXPERIMENT_FILE} beside it",
+        ) from None

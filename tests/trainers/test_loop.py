@@ -166,6 +166,16 @@ def test_a_folder_of_another_experiment_is_refused(stopped, experiment, splits, 
         next(fit(experiment({"seed": 7}), run_dir, ranks=alone, splits=splits))
 
 
+@pytest.mark.parametrize("text", ["", "[]", "{}"])
+def test_a_folder_that_does_not_say_what_it_holds_is_named(text, uninterrupted, stopped, splits, alone):
+    run_dir = stopped(1)
+    (run_dir / "digest.json").write_text(text)
+    with pytest.raises(InvalidInput, match=r"digest\.json: is broken.*remove the file"):
+        next(fit(uninterrupted[0], run_dir, ranks=alone, splits=splits))
+    (run_dir / "digest.json").unlink()
+    assert next(fit(uninterrupted[0], run_dir, ranks=alone, splits=splits)).epoch == 1
+
+
 def test_without_resuming_a_folder_in_use_is_refused(uninterrupted, stopped, splits, alone):
     with pytest.raises(InvalidInput, match="holds this experiment already"):
         next(fit(uninterrupted[0], stopped(1), ranks=alone, splits=splits, resume=False))
