@@ -22,6 +22,7 @@ from pydantic import (
 
 from trainers import catalog
 from trainers.filling import fill
+from trainers.notices import notices
 from trainers.pixels import PixelValue
 from trainers.problems import InvalidInput, Problem, explain
 from trainers.yaml_text import read_yaml
@@ -274,21 +275,7 @@ class Experiment(Section):
     @property
     def notices(self) -> list[str]:
         """What is allowed but worth knowing before it runs."""
-        notices = []
-        for slot, first in self.first_epochs.items():
-            if 0 < first >= self.epochs - 1:
-                choice = getattr(self.method, slot)
-                acts = "never acts" if first == self.epochs else "acts in the last epoch alone"
-                start = choice.parameters["start"]
-                notices.append(f"method.{slot}.start: {start:g} of {self.epochs} epochs: {choice.name} {acts}")
-        regularizer = self.method.regularizer
-        on_abnormal = regularizer is not None and regularizer.parameters.get("samples") == "abnormal"
-        if on_abnormal and self.method.inner.name == "pgd_kl":
-            notices.append(
-                "method.regularizer.samples: abnormal examples are defined by the cross-entropy, and the inner attack "
-                "pgd_kl raises another loss: expect many, without catastrophic overfitting; 'all' has no such problem"
-            )
-        return notices
+        return notices(self)
 
 
 def digest_of(content: Mapping[str, Any]) -> str:
