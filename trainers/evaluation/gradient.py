@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainers.attacks.linf import Adversarial, ascend, project, uniform_start
+from trainers.attacks.linf import Adversarial, ascend, bounds, uniform_start
 from trainers.attacks.pgd import pgd, pgd_kl, pgd_margin, pgd_targeted
 from trainers.randomness import Noise
 
@@ -100,7 +100,7 @@ def _step_while_correct(
     model: nn.Module, images: Tensor, labels: Tensor, start: Tensor, epsilon: float, steps: int
 ) -> Tensor:
     """Signed steps of ε/4 that raise the cross-entropy; rows that are misclassified stay where they are."""
-    current = start.clone()
+    current, (low, high) = start.clone(), bounds(images, epsilon)
     rows = torch.arange(len(images), device=images.device)
     for _ in range(steps):
         points = current[rows].requires_grad_()
@@ -111,7 +111,7 @@ def _step_while_correct(
         if not len(rows):
             break
         moved = points.detach()[correct] + epsilon / 4 * gradient[correct].sign()
-        current[rows] = project(moved, images[rows], epsilon)
+        current[rows] = torch.clamp(moved, low[rows], high[rows])
     return current
 
 
