@@ -55,6 +55,12 @@ class Ranks:
         """Mean over ranks of a detached statistic."""
         return self.sum(values.detach().clone()) / self.world_size
 
+    def minimum(self, values: Tensor) -> Tensor:
+        """The least over ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(values, dist.ReduceOp.MIN)
+        return values
+
     def concatenate(self, values: Tensor) -> Tensor:
         """Rows of all ranks in rank order; the ranks may hold different numbers of rows."""
         if self.world_size == 1:

@@ -23,7 +23,8 @@ from trainers.problems import InvalidInput
 from trainers.randomness import Noise, generator
 from trainers.ranks import Ranks
 from trainers.records import RECORDS_FILE, read_records
-from trainers.step import build_method, train_step
+from trainers.step import StepResult, build_method, train_step
+from trainers.totals import EpochTotals
 from trainers.whole_files import write_whole
 
 WORLD = 2
@@ -134,6 +135,11 @@ def work(rank, folder):
     except FileNotFoundError as error:
         found["refused"] = error.filename
     found["errors"] = [raised_by(partial(ranks.on_first, partial(fail, error))) for error in FAILURES]
+    totals = EpochTotals(ranks, ROWS, comparable=False)
+    for step in range(4):  # the second rank's third step is bad, and through the gradients all that follow it
+        loss = torch.nan if step >= 3 - rank else 1.0
+        totals.add(StepResult(torch.tensor(loss), *[torch.zeros(())] * 5))
+    found["diverged"] = raised_by(lambda: totals.metrics(0, None))
     found["on the first"] = ranks.on_first(lambda: rank)
     ranks.on_first(lambda: write_whole(folder / "broken" / RECORDS_FILE, "no record\n"))
     try:
@@ -233,6 +239,11 @@ def test_the_first_rank_writes_and_what_it_is_refused_every_rank_is_told(togethe
     assert [each["errors"] for each in found] == [["ZeroDivisionError: by zero", "RuntimeError: Local: code 7"]] * WORLD
     for each in found:  # and none waits for a first one that is gone
         assert each["no record"].startswith(f"{folder}/broken/records.jsonl: has a line that is no record")
+
+
+def test_every_rank_says_in_which_step_the_first_of_them_diverged(together):
+    for found in together[1]:
+        assert "not finite at epoch 1, step 3;" in found["diverged"]
 
 
 def test_the_threads_of_a_process_group_end_with_it(tmp_path):
