@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from trainers import catalog
 
 if TYPE_CHECKING:
-    from trainers.config import Experiment
+    from trainers.config import Choice, Experiment
 
 
 def notices(experiment: Experiment) -> list[str]:
     """One sentence each, beginning with the field that it is about."""
-    return [*_late_slots(experiment), *_abnormal_under_kl(experiment), *_unpublished_strengths(experiment)]
+    return [
+        *_late_slots(experiment),
+        *_abnormal_under_kl(experiment),
+        *_unpublished_strengths(experiment),
+        *_batch_norm_of_another_attack(experiment),
+    ]
 
 
 def _late_slots(experiment: Experiment) -> Iterator[str]:
@@ -46,3 +51,23 @@ def _unpublished_strengths(experiment: Experiment) -> Iterator[str]:
             f"method.regularizer: the strengths loss {published['loss']:g} and variation {published['variation']:g} of "
             f"aaer are published for ε = {levels}/255, the nearest to {epsilon.plain()}"
         )
+
+
+def _batch_norm_of_another_attack(experiment: Experiment) -> Iterator[str]:
+    """The mode belongs to the attack, and its default comes from the preset, whatever attack is put into it."""
+    inner, mode, name = experiment.method.inner, experiment.attack.batch_norm, experiment.method.name
+    published = {row.batch_norm for row in catalog.PRESETS.values() if _is_attack(inner, row.slot("inner") or {})}
+    if published and mode not in published and mode == catalog.PRESETS[name].batch_norm:
+        yield (
+            f"attack.batch_norm: {mode}, as {name} has it; methods with the inner attack {inner.name} have "
+            f"{' or '.join(sorted(published))}: where attacks are compared, set it for all of them"
+        )
+
+
+def _is_attack(inner: Choice, slot: Mapping[str, Any]) -> bool:
+    """Whether a preset's inner attack is this one, up to numbers: PGD from a Gaussian start is another than PGD."""
+    parameters = catalog.INNER[inner.name].parameters
+    named = {key: parameter.default for key, parameter in parameters.items() if parameter.choices is not None}
+    return slot.get("name") == inner.name and all(
+        slot.get(key, default) == inner.parameters[key] for key, default in named.items()
+    )

@@ -7,6 +7,7 @@ import math
 import pytest
 import yaml
 
+from trainers import catalog
 from trainers.config import apply_overrides, apply_values, parse
 from trainers.data.availability import check_available
 from trainers.pixels import PixelValue, pixels
@@ -277,6 +278,30 @@ def test_der_on_abnormal_examples_of_a_kl_attack_is_allowed_but_worth_a_notice()
     assert "abnormal examples are defined by the cross-entropy" in parse(raw).notices[0]
     for quiet in ("trades_der", "fgsm_rs_der", "aaer", "sat"):
         assert parse({"method": quiet}).notices == []
+
+
+@pytest.mark.parametrize(
+    ("method", "inner", "given", "noticed"),
+    [
+        ("sat", "pgd_kl", None, "train, as sat has it; methods with the inner attack pgd_kl have eval"),
+        ("trades", "fgsm_rs", None, "eval, as trades has it; methods with the inner attack fgsm_rs have train"),
+        ("trades", "pgd", None, "eval, as trades has it; methods with the inner attack pgd have train"),
+        ("sat", {"start": "gaussian"}, None, "train, as sat has it; methods with the inner attack pgd have eval"),
+        ("trades", {"name": "pgd", "start": "gaussian"}, None, None),
+        ("sat", "pgd_kl", "eval", None),
+        ("sat", "pgd_margin", None, None),
+        ("sat", "pgd", "eval", None),
+    ],
+)
+def test_a_batch_norm_mode_that_no_method_has_with_the_attack_is_worth_a_notice(method, inner, given, noticed):
+    attack = {} if given is None else {"batch_norm": given}
+    found = parse({"method": {"name": method, "inner": inner}, "attack": attack}).notices
+    assert [noticed in notice for notice in found] == ([] if noticed is None else [True])
+
+
+@pytest.mark.parametrize("name", catalog.PRESETS)
+def test_a_method_as_it_is_published_is_worth_no_notice(name):
+    assert parse({"method": name}).notices == []
 
 
 @pytest.mark.parametrize(
