@@ -256,8 +256,9 @@ class Experiment(Section):
         choices = (method.weighting, method.regularizer, method.weight_perturbation)
         optional = [None if choice is None else (choice.name, choice.parameters) for choice in choices]
         return catalog.training_passes(
-            method.inner.name, method.outer.name, optional, steps=attack.steps, batch_norm=attack.batch_norm
-        )
+            method.inner.name, (method.outer.name, method.outer.parameters), optional,
+            steps=attack.steps, batch_norm=attack.batch_norm,
+        )  # fmt: skip
 
     @property
     def first_epochs(self) -> dict[str, int]:

@@ -118,7 +118,7 @@ def build_objective(method: config.Method) -> Objective:
     outer = partial(entry.load(), **method.outer.parameters, **beta)
     weighting = None if method.weighting is None else _slot(catalog.WEIGHTING, method.weighting)
     regularizer = None if method.regularizer is None else _slot(catalog.REGULARIZER, method.regularizer)
-    return Objective(outer, entry.needs, weighting, regularizer)
+    return Objective(outer, entry.needed(method.outer.parameters), weighting, regularizer)
 
 
 def _slot(entries: Mapping[str, catalog.Entry], choice: config.Choice) -> Slot:
