@@ -192,16 +192,20 @@ class Experiment(Section):
     schedule: Choice
     epochs: int = Field(30, ge=1)
     keep_every: int | None = Field(
-        None, ge=1, description="keep the checkpoint of every so manyth epoch and of the first, beside the newest"
+        None, ge=1, description="keep the checkpoint of every Nth epoch and of the first, beside the newest"
     )
     evaluation: Evaluation
     precision: Precision = Field(
         "float32", description="of training and of attacks that measure it (tf32: where GPUs have it); float32 judges"
     )
     compile: bool = Field(
-        False, description="attack and update by torch.compile: a minute and more first, which long runs win back"
+        False,
+        description="attack and update by torch.compile: costs a minute or more at the start; pays off in long runs",
     )
-    synchronize_batch_norm: bool = Field(False, description="batch statistics of all workers, not of each")
+    synchronize_batch_norm: bool = Field(
+        False,
+        description="batch statistics of all workers, not of each, exchanged in every pass in train mode",
+    )
     seed: int = Field(0, ge=0)
 
     def to_dict(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ class Terms:
 
 
 @dataclass(frozen=True)
-class Slot:
+class BoundTerm:
     """A weighting or a regularizer, bound to its parameters: from which fraction of the run it acts, and on what."""
 
     function: Callable[[StepTensors], Tensor]
@@ -40,13 +40,13 @@ class Objective:
 
     outer: Callable[..., OuterLoss]
     outer_needs: frozenset[str]
-    weighting: Slot | None
-    regularizer: Slot | None
+    weighting: BoundTerm | None
+    regularizer: BoundTerm | None
 
     def needs(self, progress: float) -> frozenset[str]:
         """What must be given, beside adversarial logits and labels, at this fraction of the run."""
-        acting = (slot for slot in (self.weighting, self.regularizer) if slot is not None and progress >= slot.start)
-        return self.outer_needs.union(*(slot.needs for slot in acting))
+        acting = (term for term in (self.weighting, self.regularizer) if term is not None and progress >= term.start)
+        return self.outer_needs.union(*(term.needs for term in acting))
 
     def terms(self, step: StepTensors, progress: float = 1.0) -> Terms:
         """mean(weights · per-sample loss) + regularizer, in parts.
@@ -84,7 +84,11 @@ class Objective:
         noisy_gradient: Tensor | None = None,
         progress: float = 1.0,
     ) -> Tensor:
-        """The scalar loss of one batch; `progress` is the fraction of the run (what starts late needs it)."""
+        """The loss [] of one batch, of logits [B, K], labels [B] and, where a regularizer needs them, input gradients.
+
+        Those are [B, C, H, W]: of the cross-entropy at x, and at x + noise, the latter differentiable. `progress` is
+        the fraction of the run (what starts late needs it). Raises ValueError for something missing that a slot needs.
+        """
         step = StepTensors(
             adversarial_logits, labels, natural_logits, start_logits, natural_gradient, noisy_gradient
         )  # fmt: skip
@@ -116,12 +120,12 @@ def build_objective(method: config.Method) -> Objective:
     entry = catalog.OUTER[method.outer.name]
     beta = {} if method.beta is None else {"beta": method.beta}
     outer = partial(entry.load(), **method.outer.parameters, **beta)
-    weighting = None if method.weighting is None else _slot(catalog.WEIGHTING, method.weighting)
-    regularizer = None if method.regularizer is None else _slot(catalog.REGULARIZER, method.regularizer)
+    weighting = None if method.weighting is None else _bound(catalog.WEIGHTING, method.weighting)
+    regularizer = None if method.regularizer is None else _bound(catalog.REGULARIZER, method.regularizer)
     return Objective(outer, entry.needed(method.outer.parameters), weighting, regularizer)
 
 
-def _slot(entries: Mapping[str, catalog.Entry], choice: config.Choice) -> Slot:
+def _bound(entries: Mapping[str, catalog.Entry], choice: config.Choice) -> BoundTerm:
     entry, chosen = entries[choice.name], choice.parameters
     function = partial(entry.load(), **{name: chosen[name] for name in entry.parameters})
-    return Slot(function, entry.needed(chosen), float(chosen.get("start", 0.0)), chosen.get("applies_to", "all"))
+    return BoundTerm(function, entry.needed(chosen), float(chosen.get("start", 0.0)), chosen.get("applies_to", "all"))
