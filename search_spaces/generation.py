@@ -42,7 +42,9 @@ class Generation(Section):
     tolerance: float | None = Field(
         default=None, ge=0, description="of adaptive_stop, in standard deviations of that energy; default: 0.25"
     )
-    compile: bool = Field(default=False, description="the gradient, first: minutes, which thousands of images win back")
+    compile: bool = Field(
+        default=False, description="the gradient: costs minutes at the start; pays off for thousands of images"
+    )
     variance: float | None = Field(default=None, gt=0, le=1, description="share that PCA keeps; 0.99, local 0.95")
     spread: float | None = Field(default=None, ge=0, description="κ of PCA, in standard deviations; local 0.354")
     neighbors: int | None = Field(default=None, ge=2, description="images that local PCA looks at; default: 200")

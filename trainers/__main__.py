@@ -45,6 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     import torch.distributed as dist
 
     from trainers.loop import TakenOver, fit
+    from trainers.precision import precision_notices
     from trainers.ranks import Ranks
     from trainers.reporting import describe, on_device
     from trainers.totals import Diverged
@@ -59,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     ranks = Ranks.current()
     try:
         if ranks.is_first:
-            for notice in experiment.notices:
+            for notice in [*experiment.notices, *precision_notices(experiment.precision, ranks.device)]:
                 print(f"note: {notice}")
             work = f"{experiment.training_passes} passes per image {on_device(ranks.device)}"
             print(f"run folder {run_dir}, {work}", flush=True)

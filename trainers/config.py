@@ -22,6 +22,7 @@ from pydantic import (
 
 from trainers import catalog
 from trainers.filling import fill
+from trainers.notices import notices
 from trainers.pixels import PixelValue
 from trainers.problems import InvalidInput, Problem, explain
 from trainers.yaml_text import read_yaml
@@ -191,16 +192,20 @@ class Experiment(Section):
     schedule: Choice
     epochs: int = Field(30, ge=1)
     keep_every: int | None = Field(
-        None, ge=1, description="keep the checkpoint of every so manyth epoch and of the first, beside the newest"
+        None, ge=1, description="keep the checkpoint of every Nth epoch and of the first, beside the newest"
     )
     evaluation: Evaluation
     precision: Precision = Field(
         "float32", description="of training and of attacks that measure it (tf32: where GPUs have it); float32 judges"
     )
     compile: bool = Field(
-        False, description="attack and update by torch.compile: a minute and more first, which long runs win back"
+        False,
+        description="attack and update by torch.compile: costs a minute or more at the start; pays off in long runs",
     )
-    synchronize_batch_norm: bool = Field(False, description="batch statistics of all workers, not of each")
+    synchronize_batch_norm: bool = Field(
+        False,
+        description="batch statistics of all workers, not of each, exchanged in every pass in train mode",
+    )
     seed: int = Field(0, ge=0)
 
     def to_dict(self) -> dict[str, Any]:
@@ -218,6 +223,8 @@ class Experiment(Section):
             del content[how]
         for where in ("directory", "download"):
             del content["data"][where]
+        for section, field in (("attack", "epsilon"), ("attack", "step_size"), ("evaluation", "epsilon")):
+            content[section][field] = float(getattr(getattr(self, section), field))  # however it was written
         subset = content["data"].pop("subset")
         if subset is not None:
             if subset["sha256"] is None:
@@ -253,8 +260,9 @@ class Experiment(Section):
         choices = (method.weighting, method.regularizer, method.weight_perturbation)
         optional = [None if choice is None else (choice.name, choice.parameters) for choice in choices]
         return catalog.training_passes(
-            method.inner.name, method.outer.name, optional, steps=attack.steps, batch_norm=attack.batch_norm
-        )
+            method.inner.name, (method.outer.name, method.outer.parameters), optional,
+            steps=attack.steps, batch_norm=attack.batch_norm,
+        )  # fmt: skip
 
     @property
     def first_epochs(self) -> dict[str, int]:
@@ -272,21 +280,7 @@ class Experiment(Section):
     @property
     def notices(self) -> list[str]:
         """What is allowed but worth knowing before it runs."""
-        notices = []
-        for slot, first in self.first_epochs.items():
-            if 0 < first >= self.epochs - 1:
-                choice = getattr(self.method, slot)
-                acts = "never acts" if first == self.epochs else "acts in the last epoch alone"
-                start = choice.parameters["start"]
-                notices.append(f"method.{slot}.start: {start:g} of {self.epochs} epochs: {choice.name} {acts}")
-        regularizer = self.method.regularizer
-        on_abnormal = regularizer is not None and regularizer.parameters.get("samples") == "abnormal"
-        if on_abnormal and self.method.inner.name == "pgd_kl":
-            notices.append(
-                "method.regularizer.samples: abnormal examples are defined by the cross-entropy, and the inner attack "
-                "pgd_kl raises another loss: expect many, without catastrophic overfitting; 'all' has no such problem"
-            )
-        return notices
+        return notices(self)
 
 
 def digest_of(content: Mapping[str, Any]) -> str:

@@ -10,11 +10,11 @@ import json
 import math
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -34,7 +34,7 @@ from trainers.randomness import Noise, generator
 from trainers.ranks import Ranks
 from trainers.records import EpochRecord, append_record, read_records
 from trainers.schedules import learning_rates, momenta
-from trainers.step import build_method, train_step
+from trainers.step import TrainingMethod, build_method, train_step
 from trainers.totals import Diverged, EpochTotals
 from trainers.whole_files import write_whole
 
@@ -51,33 +51,17 @@ def fit(
 ) -> Iterator[EpochRecord]:
     """Train, yielding one record an epoch, equal on all ranks; continue from the newest whole checkpoint.
 
-    A run that is already finished says its last record again. `splits` saves loading the data when the caller has
-    them. Raises InvalidInput if `run_dir` holds another experiment, Diverged if the loss is not finite, TakenOver if
-    another process has begun to train this run: a node that was given up may still reach the storage.
+    A run that is already finished says its last record again, and needs no data for that. `splits` saves loading the
+    data when the caller has them. Raises InvalidInput if `run_dir` holds another experiment, Diverged if the loss is
+    not finite, TakenOver if another process has begun to train this run: a node that was given up may still reach the
+    storage.
     """
     writer = ranks.broadcast(uuid.uuid4().hex)
     ranks.on_first(partial(_claim, experiment, run_dir, resume, writer))
-    splits = splits if splits is not None else load_splits(experiment.data)
-    splits = replace(splits, train=splits.train.to(ranks.device), validation=splits.validation.to(ranks.device))
-    batches = TrainingBatches(splits.train, experiment, ranks)
-    measure = EpochMeasurement(experiment, splits, ranks)
-    checks = IterationChecks(experiment, splits, ranks)
-    networks = Networks(experiment, ranks)
-    settings = experiment.optimizer
-    optimizer = torch.optim.SGD(
-        networks.trained.parameters(),
-        lr=settings.learning_rate,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
     # What the first rank sees, on every rank: a shared file system may show them different things.
     start, recorded = ranks.on_first(partial(_found, run_dir)) if resume else (None, {})
     first_epoch = 0
     if start is not None:
-        state = start.training_state()
-        networks.restore(start, state)
-        optimizer.load_state_dict(state["optimizer"])
         # Told again: a crash may have come between the checkpoint and this.
         ranks.on_first(partial(_tell, run_dir, start.path, start.record, recorded))
         recorded[start.record.epoch] = start.record
@@ -86,38 +70,30 @@ def fit(
             yield start.record
             return
 
-    method = build_method(experiment)
-    steps = experiment.epochs * len(batches)
-    rates = learning_rates(experiment.schedule, settings.learning_rate, steps)
-    momentum = momenta(experiment.schedule, settings.momentum, settings.momentum_at_peak, steps)
-    warmup = experiment.attack.warmup_epochs * len(batches)
+    splits = splits if splits is not None else load_splits(experiment.data)
+    splits = replace(splits, train=splits.train.to(ranks.device), validation=splits.validation.to(ranks.device))
+    batches = TrainingBatches(splits.train, experiment, ranks)
+    measure = EpochMeasurement(experiment, splits, ranks)
+    checks = IterationChecks(experiment, splits, ranks)
+    networks = Networks(experiment, ranks)
+    optimizer = _optimizer(networks.trained, experiment)
+    if start is not None:
+        state = start.training_state()
+        networks.restore(start, state)
+        optimizer.load_state_dict(state["optimizer"])
+    method, settings = build_method(experiment), _step_settings(experiment, len(batches))
 
     for epoch in range(first_epoch, experiment.epochs):
         began = time.perf_counter()
-        networks.parallel.train()
-        rows, first = batches.rows
-        noise = Noise(generator(ranks.device, experiment.seed, "attack", epoch), rows, first)
-        progress = epoch / experiment.epochs
-        totals = EpochTotals(ranks, rows, comparable=method.reuses_start(progress))
-        with tf32(allowed=experiment.precision == "tf32"):
-            for step, (images, labels, attacked) in enumerate(batches.epoch(epoch), start=epoch * len(batches)):
-                optimizer.param_groups[0] |= {"lr": rates[step], "momentum": momentum[step]}
-                result = train_step(
-                    networks.parallel, method, optimizer,
-                    images.contiguous(memory_format=torch.channels_last), labels, noise, attacked=attacked,
-                    progress=progress, epsilon_scale=1.0 if step >= warmup else step / warmup,
-                    mean_over_ranks=ranks.mean,
-                )  # fmt: skip
-                networks.after_step()
-                totals.add(result)
-                checks.after_step(networks.kept, step % len(batches))
+        of_epoch = settings[epoch * len(batches) : (epoch + 1) * len(batches)]
+        totals = _train_epoch(experiment, epoch, networks, method, optimizer, of_epoch, batches, checks, ranks)
         metrics = totals.metrics(epoch, recorded.get(epoch - 1)) | checks.metrics()
         seconds = time.perf_counter() - began
         networks.after_epoch()
         metrics |= measure(networks.kept) | {
-            "train/learning_rate": rates[(epoch + 1) * len(batches) - 1],
+            "train/learning_rate": of_epoch[-1].learning_rate,
             "train/seconds": seconds,
-            "train/images_per_second": len(batches) * rows / seconds,
+            "train/images_per_second": len(batches) * batches.rows[0] / seconds,
             "epoch/seconds": time.perf_counter() - began,
         }
         if experiment.compile:
@@ -131,6 +107,60 @@ def fit(
         ranks.on_first(partial(_keep, run_dir, writer, experiment, networks.kept, state, record, recorded))
         recorded[epoch] = record
         yield record
+
+
+class _StepSettings(NamedTuple):
+    """What changes from step to step; `epsilon_scale` is a fraction of the training attack's ε."""
+
+    learning_rate: float
+    momentum: float
+    epsilon_scale: float
+
+
+def _step_settings(experiment: Experiment, steps_per_epoch: int) -> list[_StepSettings]:
+    """Of every step of the run."""
+    optimizer, steps = experiment.optimizer, experiment.epochs * steps_per_epoch
+    rates = learning_rates(experiment.schedule, optimizer.learning_rate, steps)
+    momentum = momenta(experiment.schedule, optimizer.momentum, optimizer.momentum_at_peak, steps)
+    warmup = experiment.attack.warmup_epochs * steps_per_epoch
+    scales = [1.0 if step >= warmup else step / warmup for step in range(steps)]
+    return list(map(_StepSettings, rates, momentum, scales))
+
+
+def _optimizer(trained: nn.Module, experiment: Experiment) -> torch.optim.Optimizer:
+    settings = experiment.optimizer
+    return torch.optim.SGD(
+        trained.parameters(),
+        lr=settings.learning_rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+
+
+def _train_epoch(
+    experiment: Experiment, epoch: int, networks: Networks, method: TrainingMethod, optimizer: torch.optim.Optimizer,
+    settings: Sequence[_StepSettings], batches: TrainingBatches, checks: IterationChecks, ranks: Ranks,
+) -> EpochTotals:  # fmt: skip
+    """The steps of one epoch; `settings` are theirs."""
+    networks.parallel.train()
+    rows, first = batches.rows
+    noise = Noise(generator(ranks.device, experiment.seed, "attack", epoch), rows, first)
+    progress = epoch / experiment.epochs
+    totals = EpochTotals(ranks, rows, comparable=method.reuses_start(progress))
+    with tf32(allowed=experiment.precision == "tf32"):
+        for step, (images, labels, attacked) in enumerate(batches.epoch(epoch)):
+            now = settings[step]
+            optimizer.param_groups[0] |= {"lr": now.learning_rate, "momentum": now.momentum}
+            result = train_step(
+                networks.parallel, method, optimizer,
+                images.contiguous(memory_format=torch.channels_last), labels, noise, attacked=attacked,
+                progress=progress, epsilon_scale=now.epsilon_scale, mean_over_ranks=ranks.mean,
+            )  # fmt: skip
+            networks.after_step()
+            totals.add(result)
+            checks.after_step(networks.kept, step)
+    return totals
 
 
 def _found(run_dir: Path) -> tuple[Checkpoint | None, dict[int, EpochRecord]]:
@@ -161,10 +191,23 @@ def _tell(run_dir: Path, folder: Path, record: EpochRecord, recorded: Mapping[in
 def _claim(experiment: Experiment, run_dir: Path, resume: bool, writer: str) -> None:
     """Make the run folder this experiment's, and `writer` who writes into it. Raises InvalidInput if it may not be."""
     identity, digest = run_dir / _IDENTITY_FILE, experiment.digest()
-    held = json.loads(identity.read_text())["digest"] if identity.exists() else None
+    held = _held_digest(identity) if identity.exists() else None
     if held is not None and (held != digest or not resume):
         what = "another experiment" if held != digest else "this experiment already"
         raise InvalidInput.single(str(run_dir), f"holds {what} (digest {held}); choose another folder")
     write_whole(run_dir / EXPERIMENT_FILE, experiment.to_yaml())
-    write_whole(identity, json.dumps({"digest": digest}) + "\n")
+    if held is None:
+        write_whole(identity, json.dumps({"digest": digest}) + "\n")
     write_whole(run_dir / _WRITER_FILE, json.dumps({"writer": writer}) + "\n")
+
+
+def _held_digest(identity: Path) -> str:
+    """Of the experiment whose run a folder holds. Raises InvalidInput if the file does not say it."""
+    try:
+        return str(json.loads(identity.read_text())["digest"])
+    except (ValueError, KeyError, TypeError):
+        raise InvalidInput.single(
+            str(identity),
+            "is broken: it says whose run this folder holds; choose another folder, or remove the file if the run is "
+            f"that of {EXPERIMENT_FILE} beside it",
+        ) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,6 +33,7 @@ class Networks:
         self._ranks = ranks
         self._decay = experiment.optimizer.ema_decay
         self._average = None if self._decay is None else copy.deepcopy(self.trained)
+        self._floats, self._counts = ([], []) if self._average is None else _pairs(self._average, self.trained)
         self._followed = False
         lowered = Autocast(self.trained) if experiment.precision == "bfloat16" else self.trained
         self._compiled = _compiled(lowered) if experiment.compile else None
@@ -54,16 +54,13 @@ class Networks:
         """Let the average follow the weights, from those after the first step on."""
         if self._average is None or self._decay is None:
             return
-        kept, trained = list(self._average.state_dict().values()), list(self.trained.state_dict().values())
-        if not self._followed:
-            torch._foreach_copy_(kept, trained)
-            self._followed = True
-            return
-        floats = [tensor.is_floating_point() for tensor in kept]
-        torch._foreach_lerp_(list(compress(kept, floats)), list(compress(trained, floats)), 1.0 - self._decay)
-        for count, others in zip(kept, trained, strict=True):
-            if not count.is_floating_point():  # a network of another package may count its batches
-                count.copy_(others)
+        # The first step's weights are copied: an average that began with the initial ones would carry them along.
+        weight = 1.0 - self._decay if self._followed else 1.0
+        averages, currents = zip(*self._floats, strict=True)
+        torch._foreach_lerp_(averages, currents, weight)
+        for average, current in self._counts:  # a network of another package may count its batches
+            average.copy_(current)
+        self._followed = True
 
     def after_epoch(self) -> None:
         """Make the batch-norm statistics of all ranks one."""
@@ -86,6 +83,19 @@ class Networks:
         if self._average is not None:
             self._average.load_state_dict(checkpoint.weights())
             self._followed = True
+
+
+def _pairs(average: nn.Module, trained: nn.Module) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
+    """(average, current) of all floating-point entries of two networks, and of all others.
+
+    Found once: entries stay the same tensors through steps and `load_state_dict`, and finding them takes as long as
+    averaging.
+    """
+    pairs = list(zip(average.state_dict().values(), trained.state_dict().values(), strict=True))
+    return (
+        [pair for pair in pairs if pair[0].is_floating_point()],
+        [pair for pair in pairs if not pair[0].is_floating_point()],
+    )
 
 
 def _compiled(module: nn.Module) -> Compiled:

@@ -75,7 +75,9 @@ def begin(experiment: Experiment, run_dir: Path, store: Path) -> Origin | None:
 def leave(experiment: Experiment, run_dir: Path, sharing: Sharing, source: str) -> None:
     """Store the prefixes that nobody has stored and whose checkpoint this run has just now.
 
-    Each appears whole or not at all. Of two runs that do it at once one is the first, and the other's is as good.
+    Each appears whole or not at all. Of two runs that do it at once one is the first, and the other's is as good. A run
+    that got past these epochs without leaving them, as where the disk was full, does so later only while none of its
+    later epochs is the best: the checkpoint of the best before is gone then, and other runs train these epochs again.
     """
     for epochs in sharing.epochs:
         name = f"{epochs:04d}-{prefix_digest(experiment, epochs)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -16,8 +17,6 @@ import torch.distributed as dist
 import torch.distributed.nn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-
-from trainers.problems import InvalidInput
 
 T = TypeVar("T")
 
@@ -56,6 +55,12 @@ class Ranks:
         """Mean over ranks of a detached statistic."""
         return self.sum(values.detach().clone()) / self.world_size
 
+    def minimum(self, values: Tensor) -> Tensor:
+        """The least over ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(values, dist.ReduceOp.MIN)
+        return values
+
     def concatenate(self, values: Tensor) -> Tensor:
         """Rows of all ranks in rank order; the ranks may hold different numbers of rows."""
         if self.world_size == 1:
@@ -83,13 +88,19 @@ class Ranks:
         return received
 
     def on_first(self, work: Callable[[], T]) -> T:
-        """What `work` returns on rank 0, on every rank; what files or input refuse there is raised on every rank."""
+        """What `work` returns on rank 0, on every rank; what it raises there is raised on every rank.
+
+        An error of any kind, for the others would wait for a first rank that is gone. One that can't be sent arrives
+        as a RuntimeError.
+        """
+        if self.world_size == 1:
+            return work()
         result, refused = None, None
         if self.is_first:
             try:
                 result = work()
-            except (OSError, InvalidInput) as error:
-                refused = error
+            except Exception as error:
+                refused = _sendable(error)
         result, refused = self.broadcast((result, refused))
         if refused is not None:
             raise refused
@@ -123,3 +134,12 @@ class Ranks:
         flat = self.sum(torch.cat([b.detach().flatten() for b in buffers])) / self.world_size
         for buffer, mean in zip(buffers, torch.split(flat, [b.numel() for b in buffers]), strict=True):
             buffer.copy_(mean.view_as(buffer))
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error, or its text where it does not survive the way to another process."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

@@ -25,6 +25,10 @@ def cosine_height(progress: float, *, peak: float) -> float:
     return (1.0 - math.cos(math.pi * triangular(progress, peak=peak))) / 2
 
 
+# How high the rate stands between its lowest and its peak, where that is no triangle.
+_HEIGHTS = {"onecycle": cosine_height}
+
+
 def piecewise(progress: float, *, milestones: Sequence[float], factor: float) -> float:
     """1, multiplied by `factor` at each milestone (Rice et al. 2020, arXiv 2002.11569: halves and three quarters)."""
     return float(factor ** sum(progress >= milestone for milestone in milestones))
@@ -45,10 +49,11 @@ def momenta(schedule: Choice, momentum: float, momentum_at_peak: float | None, s
     """The momentum of every step: constant, or falling to `momentum_at_peak` while the rate rises, and back.
 
     PyTorch's OneCycleLR and CyclicLR do this by default, and so the runs of WEAT (0.95-0.85-0.95) and of Wong et al.
-    (0.9-0.8-0.9). Raises KeyError for a schedule without a peak.
+    (0.9-0.8-0.9). Between its ends it follows the rate of `onecycle`, else a triangle. Raises KeyError for a schedule
+    without a peak.
     """
     if momentum_at_peak is None:
         return [momentum] * steps
-    height = {"triangular": triangular, "onecycle": cosine_height}[schedule.name]
+    height, peak = _HEIGHTS.get(schedule.name, triangular), schedule.parameters["peak"]
     depth = momentum - momentum_at_peak
-    return [momentum - depth * height((step + 1) / (steps + 1), **schedule.parameters) for step in range(steps)]
+    return [momentum - depth * height((step + 1) / (steps + 1), peak=peak) for step in range(steps)]

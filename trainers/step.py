@@ -24,8 +24,8 @@ from trainers.randomness import Noise
 class TrainingMethod:
     """What a configured method does in a step. `epsilon` is the training attack's, in pixels of [0,1].
 
-    `batch_norm` is the attack's mode. `starts_at_image`: its first gradient is that at the image. `weight_perturbation`
-    is None where the method has none; it acts from the fraction `perturbation_start` of the run.
+    `batch_norm` is the attack's mode. `starts_at_image`: the attack's first gradient is taken at the image itself.
+    `weight_perturbation` is None where the method has none; it acts from the fraction `perturbation_start` of the run.
     """
 
     attacker: Attacker
@@ -67,7 +67,10 @@ def build_method(experiment: Experiment) -> TrainingMethod:
 
 @dataclass(frozen=True)
 class StepResult:
-    """One step's outcome, still on the device: sums over this rank's rows, except `loss` (the batch's mean)."""
+    """One step's outcome, all [] and still on the device: sums over this rank's rows.
+
+    But `loss`, the batch's mean, and `regularizer`, its part of the loss.
+    """
 
     loss: Tensor
     adversarial_correct: Tensor
@@ -84,10 +87,11 @@ def train_step(
 ) -> StepResult:  # fmt: skip
     """One update: images [B, C, H, W] in [0,1] and labels [B] of this rank. No host synchronization.
 
-    The attack runs on the bare module (no collective, whatever the number of its steps); the outer loss goes through
-    `model`, which under DDP averages the gradients once. Natural and adversarial images are two forwards: one joined
-    forward would give other batch statistics than the papers'. Images that are not `attacked` [B] (default: all are)
-    keep their place in the batch, with x* = x.
+    The attack runs on the bare module: no collective but those of a synchronized batch norm where it is crafted in
+    train mode, four small ones a layer in each of its steps. The outer loss goes through `model`, which under DDP
+    averages the gradients once. Natural and adversarial images are two forwards: one joined forward would give other
+    batch statistics than the papers'. Images that are not `attacked` [B] (default: all are) keep their place in the
+    batch, with x* = x.
     """
     bare = model.module if isinstance(model, DistributedDataParallel) else model
     objective, needs = method.objective, method.objective.needs(progress)

@@ -31,14 +31,14 @@ class EpochTotals:
         self._ranks = ranks
         self._batch_size = batch_size
         self._sums = torch.zeros(len(_SUMMED), dtype=torch.float64, device=ranks.device)
-        self._bad_step = torch.full((), -1, dtype=torch.long, device=ranks.device)
+        self._bad_step = torch.full((), torch.iinfo(torch.long).max, dtype=torch.long, device=ranks.device)
         self._steps = 0
 
     def add(self, result: StepResult) -> None:
         """Add one step of this rank."""
         self._sums += torch.stack([getattr(result, name).double() for name in _SUMMED])
-        bad = ~torch.isfinite(result.loss) & (self._bad_step < 0)
-        self._bad_step = torch.where(bad, self._steps, self._bad_step)
+        fine = torch.isfinite(result.loss)
+        self._bad_step = torch.where(fine, self._bad_step, self._bad_step.clamp(max=self._steps))
         self._steps += 1
 
     def metrics(self, epoch: int, before: EpochRecord | None) -> dict[str, float]:
@@ -48,12 +48,13 @@ class EpochTotals:
         """
         sums = dict(zip(_SUMMED, self._ranks.sum(self._sums).tolist(), strict=True))
         loss, abnormal_count = sums["loss"], sums["abnormal"]
-        bad_step = int(self._bad_step)
         if loss != loss or loss in (float("inf"), float("-inf")):
+            # One rank's loss is the others' one step later, through the gradients.
+            bad_step = int(self._ranks.minimum(self._bad_step))
             measured = before.metrics if before else {}
             energies = ", ".join(f"{name} {measured[name]:.4g}" for name in _LAST_ENERGIES if name in measured)
             raise Diverged(
-                f"the loss is not finite at epoch {epoch + 1}, step {bad_step + 1 or 'unknown'}; "
+                f"the loss is not finite at epoch {epoch + 1}, step {bad_step + 1}; "
                 f"energies in nats after the epoch before: {energies or 'none'}"
             )
         images = self._steps * self._batch_size

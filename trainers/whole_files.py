@@ -11,13 +11,16 @@ from typing import IO
 def write_with(file: Path, write: Callable[[IO[bytes]], object]) -> Path:
     """Let `write` fill a file, which appears when it is complete; makes its folder. Nothing stays of one that fails.
 
-    Every writer has a file of its own until then: a process on a node that was given up may still be at work.
+    It is on disk before it has its name, or a power cut could leave an empty one. Every writer has a file of its own
+    until then: a process on a node that was given up may still be at work.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.urandom(4).hex()}.tmp")
     try:
         with open(temporary, "wb") as opened:
             write(opened)
+            opened.flush()
+            os.fsync(opened.fileno())
         return temporary.replace(file)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -129,14 +129,14 @@ def _python() -> str:
 def _torch() -> str:
     import torch
 
+    from trainers.precision import knows_bfloat16
+
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     x = torch.randn(8, 8, requires_grad=True)
     torch.autograd.grad((x @ x).sum(), x)
     if gpus:
         return f"{torch.__version__}, {', '.join(gpus)}"
-    # Elsewhere bfloat16 is emulated, and slower than float32.
-    knows: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    units = "with" if knows.get("amx_bf16") else "without"
+    units = "with" if knows_bfloat16() else "without"
     return f"{torch.__version__}, no GPU: runs on CPU, {units} matrix units for bfloat16"
 
 

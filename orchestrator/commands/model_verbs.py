@@ -176,7 +176,7 @@ def generate(
         float | None, typer.Option(help="of --adaptive-stop, in standard deviations of that energy; default: 0.25")
     ] = None,
     compile: Annotated[
-        bool | None, typer.Option(help="the gradient first: minutes, which thousands of images win back; default: no")
+        bool | None, typer.Option(help="the gradient: costs minutes at the start; pays off for thousands of images")
     ] = None,
     variance: Annotated[float | None, typer.Option(help="share that PCA keeps; default: 0.99, local 0.95")] = None,
     spread: Annotated[

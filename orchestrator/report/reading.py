@@ -20,8 +20,8 @@ from trainers.diagnostics.overfitting import (
     DELTA_ENERGY,
     ROBUST_ACCURACY,
     Onset,
+    jumps_without_collapse,
     onsets,
-    warnings,
 )
 from trainers.diagnostics.phases import Phases, phases
 
@@ -144,7 +144,7 @@ def onset_text(run: Run) -> str:
 def energy_warnings(run: Run) -> list[int]:
     """Epochs in which ΔE(x) jumped up without a collapse; the same runs are left out as in `overfitting`."""
     try:
-        return warnings(run.records, run.experiment) if _whole(run) else []
+        return jumps_without_collapse(run.records, run.experiment) if _whole(run) else []
     except KeyError:
         return []
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from benchmarks.counting import Kernels
 from trainers import catalog
-from trainers.attacks.linf import ascend, batch_norm_mode, project, uniform_start
+from trainers.attacks.linf import ascend, batch_norm_mode, bounds, uniform_start
 from trainers.attacks.pgd import _towards, margin
 from trainers.energy import delta_energies
 from trainers.loop import fit
@@ -272,15 +274,25 @@ def test_random_start_single_step_is_start_plus_one_clipped_step():
     torch.testing.assert_close(crafted.images, expected.clamp(0, 1), rtol=0, atol=1e-6)
 
 
-def test_projection_is_the_identity_inside_and_the_nearest_point_outside():
-    images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    inside = (images + 0.05).clamp(0, 1)
-    assert torch.equal(project(inside, images, EPSILON), inside)
-    for sign in (1, -1):
-        far = images + sign * 7
-        projected = project(far, images, EPSILON)
-        torch.testing.assert_close(projected, (images + sign * EPSILON).clamp(0, 1))
-        assert torch.equal(project(projected, images, EPSILON), projected)
+@pytest.mark.parametrize("epsilon", [EPSILON, 0.0, math.inf])
+def test_bounds_are_those_of_the_ball_and_of_the_box_in_turn(epsilon):
+    images, far = torch.rand(2, 4, 1, 8, 8, generator=torch.Generator().manual_seed(0)).unbind()
+    far = 4 * far - 2
+    in_turn = torch.minimum(torch.maximum(far, images - epsilon), images + epsilon).clamp(0, 1)
+    projected = torch.clamp(far, *bounds(images, epsilon))
+    assert torch.equal(projected, in_turn)
+    assert torch.equal(torch.clamp(projected, *bounds(images, epsilon)), projected)
+
+
+def test_a_step_of_an_attack_is_four_kernels_beside_loss_and_network():
+    counts = []
+    for steps in (2, 3):
+        images = torch.rand(2, 1, 4, 4)
+        with Kernels() as kernels:
+            ascend(nn.Identity(), images, images, torch.sum, epsilon=0.1, step_size=0.1, steps=steps)
+        counts.append(kernels.count)
+    loss = 2  # the sum, and the ones that its gradient begins with
+    assert counts[1] - counts[0] - loss == 4  # sign, times the step, plus the image, clamped
 
 
 def test_uniform_start_fills_the_ball_and_stays_in_the_box():

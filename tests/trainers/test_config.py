@@ -7,6 +7,7 @@ import math
 import pytest
 import yaml
 
+from trainers import catalog
 from trainers.config import apply_overrides, apply_values, parse
 from trainers.data.availability import check_available
 from trainers.pixels import PixelValue, pixels
@@ -45,6 +46,24 @@ def test_a_fraction_stays_text_beside_its_float():
     assert "epsilon: 8/255" in parse(FULL).to_yaml()
     assert parse({"attack": {"epsilon": 0.031}}).to_dict()["attack"]["epsilon"] == 0.031
     assert parse({"attack": {"epsilon": "8 / 255"}}).digest() == parse({"attack": {"epsilon": "8/255"}}).digest()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "spellings"),
+    [
+        ("fgsm_der", "method.regularizer.beta", (None, 100, 100.0)),
+        ("weat_adv", "method.beta", (6, 6.0)),
+        ("n_fgsm", "method.inner.noise_scale", (None, 2, 2.0)),
+        ("sat", "attack.step_size", (None, "2/255", 2 / 255)),
+        ("sat", "attack.epsilon", ("12/100", 0.12, "0.12")),
+        ("sat", "evaluation.epsilon", (1, 1.0, "1", "255/255")),
+    ],
+)
+def test_however_a_number_is_written_the_run_has_one_digest(method, path, spellings):
+    raw = {"method": method, "data": "cifar10"}
+    runs = [parse(raw if written is None else apply_values(raw, {path: written})) for written in spellings]
+    assert len({run.digest() for run in runs}) == 1
+    assert len({repr(run.identity()) for run in runs}) == 1
 
 
 @pytest.mark.parametrize(("text", "value"), [("8/255", 8 / 255), ("0.031", 0.031), (" 1 / 4", 0.25), ("1e-2", 0.01)])
@@ -259,6 +278,30 @@ def test_der_on_abnormal_examples_of_a_kl_attack_is_allowed_but_worth_a_notice()
     assert "abnormal examples are defined by the cross-entropy" in parse(raw).notices[0]
     for quiet in ("trades_der", "fgsm_rs_der", "aaer", "sat"):
         assert parse({"method": quiet}).notices == []
+
+
+@pytest.mark.parametrize(
+    ("method", "inner", "given", "noticed"),
+    [
+        ("sat", "pgd_kl", None, "train, as sat has it; methods with the inner attack pgd_kl have eval"),
+        ("trades", "fgsm_rs", None, "eval, as trades has it; methods with the inner attack fgsm_rs have train"),
+        ("trades", "pgd", None, "eval, as trades has it; methods with the inner attack pgd have train"),
+        ("sat", {"start": "gaussian"}, None, "train, as sat has it; methods with the inner attack pgd have eval"),
+        ("trades", {"name": "pgd", "start": "gaussian"}, None, None),
+        ("sat", "pgd_kl", "eval", None),
+        ("sat", "pgd_margin", None, None),
+        ("sat", "pgd", "eval", None),
+    ],
+)
+def test_a_batch_norm_mode_that_no_method_has_with_the_attack_is_worth_a_notice(method, inner, given, noticed):
+    attack = {} if given is None else {"batch_norm": given}
+    found = parse({"method": {"name": method, "inner": inner}, "attack": attack}).notices
+    assert [noticed in notice for notice in found] == ([] if noticed is None else [True])
+
+
+@pytest.mark.parametrize("name", catalog.PRESETS)
+def test_a_method_as_it_is_published_is_worth_no_notice(name):
+    assert parse({"method": name}).notices == []
 
 
 @pytest.mark.parametrize(

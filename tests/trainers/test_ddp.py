@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -22,7 +23,8 @@ from trainers.problems import InvalidInput
 from trainers.randomness import Noise, generator
 from trainers.ranks import Ranks
 from trainers.records import RECORDS_FILE, read_records
-from trainers.step import build_method, train_step
+from trainers.step import StepResult, build_method, train_step
+from trainers.totals import EpochTotals
 from trainers.whole_files import write_whole
 
 WORLD = 2
@@ -69,6 +71,28 @@ def one_step(experiment, splits, rank=0, world=1, wrap=lambda model: model):
     return [parameter.grad for parameter in model.parameters()], dict(model.named_buffers())
 
 
+class Local(Exception):
+    """An error that is made of something else than its text, so that it can't be sent."""
+
+    def __init__(self, *, code):
+        super().__init__(f"code {code}")
+
+
+FAILURES = (ZeroDivisionError("by zero"), Local(code=7))
+
+
+def fail(error):
+    raise error
+
+
+def raised_by(work):
+    try:
+        work()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
 def work(rank, folder):
     """What each of the two processes does; the tests look at what it leaves in `folder`."""
     torch.set_num_threads(1)
@@ -110,6 +134,12 @@ def work(rank, folder):
         ranks.on_first((folder / "missing" / "file").touch)
     except FileNotFoundError as error:
         found["refused"] = error.filename
+    found["errors"] = [raised_by(partial(ranks.on_first, partial(fail, error))) for error in FAILURES]
+    totals = EpochTotals(ranks, ROWS, comparable=False)
+    for step in range(4):  # the second rank's third step is bad, and through the gradients all that follow it
+        loss = torch.nan if step >= 3 - rank else 1.0
+        totals.add(StepResult(torch.tensor(loss), *[torch.zeros(())] * 5))
+    found["diverged"] = raised_by(lambda: totals.metrics(0, None))
     found["on the first"] = ranks.on_first(lambda: rank)
     ranks.on_first(lambda: write_whole(folder / "broken" / RECORDS_FILE, "no record\n"))
     try:
@@ -206,8 +236,14 @@ def test_the_first_rank_writes_and_what_it_is_refused_every_rank_is_told(togethe
     assert [file.name for file in folder.glob("written by *")] == ["written by 0"]
     assert [each["refused"] for each in found] == [str(folder / "missing" / "file")] * WORLD
     assert [each["on the first"] for each in found] == [0] * WORLD
+    assert [each["errors"] for each in found] == [["ZeroDivisionError: by zero", "RuntimeError: Local: code 7"]] * WORLD
     for each in found:  # and none waits for a first one that is gone
         assert each["no record"].startswith(f"{folder}/broken/records.jsonl: has a line that is no record")
+
+
+def test_every_rank_says_in_which_step_the_first_of_them_diverged(together):
+    for found in together[1]:
+        assert "not finite at epoch 1, step 3;" in found["diverged"]
 
 
 def test_the_threads_of_a_process_group_end_with_it(tmp_path):

@@ -218,6 +218,22 @@ def test_an_answer_that_is_not_finite_is_wrong(splits):
     assert not any(flags.standing["clean"])
 
 
+@pytest.mark.parametrize("attack", GRADIENT_ATTACKS)
+def test_an_image_with_answers_that_are_not_finite_around_it_does_not_stand(attack):
+    class Brittle(nn.Module):
+        """Answers with class 0, but with NaN a little away from gray images."""
+
+        def forward(self, images):
+            away = images.flatten(1) - 0.5
+            first = 1 + 0.1 * away.mean(1) + 0 * (0.01 - away.abs().amax(1)).log()
+            return torch.stack([first, -first, 0 * first], 1)
+
+    gray = torch.full((4, 1, 4, 4), 0.5)
+    found = GRADIENT_ATTACKS[attack](Brittle(), gray, torch.zeros(4, dtype=torch.long), epsilon=0.1, noise=noise())
+    assert Brittle()(gray).argmax(1).tolist() == [0] * 4
+    assert not Brittle()(found).isfinite().any()
+
+
 @pytest.mark.parametrize(("stage", "fewest"), [("apgd-t", 4), ("apgd-dlr", 3)])
 def test_few_classes_are_attacked_as_far_as_the_loss_is_defined(stage, fewest, splits):
     class Few(nn.Module):

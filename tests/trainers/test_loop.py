@@ -151,6 +151,14 @@ def test_the_best_checkpoint_survives_a_crash_in_its_epoch(crash, experiment, sp
     assert checkpoint.load(best).record == read_records(tmp_path)[0]
 
 
+def test_a_run_that_is_finished_is_not_set_up_again(uninterrupted, stopped, alone, monkeypatch):
+    settings = uninterrupted[0]
+    run_dir = stopped(settings.epochs)
+    for what in ("load_splits", "Networks"):
+        monkeypatch.setattr(f"trainers.loop.{what}", None)
+    assert list(fit(settings, run_dir, ranks=alone)) == read_records(run_dir)[-1:]
+
+
 def test_a_record_that_a_crash_lost_is_written_from_its_checkpoint(uninterrupted, stopped, splits, alone):
     run_dir = stopped(2)
     first, second = read_records(run_dir)
@@ -164,6 +172,16 @@ def test_a_folder_of_another_experiment_is_refused(stopped, experiment, splits, 
     run_dir = stopped(1)
     with pytest.raises(InvalidInput, match="holds another experiment"):
         next(fit(experiment({"seed": 7}), run_dir, ranks=alone, splits=splits))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}"])
+def test_a_folder_that_does_not_say_what_it_holds_is_named(text, uninterrupted, stopped, splits, alone):
+    run_dir = stopped(1)
+    (run_dir / "digest.json").write_text(text)
+    with pytest.raises(InvalidInput, match=r"digest\.json: is broken.*remove the file"):
+        next(fit(uninterrupted[0], run_dir, ranks=alone, splits=splits))
+    (run_dir / "digest.json").unlink()
+    assert next(fit(uninterrupted[0], run_dir, ranks=alone, splits=splits)).epoch == 1
 
 
 def test_without_resuming_a_folder_in_use_is_refused(uninterrupted, stopped, splits, alone):

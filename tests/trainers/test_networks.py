@@ -100,6 +100,18 @@ def test_the_average_follows_without_a_wait_for_the_device(experiment, alone):
     assert syncs.seen == []
 
 
+def test_the_average_follows_weights_that_are_loaded_and_lists_them_in_no_step(experiment, alone, monkeypatch):
+    networks = Networks(experiment({"optimizer.ema_decay": 0.75}), alone)
+    for value in (1.0, 5.0):
+        networks.trained.load_state_dict(
+            {name: torch.full_like(tensor, value) for name, tensor in networks.trained.state_dict().items()}
+        )
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.nn.Module, "state_dict", None)
+            networks.after_step()
+    assert all((tensor == 2).all() for tensor in networks.kept.state_dict().values())
+
+
 def test_what_a_network_counts_is_copied_into_the_average(experiment, alone, monkeypatch):
     monkeypatch.setattr("trainers.models.small.BatchNorm2d", torch.nn.BatchNorm2d)
     networks = Networks(experiment({"optimizer.ema_decay": 0.5}), alone)

@@ -37,7 +37,7 @@ def in_single_precision(found):
 
 
 def evaluate(name, b):
-    return objective(name)(
+    return objective(name, weight_perturbation=None)(
         b.natural, b.adversarial, b.labels,
         start_logits=b.start, natural_gradient=b.natural_gradient, noisy_gradient=b.noisy_gradient,
     )  # fmt: skip
@@ -164,6 +164,12 @@ def test_an_objective_that_does_not_exist_is_named():
         objective("tradez")
     with pytest.raises(InvalidInput, match=r"method\.regularizer\.gama.*Did you mean gamma"):
         objective("fgsm_der", regularizer={"gama": 1})
+
+
+@pytest.mark.parametrize("name", ["sat_awp", "trades_awp_der"])
+def test_a_loss_does_not_pass_for_that_of_a_method_which_moves_the_weights_too(name):
+    with pytest.raises(InvalidInput, match=r"method\.weight_perturbation: 'awp'.*weight_perturbation=None"):
+        objective(name)
 
 
 # Conformance: every row of the catalog

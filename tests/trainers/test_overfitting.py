@@ -11,9 +11,9 @@ from trainers.diagnostics.overfitting import (
     catastrophic_onset,
     checked_onsets,
     energy_jumps,
+    jumps_without_collapse,
     onsets,
     robust_onset,
-    warnings,
 )
 from trainers.diagnostics.phases import Phases, phases
 from trainers.records import EpochRecord
@@ -271,13 +271,13 @@ def test_chance_is_that_of_the_data(experiment):
     assert onsets(records, experiment()) == []
 
 
-def test_warnings_are_jumps_of_energy_before_any_collapse(experiment):
+def test_jumps_without_collapse_are_those_of_energy_before_one(experiment):
     jump = np.zeros(24)
     jump[7] = 0.6
     stands = made_records(np.full(24, 0.4), jump)
-    assert warnings(stands, experiment()) == [7]
-    assert warnings(stands, experiment({"evaluation.catastrophic.energy_jump": 0.7})) == []
-    assert warnings(made_records(COLLAPSE[0], COLLAPSE[1] + jump), experiment()) == [7]
+    assert jumps_without_collapse(stands, experiment()) == [7]
+    assert jumps_without_collapse(stands, experiment({"evaluation.catastrophic.energy_jump": 0.7})) == []
+    assert jumps_without_collapse(made_records(COLLAPSE[0], COLLAPSE[1] + jump), experiment()) == [7]
 
 
 def test_checks_date_a_fall_to_the_iteration_and_compare_across_epochs():

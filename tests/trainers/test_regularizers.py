@@ -204,13 +204,33 @@ def test_the_mean_over_ranks_is_the_term_of_the_global_batch(regularizer, settin
         ({"method": "aaer", "data": "cifar10"}, 2.5, 1.5),
         ({"method": "aaer", "data": "cifar10", "attack": {"epsilon": "16/255"}}, 7.0, 3.25),
         ({"method": "aaer_n", "data": "cifar10", "attack": {"epsilon": "12/255"}}, 5.0, 0.55),
-        ({"method": "aaer_n", "data": "digits", "attack": {"epsilon": 0.1}}, 1.5, 0.15),
+        ({"method": "aaer_n", "data": "digits", "attack": {"epsilon": 0.035}}, 1.5, 0.15),
+        ({"method": "aaer_n", "data": "digits", "attack": {"epsilon": 0.1}}, 2.75, 0.75),
+        ({"method": "aaer", "data": "cifar10", "attack": {"epsilon": "13/255"}}, 5.0, 2.75),
+        ({"method": "aaer", "data": "cifar10", "attack": {"epsilon": "10/255"}}, 2.5, 1.5),
+        ({"method": "aaer", "data": "cifar100", "attack": {"epsilon": "32/255"}}, 6.0, 2.25),
         ({"method": {"name": "aaer", "regularizer": {"loss": 1}}, "data": "cifar10"}, 1, 1.5),
     ],
 )
 def test_aaer_takes_the_published_strengths_of_the_setting(raw, loss, variation):
     parameters = parse(raw).method.regularizer.parameters
     assert (parameters["loss"], parameters["variation"]) == (loss, variation)
+
+
+@pytest.mark.parametrize(
+    ("data", "epsilon", "given", "noticed"),
+    [
+        ("cifar10", "13/255", {}, True),
+        ("cifar100", "32/255", {}, True),
+        ("cifar10", "13/255", {"loss": 4}, False),
+        ("cifar10", "12/255", {}, False),
+        ("digits", 0.1, {}, False),
+    ],
+)
+def test_strengths_that_are_published_for_another_epsilon_are_worth_a_notice(data, epsilon, given, noticed):
+    method = {"name": "aaer", "regularizer": given}
+    notices = parse({"method": method, "data": data, "attack": {"epsilon": epsilon}}).notices
+    assert [f"the nearest to {epsilon}" in notice for notice in notices] == [True] * noticed
 
 
 @pytest.mark.parametrize(("epsilon", "strength"), [("8/255", 0.2), ("16/255", 2.0), (0.5, 2.0)])

@@ -12,6 +12,7 @@ import torch
 from trainers import loop
 from trainers.__main__ import main
 from trainers.loop import TakenOver
+from trainers.precision import precision_notices
 from trainers.reporting import on_device
 
 
@@ -22,6 +23,30 @@ def test_the_device_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert on_device(torch.device("cpu")) == "on the CPU, 4 threads"
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100")
     assert on_device(torch.device("cuda", 1)) == "on the GPU NVIDIA H100 (cuda:1)"
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "known"),
+    [({"avx2": True, "amx_bf16": False}, False), ({"amx_bf16": True}, True), ({"avx512_bf16": True}, True)],
+)
+def test_a_precision_that_a_cpu_emulates_is_worth_a_notice(
+    capabilities: dict[str, bool], known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    cpu = torch.device("cpu")
+    assert bool(precision_notices("bfloat16", cpu)) is not known
+    assert precision_notices("float32", cpu) == precision_notices("bfloat16", torch.device("cuda")) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it computes on a GPU here")
+def test_a_run_in_an_emulated_precision_says_so_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    words = ["data.size=8", "data.train_samples=64", "optimizer.batch_size=32", "evaluation.probe_samples=8"]
+    assert main([*words, "model.width=4", "epochs=1", "precision=bfloat16", "--run-dir", str(tmp_path / "run")]) == 0
+    first, *_ = capsys.readouterr().out.splitlines()
+    assert first == "note: precision: bfloat16: this CPU has no matrix units for it; float32 is many times faster here"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it computes on a GPU here")

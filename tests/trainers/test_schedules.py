@@ -7,6 +7,7 @@ import math
 import pytest
 
 from trainers import catalog
+from trainers.catalog.entries import Entry, Parameter
 from trainers.config import parse
 from trainers.schedules import constant, learning_rates, momenta, onecycle, piecewise, triangular
 
@@ -97,6 +98,16 @@ def test_cycled_momentum_is_the_one_of_pytorchs_triangle():
         theirs.step()
         assert ours[step - 1] == pytest.approx(optimizer.param_groups[0]["momentum"], rel=1e-6)
     assert min(ours) == ours[19] == pytest.approx(0.8)
+
+
+def test_a_schedule_of_another_package_with_a_peak_cycles_momentum_too(monkeypatch):
+    own = Entry(
+        "another.package:squared", "a parabola", "this test",
+        parameters={"peak": Parameter(0.25, "where"), "power": Parameter(2.0, "how steeply")},
+    )  # fmt: skip
+    monkeypatch.setitem(catalog.SCHEDULES, "squared", own)
+    schedule = parse({"schedule": "squared", "optimizer": {"momentum_at_peak": 0.8}}).schedule
+    assert momenta(schedule, 0.9, 0.8, 7) == pytest.approx([0.85, *(0.8 + 0.1 * step / 6 for step in range(6))])
 
 
 def test_without_a_value_at_the_peak_momentum_is_constant():

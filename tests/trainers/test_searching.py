@@ -56,6 +56,52 @@ def test_logits_and_input_gradients_are_the_networks(name):
     assert (batch_norms(model), batch_norms(searching)) == (norms, norms - folded)
 
 
+class Shared(nn.Module):
+    """One convolution in two places, each with a batch norm of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.head = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(3, 10)
+        self.first, self.second = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, images):
+        hidden = self.first(self.convolution(images)).relu()
+        return self.head(self.second(self.convolution(hidden)).mean((2, 3)))
+
+
+class Aliased(Shared):
+    """The same, each place under its own name."""
+
+    def __init__(self):
+        super().__init__()
+        self.again = self.convolution
+
+    def forward(self, images):
+        hidden = self.first(self.convolution(images)).relu()
+        return self.head(self.second(self.again(hidden)).mean((2, 3)))
+
+
+class Deciding(Shared):
+    """The forward asks the data, which no trace can follow."""
+
+    def forward(self, images):
+        return super().forward(images) * (2 if images.mean() > 0.25 else 1)
+
+
+class Counting(Shared):
+    """A number of Python's own is made of what is traced."""
+
+    def forward(self, images):
+        return super().forward(images) * len(images)
+
+
+@pytest.mark.parametrize("network", [Shared, Aliased, Deciding, Counting])
+def test_a_network_of_another_package_is_the_same_function_too(network):
+    model = used(network())
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(for_search(model)(images), model(images), rtol=1e-4, atol=1e-4)
+
+
 def test_the_network_itself_stays_as_it_is(natural_net):
     before = copy.deepcopy(natural_net)
     searching = for_search(natural_net)

@@ -248,3 +248,21 @@ def test_every_slot_takes_the_function_and_the_parameters_of_its_row(experiment,
     _, step = step_of(experiment(chosen), splits)
     step()
     assert called == [0.5, 2.0]
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_what_an_outer_loss_needs_may_depend_on_its_parameters(both, experiment, splits, monkeypatch):
+    def halved(natural_logits, adversarial_logits, labels, *, both):
+        assert (natural_logits is not None) is both
+        return ce_adv(natural_logits, adversarial_logits, labels)
+
+    module = types.ModuleType("brought_along")
+    module.halved = halved
+    monkeypatch.setitem(sys.modules, "brought_along", module)
+    parameters, needs = {"both": catalog.Parameter(False, "")}, {"natural_logits": {"both": True}}
+    outer = catalog.Outer("brought_along:halved", "", "", parameters=parameters, needs_if=needs)
+    monkeypatch.setitem(catalog.OUTER, "halved", outer)
+    settings = experiment({"method.outer": {"name": "halved", "both": both}})
+    plain = experiment({"method.name": "fgsm"}).training_passes
+    assert settings.training_passes == plain + 3 * both
+    step_of(settings, splits)[1]()

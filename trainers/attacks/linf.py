@@ -31,9 +31,12 @@ class Adversarial:
     start_gradient: Tensor
 
 
-def project(perturbed: Tensor, images: Tensor, epsilon: float) -> Tensor:
-    """Into the ε-ball around `images`, then into [0,1]."""
-    return torch.minimum(torch.maximum(perturbed, images - epsilon), images + epsilon).clamp(0, 1)
+def bounds(images: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """Lower and upper end [B, C, H, W] of the ε-ball within [0,1]: `torch.clamp` to them projects into both.
+
+    Made once for all steps of an attack: a projection is then one kernel.
+    """
+    return (images - epsilon).clamp(min=0), (images + epsilon).clamp(max=1)
 
 
 def uniform_start(images: Tensor, epsilon: float, noise: Noise) -> Tensor:
@@ -62,14 +65,14 @@ def ascend(
     """
     if steps < 1:
         raise ValueError("an attack takes at least one step")
-    current = start
+    current, (low, high) = start, bounds(images, epsilon)
     for step in range(steps):
         current = current.detach().requires_grad_()
         logits = model(current)
         (gradient,) = torch.autograd.grad(objective(logits), current)
         if step == 0:
             start_logits, start_gradient = logits.detach(), gradient
-        current = project(current.detach() + step_size * gradient.sign(), images, epsilon)
+        current = torch.clamp(current.detach() + step_size * gradient.sign(), low, high)
     return Adversarial(current, start.detach(), start_logits, start_gradient)
 
 

@@ -13,7 +13,7 @@ from trainers.catalog.entries import Dataset, Entry, Inner, Model, Outer, Parame
 from trainers.catalog.extensions import load_extensions
 from trainers.catalog.models import MODELS
 from trainers.catalog.presets import PRESETS
-from trainers.catalog.published import PUBLISHED, Setting, published_beta
+from trainers.catalog.published import PUBLISHED, Setting, nearest_of_aaer, published_beta
 from trainers.catalog.recipes import RECIPES
 from trainers.catalog.schedules import SCHEDULES
 from trainers.catalog.slots import (
@@ -51,6 +51,7 @@ __all__ = [
     "Preset",
     "Recipe",
     "Setting",
+    "nearest_of_aaer",
     "published_beta",
     "sees_attack_as_update",
     "training_passes",

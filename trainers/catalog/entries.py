@@ -127,7 +127,7 @@ class Model(Entry):
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set: the module that decodes it (a `decode` function), shape, size, input statistics, what ε is usual.
+    """A data set: the module that decodes it (a `decode` function), shape, size, input statistics, the usual ε.
 
     `files` are what its folder must hold; none: it is bundled. `flip`: whether augmentation mirrors images, by default.
     """

@@ -44,11 +44,20 @@ _AAER = {
 }
 
 
+def nearest_of_aaer(data: str, inner: str, epsilon: float) -> tuple[int, dict[str, Any]]:
+    """The published ε·255 that is nearest to `epsilon` (the smaller of two), and AAER's strengths there.
+
+    Other data sets than CIFAR-100 take those of CIFAR-10.
+    """
+    start = "n_fgsm" if inner == "n_fgsm" else "fgsm_rs"
+    table = _AAER.get((data, start), _AAER["cifar10", start])
+    levels = min(table, key=lambda published: round(abs(published - 255 * epsilon), 6))
+    loss, variation = table[levels]
+    return levels, {"loss": loss, "variation": variation}
+
+
 def _aaer(setting: Setting) -> dict[str, Any]:
-    start = "n_fgsm" if setting.inner == "n_fgsm" else "fgsm_rs"
-    table = _AAER.get((setting.data, start), _AAER["cifar10", start])
-    loss, variation = table.get(setting.epsilon_255 or 8, table[8])
-    return {"loss": loss, "variation": variation}
+    return nearest_of_aaer(setting.data, setting.inner, setting.epsilon)[1]
 
 
 def _grad_align(setting: Setting) -> dict[str, Any]:

@@ -236,17 +236,19 @@ SLOTS: dict[str, Mapping[str, Entry]] = {"inner": INNER, "outer": OUTER, **OPTIO
 
 
 def training_passes(
-    inner: str, outer: str, optional: Sequence[tuple[str, Mapping[str, Any]] | None], *, steps: int, batch_norm: str
-) -> int:
+    inner: str, outer: tuple[str, Mapping[str, Any]], optional: Sequence[tuple[str, Mapping[str, Any]] | None], *,
+    steps: int, batch_norm: str,
+) -> int:  # fmt: skip
     """Passes per training image: attack, then forward and full backward of x*, and of x where a slot needs it.
 
-    `optional` are name and parameters of weighting, regularizer and weight perturbation, None for an empty slot. A
-    weight perturbation takes the same loss once more. What an attack saw at its start in another batch-norm mode, or
-    with other weights than the update, is seen again.
+    `outer` and `optional` are names and parameters; `optional` of weighting, regularizer and weight perturbation, None
+    for an empty slot. A weight perturbation takes the same loss once more. What an attack saw at its start in another
+    batch-norm mode, or with other weights than the update, is seen again.
     """
     attack = INNER[inner]
     weighting, regularizer, weight_perturbation = optional
-    needs, own = OUTER[outer].needed({}), OUTER[outer].passes
+    loss_term = OUTER[outer[0]]
+    needs, own = loss_term.needed(outer[1]), loss_term.passes
     for entries, slot in ((WEIGHTING, weighting), (REGULARIZER, regularizer)):
         if slot is not None:
             entry = entries[slot[0]]

@@ -171,7 +171,7 @@ def onsets(records: Sequence[EpochRecord], experiment: Experiment) -> list[Onset
     return [] if late is None else [late]
 
 
-def warnings(records: Sequence[EpochRecord], experiment: Experiment) -> list[int]:
+def jumps_without_collapse(records: Sequence[EpochRecord], experiment: Experiment) -> list[int]:
     """Epochs in which ΔE(x) under PGD jumped up although robust accuracy stood: no collapse, but a reason to look."""
     collapse = next((onset.epoch for onset in onsets(records, experiment) if onset.kind == "catastrophic"), None)
     jumps = energy_jumps(_curve(records, REFERENCE_DELTA_ENERGY), experiment.evaluation.catastrophic)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainers.attacks.linf import Adversarial, ascend, project, uniform_start
+from trainers.attacks.linf import Adversarial, ascend, bounds, uniform_start
 from trainers.attacks.pgd import pgd, pgd_kl, pgd_margin, pgd_targeted
 from trainers.randomness import Noise
 
@@ -59,7 +59,7 @@ def margin_t(
         )
         found[standing] = attacked.images
         with torch.no_grad():
-            standing = standing[model(attacked.images).argmax(1) == labels[standing]]
+            standing = standing[~_fooled(model(attacked.images), labels[standing])]
     return found
 
 
@@ -84,29 +84,34 @@ def pgd_restarts(
         with torch.no_grad():
             logits = model(found)
         loss = F.cross_entropy(logits, labels[standing], reduction="none")
-        loss[logits.argmax(1) != labels[standing]] = torch.inf
+        loss[_fooled(logits, labels[standing])] = torch.inf
         better = loss > highest[standing]
         strongest[standing[better]] = found[better]
         highest[standing[better]] = loss[better]
     return strongest
 
 
+def _fooled(logits: Tensor, labels: Tensor) -> Tensor:
+    """Whether each answer [B] is wrong; one that is not finite is, as where the found points are judged."""
+    return (logits.argmax(1) != labels) | ~logits.isfinite().all(1)
+
+
 def _step_while_correct(
     model: nn.Module, images: Tensor, labels: Tensor, start: Tensor, epsilon: float, steps: int
 ) -> Tensor:
     """Signed steps of ε/4 that raise the cross-entropy; rows that are misclassified stay where they are."""
-    current = start.clone()
+    current, (low, high) = start.clone(), bounds(images, epsilon)
     rows = torch.arange(len(images), device=images.device)
     for _ in range(steps):
         points = current[rows].requires_grad_()
         logits = model(points)
         (gradient,) = torch.autograd.grad(F.cross_entropy(logits, labels[rows], reduction="sum"), points)
-        correct = logits.argmax(1) == labels[rows]
+        correct = ~_fooled(logits, labels[rows])
         rows = rows[correct]
         if not len(rows):
             break
         moved = points.detach()[correct] + epsilon / 4 * gradient[correct].sign()
-        current[rows] = project(moved, images[rows], epsilon)
+        current[rows] = torch.clamp(moved, low[rows], high[rows])
     return current
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from typing import Any
 
 import torch
@@ -43,14 +44,22 @@ class _Layers(fx.Tracer):
 
 
 def _folded(network: nn.Module) -> nn.Module:
-    graph = _Layers().trace(network)
+    """`network` without the batch norms that follow a convolution; itself where its forward can't be traced.
+
+    A layer that is called more than once stays: what is folded into it would act in its other places too.
+    """
+    try:
+        graph = _Layers().trace(network)
+    except Exception:  # a forward that decides by its data, asks for a length or an integer: each its own error
+        return network
     modules = dict(network.named_modules())
+    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     for node in list(graph.nodes):
         norm, source = _module(modules, node), node.args[0] if node.args else None
         if not isinstance(norm, nn.BatchNorm2d) or not isinstance(source, fx.Node) or len(source.users) > 1:
             continue
         convolution = _module(modules, source)
-        if isinstance(convolution, nn.Conv2d):
+        if isinstance(convolution, nn.Conv2d) and calls[source.target] == 1:
             modules[source.target] = fuse_conv_bn_eval(convolution, norm).requires_grad_(False)
             node.replace_all_uses_with(source)
             graph.erase_node(node)

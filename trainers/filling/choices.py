@@ -58,6 +58,8 @@ def fill_choice(
     for key, default in usual.items():
         table.setdefault(key, copy.copy(default))
     for key, parameter in fields.items():
+        if isinstance(parameter.default, float) and parameter.refuse(table[key]) is None:
+            table[key] = float(table[key])  # 10 and 10.0 are one experiment, with one digest
         for other, needed in parameter.only_with.items():
             idle = table[other] != needed and fields[other].refuse(table[other]) is None
             if idle and table[key] != usual[key]:

@@ -70,12 +70,13 @@ def _fill_recipe(raw: dict[str, Any], problems: list[Problem]) -> None:
 def _check_combinations(raw: dict[str, Any], schedule: dict[str, Any], problems: list[Problem]) -> None:
     optimizer = table(raw, "optimizer")
     cycled = optimizer.get("momentum_at_peak")
-    if cycled is not None and str(schedule["name"]) in catalog.SCHEDULES.keys() - {"triangular", "onecycle"}:
-        problems.append(
-            Problem(
-                "optimizer.momentum_at_peak", f"{cycled!r}: {schedule['name']} has no peak; triangular and onecycle do"
-            )
-        )
+    peaked, name = (
+        [key for key, entry in catalog.SCHEDULES.items() if "peak" in entry.parameters],
+        str(schedule["name"]),
+    )
+    if cycled is not None and name in catalog.SCHEDULES and name not in peaked:
+        message = f"{cycled!r}: {name} has no peak; these have one: {', '.join(peaked)}"
+        problems.append(Problem("optimizer.momentum_at_peak", message))
     if raw.get("synchronize_batch_norm") is True and table(raw, "model").get("norm") == "group":
         problems.append(Problem("synchronize_batch_norm", "true: the model has no batch norm (model.norm: group)"))
     regularizer = table(raw, "method").get("regularizer")

@@ -12,6 +12,7 @@ from torch import Tensor
 from trainers import catalog, config
 from trainers.methods.outer import OuterLoss
 from trainers.methods.step_tensors import StepTensors
+from trainers.problems import InvalidInput
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Terms:
 
 
 @dataclass(frozen=True)
-class Slot:
+class BoundTerm:
     """A weighting or a regularizer, bound to its parameters: from which fraction of the run it acts, and on what."""
 
     function: Callable[[StepTensors], Tensor]
@@ -39,13 +40,13 @@ class Objective:
 
     outer: Callable[..., OuterLoss]
     outer_needs: frozenset[str]
-    weighting: Slot | None
-    regularizer: Slot | None
+    weighting: BoundTerm | None
+    regularizer: BoundTerm | None
 
     def needs(self, progress: float) -> frozenset[str]:
         """What must be given, beside adversarial logits and labels, at this fraction of the run."""
-        acting = (slot for slot in (self.weighting, self.regularizer) if slot is not None and progress >= slot.start)
-        return self.outer_needs.union(*(slot.needs for slot in acting))
+        acting = (term for term in (self.weighting, self.regularizer) if term is not None and progress >= term.start)
+        return self.outer_needs.union(*(term.needs for term in acting))
 
     def terms(self, step: StepTensors, progress: float = 1.0) -> Terms:
         """mean(weights · per-sample loss) + regularizer, in parts.
@@ -83,7 +84,11 @@ class Objective:
         noisy_gradient: Tensor | None = None,
         progress: float = 1.0,
     ) -> Tensor:
-        """The scalar loss of one batch; `progress` is the fraction of the run (what starts late needs it)."""
+        """The loss [] of one batch, of logits [B, K], labels [B] and, where a regularizer needs them, input gradients.
+
+        Those are [B, C, H, W]: of the cross-entropy at x, and at x + noise, the latter differentiable. `progress` is
+        the fraction of the run (what starts late needs it). Raises ValueError for something missing that a slot needs.
+        """
         step = StepTensors(
             adversarial_logits, labels, natural_logits, start_logits, natural_gradient, noisy_gradient
         )  # fmt: skip
@@ -95,10 +100,19 @@ def objective(name: str, *, data: str = "cifar10", epsilon: float | str = "8/255
 
     Parameters are the fields of `method`: `beta` is the outer loss's, and `regularizer={"gamma": 0.2}` changes the
     regularizer's. Strengths that the papers choose by data set and training ε follow `data` and `epsilon`. Raises
-    InvalidInput for a name or a parameter that does not exist.
+    InvalidInput for a name or a parameter that does not exist, and for a method that also perturbs the weights: its
+    loss is no function of logits.
     """
     raw = {"data": data, "attack": {"epsilon": epsilon}, "method": {"name": name, **parameters}}
-    return build_objective(config.parse(raw).method)
+    method = config.parse(raw).method
+    if method.weight_perturbation is not None:
+        raise InvalidInput.single(
+            "method.weight_perturbation",
+            f"{method.weight_perturbation.name!r}: acts on the weights around a loss, which logits know nothing of; "
+            "take the loss with weight_perturbation=None, and in your loop awp and perturbed of "
+            "trainers.methods.weight_perturbation",
+        )
+    return build_objective(method)
 
 
 def build_objective(method: config.Method) -> Objective:
@@ -106,12 +120,12 @@ def build_objective(method: config.Method) -> Objective:
     entry = catalog.OUTER[method.outer.name]
     beta = {} if method.beta is None else {"beta": method.beta}
     outer = partial(entry.load(), **method.outer.parameters, **beta)
-    weighting = None if method.weighting is None else _slot(catalog.WEIGHTING, method.weighting)
-    regularizer = None if method.regularizer is None else _slot(catalog.REGULARIZER, method.regularizer)
-    return Objective(outer, entry.needs, weighting, regularizer)
+    weighting = None if method.weighting is None else _bound(catalog.WEIGHTING, method.weighting)
+    regularizer = None if method.regularizer is None else _bound(catalog.REGULARIZER, method.regularizer)
+    return Objective(outer, entry.needed(method.outer.parameters), weighting, regularizer)
 
 
-def _slot(entries: Mapping[str, catalog.Entry], choice: config.Choice) -> Slot:
+def _bound(entries: Mapping[str, catalog.Entry], choice: config.Choice) -> BoundTerm:
     entry, chosen = entries[choice.name], choice.parameters
     function = partial(entry.load(), **{name: chosen[name] for name in entry.parameters})
-    return Slot(function, entry.needed(chosen), float(chosen.get("start", 0.0)), chosen.get("applies_to", "all"))
+    return BoundTerm(function, entry.needed(chosen), float(chosen.get("start", 0.0)), chosen.get("applies_to", "all"))

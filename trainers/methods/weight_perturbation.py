@@ -17,9 +17,9 @@ def awp(
 ) -> dict[str, Tensor]:
     """v_l = γ ‖θ_l‖ / ‖g_l‖ · g_l for every weight matrix or kernel (Wu et al. 2020, arXiv 2004.05884).
 
-    g is the gradient of the same loss that is minimized, over the global batch; the published code's learning rate
-    of the ascent step cancels. Biases and batch norms stay. The forwards see copies of the buffers: batch-norm
-    statistics are those of the update alone.
+    By the names of the parameters, each v_l of its weight's shape. g is the gradient of the same loss that is
+    minimized, over the global batch; the published code's learning rate of the ascent step cancels. Biases and batch
+    norms stay. The forwards see copies of the buffers: batch-norm statistics are those of the update alone.
     """
     weights = {name: weight for name, weight in model.named_parameters() if "weight" in name and weight.dim() > 1}
     value = loss(without_statistics(model))

@@ -49,7 +49,7 @@ class Compiled(nn.Module):
         return compiled
 
     def _thrifty(self, images: Tensor) -> AbstractContextManager[None]:
-        """Where a graph is made that shall compute more again in its backward, rather than keep it from the forward.
+        """Context in which graphs are made that recompute more in the backward instead of storing it.
 
         In eval mode a forward keeps masks of ReLUs, which PyTorch writes and reads so slowly on CPUs in bfloat16 that
         they cost more than all the rest. A hundredth less memory leaves out the large ones of narrow networks, at the

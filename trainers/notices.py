@@ -1,0 +1,73 @@
+"""What of an experiment is allowed but worth knowing before it runs. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from trainers import catalog
+
+if TYPE_CHECKING:
+    from trainers.config import Choice, Experiment
+
+
+def notices(experiment: Experiment) -> list[str]:
+    """One sentence each, beginning with the field that it is about."""
+    return [
+        *_late_slots(experiment),
+        *_abnormal_under_kl(experiment),
+        *_unpublished_strengths(experiment),
+        *_batch_norm_of_another_attack(experiment),
+    ]
+
+
+def _late_slots(experiment: Experiment) -> Iterator[str]:
+    for slot, first in experiment.first_epochs.items():
+        if 0 < first >= experiment.epochs - 1:
+            choice = getattr(experiment.method, slot)
+            acts = "never acts" if first == experiment.epochs else "acts in the last epoch alone"
+            start = choice.parameters["start"]
+            yield f"method.{slot}.start: {start:g} of {experiment.epochs} epochs: {choice.name} {acts}"
+
+
+def _abnormal_under_kl(experiment: Experiment) -> Iterator[str]:
+    regularizer = experiment.method.regularizer
+    on_abnormal = regularizer is not None and regularizer.parameters.get("samples") == "abnormal"
+    if on_abnormal and experiment.method.inner.name == "pgd_kl":
+        yield (
+            "method.regularizer.samples: abnormal examples are defined by the cross-entropy, and the inner attack "
+            "pgd_kl raises another loss: expect many, without catastrophic overfitting; 'all' has no such problem"
+        )
+
+
+def _unpublished_strengths(experiment: Experiment) -> Iterator[str]:
+    """On CIFAR alone: AAER's strengths are of no other data set, whatever ε is."""
+    regularizer, epsilon = experiment.method.regularizer, experiment.attack.epsilon
+    if regularizer is None or regularizer.name != "aaer" or not experiment.data.name.startswith("cifar"):
+        return
+    levels, published = catalog.nearest_of_aaer(experiment.data.name, experiment.method.inner.name, epsilon)
+    if abs(levels - 255 * epsilon) > 1e-6 and published.items() <= regularizer.parameters.items():
+        yield (
+            f"method.regularizer: the strengths loss {published['loss']:g} and variation {published['variation']:g} of "
+            f"aaer are published for ε = {levels}/255, the nearest to {epsilon.plain()}"
+        )
+
+
+def _batch_norm_of_another_attack(experiment: Experiment) -> Iterator[str]:
+    """The mode belongs to the attack, and its default comes from the preset, whatever attack is put into it."""
+    inner, mode, name = experiment.method.inner, experiment.attack.batch_norm, experiment.method.name
+    published = {row.batch_norm for row in catalog.PRESETS.values() if _is_attack(inner, row.slot("inner") or {})}
+    if published and mode not in published and mode == catalog.PRESETS[name].batch_norm:
+        yield (
+            f"attack.batch_norm: {mode}, as {name} has it; methods with the inner attack {inner.name} have "
+            f"{' or '.join(sorted(published))}: where attacks are compared, set it for all of them"
+        )
+
+
+def _is_attack(inner: Choice, slot: Mapping[str, Any]) -> bool:
+    """Whether a preset's inner attack is this one, up to numbers: PGD from a Gaussian start is another than PGD."""
+    parameters = catalog.INNER[inner.name].parameters
+    named = {key: parameter.default for key, parameter in parameters.items() if parameter.choices is not None}
+    return slot.get("name") == inner.name and all(
+        slot.get(key, default) == inner.parameters[key] for key, default in named.items()
+    )
