@@ -49,6 +49,20 @@ def preflight(
             attempt(capacity.require, study.confirm_resources, "confirm")
     if problems:
         raise InvalidInput(dict.fromkeys(problems))
+    for notice in _of_this_processor(study, address):
+        say(f"note: {notice}")
+
+
+def _of_this_processor(study: Study, address: str | None) -> list[str]:
+    """What is worth knowing before the study computes here on CPUs."""
+    precisions = {experiment.precision for experiment in study.experiments}
+    if study.resources.gpus_per_worker or address_in_use(address) is not None or "bfloat16" not in precisions:
+        return []
+    import torch
+
+    from trainers.precision import precision_notices
+
+    return precision_notices("bfloat16", torch.device("cpu"))
 
 
 def _check_data(data: Data, say: Callable[[str], None]) -> None:
