@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -120,6 +122,26 @@ def test_a_run_that_fell_behind_before_its_last_epoch_is_pruned_whether_or_not_t
     stop = trials.stopping.decide("trial-0003", study.experiment_for({}), records([0.3] * EPOCHS)[:on_disk])
     assert stop is not None
     assert (stop.rule, stop.epoch) == ("prune", EPOCHS - 2)
+
+
+@pytest.mark.parametrize("ends", [("on_trial_complete", {}), ("on_trial_error",)])
+def test_records_are_held_for_trials_at_work_alone(
+    ends: tuple[Any, ...], journal: Journal, study: Study, tmp_path: Path
+) -> None:
+    from orchestrator.study.early_stopping import EarlyStopping, StopEarly
+
+    scheduler = StopEarly(EarlyStopping(Stopping(catastrophic=True), journal))
+    config = {"run_dir": str(tmp_path), "key": "trial-0000", "experiment": study.experiment_for({}).to_dict()}
+    trial = SimpleNamespace(config=config)
+    end, *more = ends
+    for count in (2, 3):
+        append_record(tmp_path, *records(COLLAPSE)[count - 2 : count])
+        decision = scheduler.on_trial_result(None, trial, {"epoch": count - 1})
+        assert decision == ("CONTINUE", "STOP")[count - 2]
+        assert len(scheduler._followers) == 1
+        getattr(scheduler, end)(None, trial, *more)
+        assert scheduler._followers == {}
+        getattr(scheduler, end)(None, trial, *more)
 
 
 def test_a_run_that_got_to_its_end_is_not_stopped(journal: Journal, study: Study) -> None:
