@@ -10,6 +10,8 @@ import optuna
 
 from orchestrator.records.journal import Journal
 from orchestrator.records.runs import Run
+from orchestrator.report.reading import held_out_points
+from orchestrator.report.summary import headlines
 from search_spaces.study import Study, parse_study
 from trainers.evaluation.result import Evaluation, Flags, Protocol
 from trainers.records import EpochRecord, append_record
@@ -117,3 +119,8 @@ def lengthened(run: Run, delta_energies: Sequence[float]) -> Run:
     changed = [{f"{split}/delta_energy/mean": value for split in splits} for value in delta_energies]
     pairs = zip(records, changed, strict=True)
     return replace(run, records=tuple(replace(old, metrics={**old.metrics, **new}) for old, new in pairs))
+
+
+def said(study: Study, runs: Sequence[Run]) -> list[str]:
+    """The headlines of a report."""
+    return headlines(study, runs, held_out_points(study, runs))

@@ -11,10 +11,10 @@ import pytest
 from orchestrator.records.journal import Journal
 from orchestrator.records.runs import trial_key
 from orchestrator.records.savings import savings
-from orchestrator.report.summary import headlines
 from search_spaces.stopping import Pruning, Stopping
 from search_spaces.study import Resources, Study, parse_study
 from tests.orchestrator.curves import records
+from tests.orchestrator.made_up import said
 from trainers.origin import Origin
 from trainers.records import append_record
 
@@ -190,7 +190,7 @@ def test_savings_are_the_epochs_not_run_at_the_trials_own_pace(journal: Journal,
     (saving,) = savings(journal.runs(), two)
     assert (saving.runs, saving.epochs, saving.of_epochs, saving.seconds) == (2, 8, 24, (5 * 3 + 3 * 4) * 4)
     assert str(saving) == "Stopped early by catastrophic: 2 runs; 8 of 24 epochs and 108 CPU-seconds saved"
-    assert f"{str(saving).replace('108', '27')}." in headlines(study, journal.runs())  # the study has one CPU a trial
+    assert f"{str(saving).replace('108', '27')}." in said(study, journal.runs())  # the study has one CPU a trial
     gpus = Resources(workers=2, cpus_per_worker=2, gpus_per_worker=0.5)
     (on_gpus,) = savings(journal.runs(), study.model_copy(update={"resources": gpus}))
     assert (on_gpus.seconds, on_gpus.processor) == ((5 * 3 + 3 * 4) * 1.0, "GPU")
