@@ -67,14 +67,14 @@ def begun(event: Mapping[str, Any], folder: Path) -> Run:
     """The run of a study in `folder` that an event says was issued, for the first time or again."""
     origin = event.get("origin")
     return Run(
-        event.get("key") or trial_key(event["trial"]),  # journals of earlier versions name the trial alone
-        "confirmation" if event["event"] == "confirming" else event.get("kind", "trial"),
+        event["key"],
+        "confirmation" if event["event"] == "confirming" else event["kind"],
         event["trial"],
         event["values"],
         parse(event["experiment"]),
         folder / event["folder"],
         origin=None if origin is None else Origin(**origin),
-        seeds=event.get("seeds", 1),
+        seeds=event.get("seeds", 1),  # a confirmation is of one
     )
 
 

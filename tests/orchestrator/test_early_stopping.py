@@ -14,7 +14,7 @@ from orchestrator.records.savings import savings
 from search_spaces.stopping import Pruning, Stopping
 from search_spaces.study import Resources, Study, parse_study
 from tests.orchestrator.curves import records
-from tests.orchestrator.made_up import said
+from tests.orchestrator.made_up import confirm_run, propose_run, said
 from trainers.origin import Origin
 from trainers.records import append_record
 
@@ -178,7 +178,9 @@ def test_with_one_objective_optuna_hears_of_it_epoch_by_epoch(study: Study) -> N
 
 def test_savings_are_the_epochs_not_run_at_the_trials_own_pace(journal: Journal, study: Study) -> None:
     for number, epochs in enumerate((EPOCHS, 3, 5)):
-        folder = journal.propose(number, {}, study.experiment_for({"method.name": ("fgsm", "sat", "fgsm")[number]}))
+        folder = propose_run(
+            journal, number, {}, study.experiment_for({"method.name": ("fgsm", "sat", "fgsm")[number]})
+        )
         for record in records([0.5] * epochs):
             append_record(folder, record)
     journal.ended("trial-0000", "complete", "", [0.9, 0.5])
@@ -199,6 +201,8 @@ def test_savings_are_the_epochs_not_run_at_the_trials_own_pace(journal: Journal,
 def test_a_confirmation_saves_at_the_rate_of_its_own_workers(journal: Journal, study: Study) -> None:
     wide = study.model_copy(update={"confirm": study.confirm.model_copy(update={"workers": 4})})
     experiment = study.experiment_for({"method.name": "sat"})
-    append_record(journal.confirm(0, 1, {}, experiment, Origin("prefix", "0001-seed1", 3)), *records([0.5] * EPOCHS))
+    append_record(
+        confirm_run(journal, 0, 1, {}, experiment, Origin("prefix", "0001-seed1", 3)), *records([0.5] * EPOCHS)
+    )
     (saving,) = savings(journal.runs(), wide)
     assert (saving.epochs, saving.seconds) == (3, (2 + 3 + 4) * 4)
