@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from orchestrator.records.runs import Run
 from orchestrator.records.seeds import counting, trials
 from search_spaces.study import Study
-
-
-def violations(study: Study, run: Run, runs: Sequence[Run]) -> dict[str, float]:
-    """How far a trial, as `seeds.trials` has it, is below each known limit by metric; at most 0 where it is met."""
-    if not run.objectives:
-        return {}
-    metrics = counting(run, study.search.checkpoint)
-    return {
-        metric: limit - metrics[metric] for metric, limit in limits(study, runs).items()
-        if limit is not None and metric in metrics
-    }  # fmt: skip
 
 
 def limits(study: Study, runs: Sequence[Run]) -> dict[str, float | None]:
@@ -33,11 +22,23 @@ def limits(study: Study, runs: Sequence[Run]) -> dict[str, float | None]:
         # Starting points are the first trials, in their order.
         baseline = next((trial for trial in trials(runs) if trial.trial == constraint.baseline), None)
         ended = baseline is not None and baseline.state != "running"
-        reached = counting(baseline, study.search.checkpoint) if baseline is not None and ended else {}
+        reached = counting(baseline, study.search.checkpoint, [metric]) if baseline is not None and ended else {}
         found[metric] = reached[metric] - constraint.minus if metric in reached else None
     return found
 
 
+def violations(demanded: Mapping[str, float | None], trial: Run, rule: str) -> dict[str, float]:
+    """How far a trial, as `seeds.trials` has it, is below each known limit by metric; at most 0 where it is met.
+
+    `demanded` are the `limits`, `rule` says which epoch counts. Empty for a trial that does not count.
+    """
+    known = {metric: limit for metric, limit in demanded.items() if limit is not None}
+    if not (trial.objectives and known):
+        return {}
+    return {metric: known[metric] - value for metric, value in counting(trial, rule, known).items()}
+
+
 def feasible(study: Study, runs: Sequence[Run]) -> list[Run]:
     """The trials that violate nothing; all of them in a study without constraints."""
-    return [run for run in trials(runs) if all(amount <= 0 for amount in violations(study, run, runs).values())]
+    demanded, rule = limits(study, runs), study.search.checkpoint
+    return [run for run in trials(runs) if all(amount <= 0 for amount in violations(demanded, run, rule).values())]

@@ -192,13 +192,12 @@ class Journal:
         values: Mapping[str, Any],
         experiment: Experiment,
         *,
+        folder: Path,
         seed: int = 0,
         seeds: int = 1,
-        folder: Path | None = None,
         origin: Origin | None = None,
-    ) -> Path:
-        """Record that a run of a trial was issued; returns its folder, which is another's if that one is its twin."""
-        folder = folder or self.trial_folder(number, seed)
+    ) -> None:
+        """Record that a run of a trial was issued; its folder is another's if that one is its twin."""
         self.append(
             Proposed(
                 key=trial_key(number, seed),
@@ -211,16 +210,14 @@ class Journal:
                 origin=None if origin is None else asdict(origin),
             )
         )
-        return folder
 
     def confirm(
         self, trial: int, seed: int, values: Mapping[str, Any], experiment: Experiment, origin: Origin | None = None
-    ) -> Path:
-        """Record that a trial is trained again with another seed; returns the folder."""
-        key = confirmation_key(trial, seed)
+    ) -> None:
+        """Record that a trial is trained again with another seed."""
         self.append(
             Confirming(
-                key=key,
+                key=confirmation_key(trial, seed),
                 trial=trial,
                 values=dict(values),
                 experiment=experiment.to_dict(),
@@ -228,7 +225,6 @@ class Journal:
                 origin=None if origin is None else asdict(origin),
             )
         )
-        return self.confirmation_folder(trial, seed)
 
     def ended(self, key: str, state: str, reason: str, objectives: list[float] | None = None) -> None:
         """Record how a run ended."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
@@ -71,16 +71,14 @@ def selected(records: Sequence[EpochRecord], rule: str) -> EpochRecord:
     return records[-1] if rule == "last" else max(records, key=lambda record: record.metrics[ROBUST_ACCURACY])
 
 
-def counting(trial: Run, rule: str) -> dict[str, float]:
-    """The metrics of the epoch that counts, means over the seeds of a trial; empty before each has one.
+def counting(trial: Run, rule: str, names: Collection[str]) -> dict[str, float]:
+    """These metrics at the epoch that counts, means over the seeds of a trial, without those that a seed lacks.
 
     A run that was stopped counts as it was then: its workers may have ended the epoch that they were in.
     """
     each = [_until_stopped(run) for run in trial.over_seeds or (trial,)]
-    if not all(each):
-        return {}
-    known = [selected(records, rule).metrics for records in each]
-    return {name: fmean(metrics[name] for metrics in known) for name in known[0] if all(name in m for m in known)}
+    known = [selected(records, rule).metrics if records else {} for records in each]
+    return {name: fmean(metrics[name] for metrics in known) for name in names if all(name in m for m in known)}
 
 
 def _until_stopped(run: Run) -> list[EpochRecord]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
 
 from orchestrator.records.runs import Run
 from orchestrator.records.seeds import trials
 from orchestrator.report.importance import Importances
-from orchestrator.report.reading import curve, epsilon_text, held_out_points, method_label, overfitting
-from search_spaces.study import Study
+from orchestrator.report.reading import HeldOutPoint, curve, epsilon_text, method_label, overfitting
 from trainers.diagnostics.overfitting import REFERENCE_DELTA_ENERGY, ROBUST_ACCURACY
 
 Line = dict[str, object]
@@ -37,9 +36,9 @@ def energy_curve_lines(runs: Iterable[Run]) -> list[Line]:
     return lines
 
 
-def held_out_lines(study: Study, runs: Sequence[Run]) -> list[Line]:
+def held_out_lines(points: Iterable[HeldOutPoint]) -> list[Line]:
     """One line per trial that counts: the data of `pareto_front` and of `accuracy_over_epsilon`."""
-    return [asdict(point) for point in held_out_points(study, runs)]
+    return [asdict(point) for point in points]
 
 
 def importance_lines(importances: Importances) -> list[Line]:

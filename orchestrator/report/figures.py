@@ -23,7 +23,6 @@ from orchestrator.report.reading import (
     curve,
     epsilon_text,
     evaluation_epsilon,
-    held_out_points,
     method_label,
     overfitting,
     short_names,
@@ -91,9 +90,8 @@ def energy_curves(study: Study, runs: Sequence[Run]) -> Figure | None:
 
 
 @styled
-def pareto_front(study: Study, runs: Sequence[Run]) -> Figure | None:
+def pareto_front(runs: Sequence[Run], points: Sequence[HeldOutPoint]) -> Figure | None:
     """Held-out clean against robust accuracy of the trials that count; a step line joins those on the front."""
-    points = held_out_points(study, runs)
     if not points:
         return None
     figure = new_figure(3.6)
@@ -125,9 +123,8 @@ def pareto_front(study: Study, runs: Sequence[Run]) -> Figure | None:
 
 
 @styled
-def accuracy_over_epsilon(study: Study, runs: Sequence[Run]) -> Figure | None:
+def accuracy_over_epsilon(study: Study, runs: Sequence[Run], points: Sequence[HeldOutPoint]) -> Figure | None:
     """Held-out robust accuracy at the checkpoint that counts over the training ε: a point a trial, lines join means."""
-    points = held_out_points(study, runs)
     values = sorted({point.epsilon_value for point in points})
     if len(values) < 2:
         return None

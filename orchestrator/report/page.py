@@ -14,7 +14,7 @@ from orchestrator.report import sections
 from orchestrator.report.files import write_plate
 from orchestrator.report.markup import Markup, element, join
 from orchestrator.report.plates import plates
-from orchestrator.report.reading import confirmations
+from orchestrator.report.reading import confirmations, held_out_points
 from orchestrator.report.stylesheet import CSS
 from orchestrator.report.tables import results, to_csv, trial_rows
 from trainers.whole_files import write_whole
@@ -28,13 +28,13 @@ def write_report(study_folder: Path) -> Path:
     study, runs = journal.study(), journal.runs()
     folder = journal.folder / sections.FIGURES_FOLDER
     folder.mkdir(exist_ok=True)
-    tested, tried = results(runs), trial_rows(study, runs)
+    tested, tried, points = results(runs), trial_rows(study, runs), held_out_points(study, runs)
     events = journal.events()
     write_whole(folder / "results.csv", to_csv(row.flat() for row in tested))
     write_whole(folder / "trials.csv", to_csv(row.flat() for row in tried))
-    shown = [write_plate(plate, folder) for plate in plates(study, runs, journal.storage_url)]
+    shown = [write_plate(plate, folder) for plate in plates(study, runs, points, journal.storage_url)]
     parts = [
-        sections.opening(study, runs, events),
+        sections.opening(study, runs, points, events),
         sections.test_results(tested, confirmations(runs)),
         sections.ladder(climbed(events), tried, runs),
         *shown,

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from orchestrator.host.databases import reason
-from orchestrator.records.constraints import feasible
 from orchestrator.records.runs import Run
 from orchestrator.records.seeds import trials
 from orchestrator.report import figures
 from orchestrator.report.figure_data import Line, energy_curve_lines, held_out_lines, importance_lines
 from orchestrator.report.importance import MIN_TRIALS, Importances, parameter_importances
-from orchestrator.report.reading import evaluation_epsilon, held_out_points, nothing_counts
+from orchestrator.report.reading import HeldOutPoint, evaluation_epsilon, nothing_counts
 from search_spaces.study import Study
 
 
@@ -30,12 +29,12 @@ class Plate:
     missing: str
 
 
-def plates(study: Study, runs: Sequence[Run], storage_url: str) -> list[Plate]:
-    """All of them, in the order of the page. `storage_url` is Optuna's storage."""
+def plates(study: Study, runs: Sequence[Run], points: Sequence[HeldOutPoint], storage_url: str) -> list[Plate]:
+    """All of them, in the order of the page. `points` are those of the runs, `storage_url` is Optuna's storage."""
     return [
         _energy_curves(study, runs),
-        _pareto_front(study, runs),
-        _accuracy_over_epsilon(study, runs),
+        _pareto_front(study, runs, points),
+        _accuracy_over_epsilon(study, runs, points),
         _parameter_importance(study, runs, storage_url),
     ]
 
@@ -56,33 +55,32 @@ def _energy_curves(study: Study, runs: Sequence[Run]) -> Plate:
     )
 
 
-def _pareto_front(study: Study, runs: Sequence[Run]) -> Plate:
-    allowed = {run.trial for run in feasible(study, runs)}
-    barred = ", ".join(str(point.trial) for point in held_out_points(study, runs) if point.trial not in allowed)
+def _pareto_front(study: Study, runs: Sequence[Run], points: Sequence[HeldOutPoint]) -> Plate:
+    barred = ", ".join(str(point.trial) for point in points if not point.allowed)
     not_chosen = f" Not meeting search.constraints, and never chosen: {barred}." if barred else ""
     return Plate(
         "pareto_front",
         "Clean against robust accuracy",
         f"Held-out accuracy at the {study.search.checkpoint} epoch of trials that count, clean and under PGD-10 at "
         f"ε = {evaluation_epsilon(runs)}; numbers are trials. Hollow: catastrophic overfitting set in."
-        f"{_left_out(study, runs)}{not_chosen}",
-        figures.pareto_front(study, runs),
-        held_out_lines(study, runs),
+        f"{_left_out(runs, points)}{not_chosen}",
+        figures.pareto_front(runs, points),
+        held_out_lines(points),
         nothing_counts(study, runs),
     )
 
 
-def _accuracy_over_epsilon(study: Study, runs: Sequence[Run]) -> Plate:
+def _accuracy_over_epsilon(study: Study, runs: Sequence[Run], points: Sequence[HeldOutPoint]) -> Plate:
     one_epsilon = "Trials that count have one training ε only."
     return Plate(
         "accuracy_over_epsilon",
         "Robust accuracy over the training ε",
         f"Held-out accuracy under PGD-10 at ε = {evaluation_epsilon(runs)}, whatever the training ε, at the "
         f"{study.search.checkpoint} epoch; a point a trial that counts, lines through the means at each ε. Hollow: "
-        f"catastrophic overfitting set in.{_left_out(study, runs)}",
-        figures.accuracy_over_epsilon(study, runs),
-        held_out_lines(study, runs),
-        one_epsilon if held_out_points(study, runs) else nothing_counts(study, runs),
+        f"catastrophic overfitting set in.{_left_out(runs, points)}",
+        figures.accuracy_over_epsilon(study, runs, points),
+        held_out_lines(points),
+        one_epsilon if points else nothing_counts(study, runs),
     )
 
 
@@ -101,9 +99,9 @@ def _parameter_importance(study: Study, runs: Sequence[Run], storage_url: str) -
     )
 
 
-def _left_out(study: Study, runs: Sequence[Run]) -> str:
+def _left_out(runs: Sequence[Run], points: Sequence[HeldOutPoint]) -> str:
     tried = trials(runs)
-    missing = len(tried) - len(held_out_points(study, runs))
+    missing = len(tried) - len(points)
     return f" {missing} of {len(tried)} trials have no result that counts: not shown." if missing else ""
 
 

@@ -26,6 +26,7 @@ from trainers.diagnostics.overfitting import (
 from trainers.diagnostics.phases import Phases, phases
 
 _EPOCHS_WITH_PHASES = 30
+_ACCURACIES = (CLEAN_ACCURACY, ROBUST_ACCURACY, CHANCE_ACCURACY)
 _NAMES = {
     "fgsm": "FGSM",
     "fgsm_rs": "FGSM-RS",
@@ -49,8 +50,8 @@ _NAMES = {
 class HeldOutPoint:
     """Where a trial that counts ended, on held-out images at the checkpoint that counts; accuracies are fractions.
 
-    `chance` is what always naming the most frequent class would reach. The front is that of the trials which meet the
-    study's constraints.
+    `chance` is what always naming the most frequent class would reach. `allowed` says whether the study's constraints
+    are met; the front is that of the trials which do.
     """
 
     trial: int
@@ -61,6 +62,7 @@ class HeldOutPoint:
     robust: float
     chance: float
     collapsed: bool
+    allowed: bool
     on_front: bool
 
 
@@ -165,9 +167,11 @@ def held_out_points(study: Study, runs: Sequence[Run]) -> list[HeldOutPoint]:
     """Every trial that counts with both accuracies, also those that are no objective of the study."""
     ended = []
     for run in trials(runs):
+        if not run.objectives:
+            continue
         means = {name: spread.mean for name, spread in objectives(study, run).items()}
-        values = counting(run, study.search.checkpoint) | means
-        if run.objectives and CLEAN_ACCURACY in values and ROBUST_ACCURACY in values:
+        values = counting(run, study.search.checkpoint, _ACCURACIES) | means
+        if CLEAN_ACCURACY in values and ROBUST_ACCURACY in values:
             ended.append((run, values[CLEAN_ACCURACY], values[ROBUST_ACCURACY], values.get(CHANCE_ACCURACY, 0.0)))
     allowed = {run.trial for run in feasible(study, runs)}
     candidates = [(clean, robust) for run, clean, robust, _ in ended if run.trial in allowed]
@@ -182,6 +186,7 @@ def held_out_points(study: Study, runs: Sequence[Run]) -> list[HeldOutPoint]:
             robust=robust,
             chance=chance,
             collapsed=any(collapsed(one) for one in run.over_seeds or (run,)),
+            allowed=run.trial in allowed,
             on_front=run.trial in allowed and (clean, robust) in front,
         )
         for run, clean, robust, chance in ended

@@ -12,7 +12,7 @@ from orchestrator.records.rungs import RungResult
 from orchestrator.records.runs import Run
 from orchestrator.report.markup import Markup, element, inline_svg, join, table
 from orchestrator.report.plates import Plate
-from orchestrator.report.reading import short_names
+from orchestrator.report.reading import HeldOutPoint, short_names
 from orchestrator.report.summary import headlines, what_was_run
 from orchestrator.report.tables import ResultRow, TrialRow, by_protocol
 from search_spaces.study import Study
@@ -39,7 +39,7 @@ _CITATIONS = (
 )
 
 
-def opening(study: Study, runs: Sequence[Run], events: Sequence[Event]) -> Markup:
+def opening(study: Study, runs: Sequence[Run], points: Sequence[HeldOutPoint], events: Sequence[Event]) -> Markup:
     """The title, what was run, and what came out."""
     return element(
         "header",
@@ -51,7 +51,7 @@ def opening(study: Study, runs: Sequence[Run], events: Sequence[Event]) -> Marku
             " To reproduce: ",
             element("code", f"orchestrator sweep {STUDY_FILE}"),
         ),
-        element("div", *(element("p", sentence) for sentence in headlines(study, runs)), class_="headline"),
+        element("div", *(element("p", sentence) for sentence in headlines(study, runs, points)), class_="headline"),
     )
 
 

@@ -6,16 +6,16 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
-from orchestrator.records.constraints import feasible, limits
+from orchestrator.records.constraints import limits
 from orchestrator.records.events import Event
 from orchestrator.records.runs import Run
 from orchestrator.records.savings import savings
 from orchestrator.records.seeds import trials
 from orchestrator.report.reading import (
+    HeldOutPoint,
     confirmations,
     energy_warnings,
     evaluation_epsilon,
-    held_out_points,
     method_label,
     nothing_counts,
     overfitting,
@@ -62,13 +62,16 @@ def what_was_run(study: Study, runs: Sequence[Run], events: Sequence[Event]) -> 
     return " ".join(sentences)
 
 
-def headlines(study: Study, runs: Sequence[Run]) -> list[str]:
-    """What the data say first: collapses per method, the most robust configuration held out, and on the test set."""
+def headlines(study: Study, runs: Sequence[Run], points: Sequence[HeldOutPoint]) -> list[str]:
+    """What the data say first: collapses per method, the most robust configuration held out, and on the test set.
+
+    `points` are those of the runs.
+    """
     measured = [run for run in runs if run.kind != "confirmation" and run.records]
     if not measured:
         return ["No epoch has been recorded yet."]
     saved = [f"{saving}." for saving in savings(runs, study)]
-    return [*_overfitting(measured), *saved, *_held_out(study, runs), *_tested(runs)]
+    return [*_overfitting(measured), *saved, *_held_out(study, runs, points), *_tested(runs)]
 
 
 def duration(seconds: float) -> str:
@@ -107,15 +110,13 @@ def _name(run: Run) -> str:
     return str(run.trial) if run.seeds == 1 else f"{run.trial} with seed {run.experiment.seed}"
 
 
-def _held_out(study: Study, runs: Sequence[Run]) -> list[str]:
-    points = held_out_points(study, runs)
+def _held_out(study: Study, runs: Sequence[Run], points: Sequence[HeldOutPoint]) -> list[str]:
     if not points:
         return [nothing_counts(study, runs)]
     sentences = []
     if study.search.constraints:
         # What does not meet them is not chosen, and so not called the best.
-        allowed = {run.trial for run in feasible(study, runs)}
-        every, points = len(points), [point for point in points if point.trial in allowed]
+        every, points = len(points), [point for point in points if point.allowed]
         sentences.append(f"{len(points)} of {every} trials that count meet search.constraints.")
         unknown = ", ".join(metric for metric, limit in limits(study, runs).items() if limit is None)
         sentences += [f"That of {unknown} is not applied: its baseline has no result."] if unknown else []

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from orchestrator.records.constraints import violations
+from orchestrator.records.constraints import limits, violations
 from orchestrator.records.runs import Run
 from orchestrator.records.seeds import Spread, trials
 from orchestrator.report.reading import confirmations, curve, epsilon_text, method_label, objectives, onset_text
@@ -140,6 +140,7 @@ def by_protocol(rows: Iterable[ResultRow]) -> dict[Protocol, list[ResultRow]]:
 
 def trial_rows(study: Study, runs: Sequence[Run]) -> list[TrialRow]:
     """Every trial, by number."""
+    demanded = limits(study, runs)
     return [
         TrialRow(
             trial=run.trial,
@@ -152,7 +153,7 @@ def trial_rows(study: Study, runs: Sequence[Run]) -> list[TrialRow]:
             planned_epochs=run.seeds * run.experiment.epochs,
             objectives=objectives(study, run),
             overfitting=onset_text(run),
-            constraints=_constraints(study, run, runs),
+            constraints=_constraints(study, demanded, run),
         )
         for run in trials(runs)
     ]
@@ -169,12 +170,12 @@ def to_csv(lines: Iterable[Mapping[str, object]]) -> str:
     return text.getvalue()
 
 
-def _constraints(study: Study, run: Run, runs: Sequence[Run]) -> str:
-    if not study.search.constraints or not run.objectives:
+def _constraints(study: Study, demanded: Mapping[str, float | None], trial: Run) -> str:
+    if not demanded or not trial.objectives:
         return ""
-    found = violations(study, run, runs)
+    found = violations(demanded, trial, study.search.checkpoint)
     lacks = [f"{metric} {100 * amount:.2f} points short" for metric, amount in found.items() if amount > 0]
-    unknown = [f"{metric} has no baseline" for metric in study.search.constraints if metric not in found]
+    unknown = [f"{metric} has no baseline" for metric in demanded if metric not in found]
     return ", ".join(lacks + unknown) or "met"
 
 

@@ -97,3 +97,11 @@ class StopEarly(DriverOnly, FIFOScheduler):
         records = [record for record in follower.read() if record.epoch <= result["epoch"]]
         stop = self._stopping.decide(config["key"], parse(config["experiment"]), records)
         return str(self.CONTINUE if stop is None else self.STOP)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Its records are not needed any more; those of all trials would fill the driver's memory."""
+        self._followers.pop(trial.config["run_dir"], None)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Likewise, until it goes on."""
+        self._followers.pop(trial.config["run_dir"], None)

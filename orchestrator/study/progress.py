@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rich.console import Console, Group
@@ -14,7 +15,13 @@ from rich.text import Text
 
 from orchestrator.report.reading import epsilon_text
 from trainers.config import Experiment
-from trainers.diagnostics.overfitting import CLEAN_ACCURACY, REFERENCE_DELTA_ENERGY, ROBUST_ACCURACY, onsets
+from trainers.diagnostics.overfitting import (
+    CLEAN_ACCURACY,
+    REFERENCE_DELTA_ENERGY,
+    ROBUST_ACCURACY,
+    is_read,
+    onsets,
+)
 from trainers.records import EpochRecord
 
 _BAR = 10
@@ -27,7 +34,7 @@ class Row:
     """One run as the table shows it.
 
     `onset` is `collapsed at 9`, with a question mark where no second sign agrees, or nothing: drawn four times a
-    second, looked for once an epoch.
+    second, looked for once an epoch. Of the records it keeps what it shows: a study has those of thousands of runs.
     """
 
     name: str
@@ -37,11 +44,12 @@ class Row:
     onset: str = field(init=False)
 
     def __post_init__(self) -> None:
+        self.records = [_shown(record) for record in self.records]
         self.onset = self._onset()
 
     def add(self, record: EpochRecord) -> None:
         """It has one epoch more."""
-        self.records.append(record)
+        self.records.append(_shown(record))
         self.onset = self._onset()
 
     def _onset(self) -> str:
@@ -194,6 +202,14 @@ def settings(experiment: Experiment) -> dict[str, str]:
         "beta": "/".join(f"{value:.3g}" for value in betas) or "-",
         "gamma": "-" if gamma is None else f"{gamma:.3g}",
     }
+
+
+def _shown(record: EpochRecord) -> EpochRecord:
+    """With those of its metrics that a row needs. Their names come anew with each report of Ray Tune's."""
+    wanted = {
+        sys.intern(name): value for name, value in record.metrics.items() if name == CLEAN_ACCURACY or is_read(name)
+    }
+    return replace(record, metrics=wanted)
 
 
 def _point(experiment: Experiment) -> str:

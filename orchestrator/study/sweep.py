@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from orchestrator.records.constraints import violations
+from orchestrator.records.constraints import limits, violations
 from orchestrator.records.runs import Run, trial_key
 from orchestrator.records.seeds import trials
 from orchestrator.slots.slot import configuration
@@ -103,7 +103,8 @@ class TrialRuns:
         trial = next((trial for trial in trials(runs) if trial.trial == number), None)
         if trial is None:
             return outcomes[0]  # given up before it was ever recorded
-        found = violations(self._study, trial, runs) if trial.state == "complete" else {}
+        demanded, rule = limits(self._study, runs), self._study.search.checkpoint
+        found = violations(demanded, trial, rule) if trial.state == "complete" else {}
         return Outcome(trial.state, trial.reason, trial.objectives, self._curve(trial, outcomes), found)
 
     def _curve(self, trial: Run, outcomes: Sequence[Outcome]) -> tuple[float, ...]:

@@ -85,7 +85,9 @@ class Runs:
 
     def propose(self, number: int, seed: int, values: Mapping[str, Any]) -> dict[str, Any]:
         self.experiments[number] = self.study.experiment_for(values)
-        return {"number": number, "run_dir": str(self.journal.propose(number, values, self.experiments[number]))}
+        folder = self.journal.trial_folder(number)
+        self.journal.propose(number, values, self.experiments[number], folder=folder)
+        return {"number": number, "run_dir": str(folder)}
 
     def decided(self, number: int, seed: int) -> Outcome | None:
         return None

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import optuna
 
 from orchestrator.records.journal import Journal
 from orchestrator.records.runs import Run
+from orchestrator.report.reading import held_out_points
+from orchestrator.report.summary import headlines
 from search_spaces.study import Study, parse_study
+from trainers.config import Experiment
 from trainers.evaluation.result import Evaluation, Flags, Protocol
+from trainers.origin import Origin
 from trainers.records import EpochRecord, append_record
 
 EPOCHS = 12
@@ -79,12 +84,34 @@ def counts(clean: int, robust: int) -> dict[str, int]:
     return {"clean": clean, "apgd-ce": robust + 6, "apgd-t": robust + 1, "fab-t": robust + 1, "square": robust}
 
 
+def propose_run(
+    journal: Journal, trial: int, values: Mapping[str, Any], experiment: Experiment, *, seed: int = 0, seeds: int = 1
+) -> Path:
+    """Write into the journal that a run was issued; returns its folder, which is not there yet."""
+    folder = journal.trial_folder(trial, seed)
+    journal.propose(trial, values, experiment, folder=folder, seed=seed, seeds=seeds)
+    return folder
+
+
+def confirm_run(
+    journal: Journal,
+    trial: int,
+    seed: int,
+    values: Mapping[str, Any],
+    experiment: Experiment,
+    origin: Origin | None = None,
+) -> Path:
+    """The same of a confirmation."""
+    journal.confirm(trial, seed, values, experiment, origin)
+    return journal.confirmation_folder(trial, seed)
+
+
 def write_study(root: Path) -> Path:
     """Four complete trials (FGSM collapses at its sixth epoch), one running, one failed; three are confirmed."""
     study = made_up_study()
     journal = Journal.create(root / "collapse", study)
     for number, values in POINTS.items():
-        run_folder = journal.propose(number, values, study.experiment_for(values))
+        run_folder = propose_run(journal, number, values, study.experiment_for(values))
         for epoch in range(4 if number == 3 else 0 if number == 5 else EPOCHS):
             append_record(run_folder, record(epoch, 5 if number == 0 else None, 0.2 + 0.01 * number))
         if number in OBJECTIVES:
@@ -97,7 +124,7 @@ def write_study(root: Path) -> Path:
     for (number, seed), stages in tested.items():
         values = POINTS[number] | {"seed": seed}
         experiment = study.experiment_for(values)
-        run_folder = journal.confirm(number, seed, values, experiment)
+        run_folder = confirm_run(journal, number, seed, values, experiment)
         if stages is not None:
             attack = "autoattack" if "square" in stages else "pgd20"
             evaluation(experiment.digest(), stages, attack).save(run_folder / "evaluation.json")
@@ -117,3 +144,8 @@ def lengthened(run: Run, delta_energies: Sequence[float]) -> Run:
     changed = [{f"{split}/delta_energy/mean": value for split in splits} for value in delta_energies]
     pairs = zip(records, changed, strict=True)
     return replace(run, records=tuple(replace(old, metrics={**old.metrics, **new}) for old, new in pairs))
+
+
+def said(study: Study, runs: Sequence[Run]) -> list[str]:
+    """The headlines of a report."""
+    return headlines(study, runs, held_out_points(study, runs))

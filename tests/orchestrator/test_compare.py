@@ -15,6 +15,7 @@ from orchestrator.commands.compare import differences, rankings
 from orchestrator.records.journal import Journal
 from orchestrator.report.tables import ResultRow, Spread
 from search_spaces.study import parse_study
+from tests.orchestrator.made_up import confirm_run
 from trainers.evaluation.result import Evaluation, Flags, Protocol
 
 PROTOCOL = Protocol("digits 32x32", "test", 100, "8/255", "autoattack", 0, 50, 25, "best")
@@ -50,7 +51,7 @@ def write(folder: Path, standing: int | None, epsilon: str = "8/255", attack: st
     journal = Journal.create(folder, study)
     if standing is not None:
         experiment = study.experiment_for({"seed": 1})
-        run = journal.confirm(0, 1, {}, experiment)
+        run = confirm_run(journal, 0, 1, {}, experiment)
         flags = Flags(0, 100, {"clean": (True,) * 100, attack: tuple(image < standing for image in range(100))})
         Evaluation(replace(PROTOCOL, epsilon=epsilon, attack=attack), experiment.digest(), 1, flags).save(
             run / "evaluation.json"

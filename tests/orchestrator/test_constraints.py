@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import optuna
 import pytest
 
+from orchestrator.records import constraints
 from orchestrator.records.constraints import feasible, limits, violations
 from orchestrator.records.journal import Journal
 from orchestrator.records.runs import Run
-from orchestrator.report import figures
+from orchestrator.report import figures, reading
+from orchestrator.report.page import write_report
 from orchestrator.report.plates import plates
 from orchestrator.report.reading import held_out_points
 from orchestrator.report.sections import all_trials
-from orchestrator.report.summary import headlines
 from orchestrator.report.tables import trial_rows
 from orchestrator.study.confirm import choose
 from search_spaces.study import Study, parse_study
+from tests.orchestrator.made_up import record, said
 from tests.orchestrator.test_search import Driver, made_up_study, url
 from trainers.problems import InvalidInput
-from trainers.records import EpochRecord
+from trainers.records import EpochRecord, append_record
 
+NAMES = ("val/clean_accuracy", "val/pgd10_accuracy")
 # trial -> (clean, robust)
 ENDED = {0: (0.90, 0.40), 1: (0.88, 0.48), 2: (0.895, 0.45)}
 
@@ -35,7 +39,7 @@ def runs(of: Study, folder: Path, ended: dict[int, tuple[float, float]] = ENDED)
     found = []
     for number in range(4):
         objectives = ended.get(number, ())
-        metrics = dict(zip(("val/clean_accuracy", "val/pgd10_accuracy"), objectives, strict=False))
+        metrics = dict(zip(NAMES, objectives, strict=False))
         records = (EpochRecord(0, 0.0, metrics),) if objectives else ()
         experiment = of.experiment_for({"seed": number})
         state = "complete" if objectives else "running"
@@ -63,11 +67,44 @@ def test_only_trials_that_meet_the_constraint_are_chosen(constraint, numbers, tm
 def test_a_baseline_that_has_not_ended_constrains_nobody_yet(tmp_path):
     of = study(baseline=0, minus=0.01)
     known = runs(of, tmp_path, {1: ENDED[1]})
-    assert violations(of, known[1], known) == {}
+    assert violations(limits(of, known), known[1], of.search.checkpoint) == {}
     known = runs(of, tmp_path)
-    assert violations(of, known[1], known) == {"val/clean_accuracy": pytest.approx(0.01)}
-    assert violations(of, known[0], known) == {"val/clean_accuracy": pytest.approx(-0.01)}
-    assert violations(of, known[3], known) == {}
+    assert violations(limits(of, known), known[1], of.search.checkpoint) == {"val/clean_accuracy": pytest.approx(0.01)}
+    assert violations(limits(of, known), known[0], of.search.checkpoint) == {"val/clean_accuracy": pytest.approx(-0.01)}
+    assert violations(limits(of, known), known[3], of.search.checkpoint) == {}
+
+
+def test_a_report_groups_runs_and_finds_its_points_as_often_for_many_trials_as_for_few(tmp_path, monkeypatch):
+    of = study(baseline=0, minus=0.01)
+    counts = []
+    for number, copies in enumerate((1, 10)):
+        journal = Journal.create(tmp_path / f"{number}", of)
+        for trial in range(3 * copies):
+            objectives = ENDED[trial % 3]
+            folder = journal.trial_folder(trial)
+            journal.propose(trial, {}, of.experiment_for({"seed": trial}), folder=folder)
+            append_record(
+                folder, EpochRecord(0, 0.0, record(0, None, 0.2).metrics | dict(zip(NAMES, objectives, strict=True)))
+            )
+            journal.ended(f"trial-{trial:04d}", "complete", "", list(objectives))
+        calls = Counter()
+        for module, name in ((constraints, "trials"), (constraints, "limits"), (reading, "pareto_indices")):
+            counted(module, name, calls, monkeypatch)
+        write_report(journal.folder)
+        monkeypatch.undo()
+        counts.append(calls)
+    assert counts[0] == counts[1]
+    assert counts[0]["pareto_indices"] == 1
+
+
+def counted(module, name, calls, monkeypatch):
+    call = getattr(module, name)
+
+    def count(*arguments):
+        calls[name] += 1
+        return call(*arguments)
+
+    monkeypatch.setattr(module, name, count)
 
 
 @pytest.mark.parametrize("state", ["stopped", "failed"])
@@ -86,7 +123,7 @@ def test_a_constraint_whose_baseline_recorded_nothing_is_said_not_to_act(tmp_pat
     assert [row.constraints for row in trial_rows(of, known)] == [
         "", "val/clean_accuracy has no baseline", "val/clean_accuracy has no baseline", ""
     ]  # fmt: skip
-    assert "That of val/clean_accuracy is not applied: its baseline has no result." in headlines(of, known)
+    assert "That of val/clean_accuracy is not applied: its baseline has no result." in said(of, known)
 
 
 def test_optuna_holds_the_violation_and_leaves_the_trial_out_of_its_front(tmp_path):
@@ -127,13 +164,13 @@ def test_a_report_says_who_meets_the_constraints_and_calls_nobody_else_the_best(
     assert [row.constraints for row in trial_rows(of, known)] == [
         "met", "val/clean_accuracy 1.00 points short", "met", ""
     ]  # fmt: skip
-    said = " ".join(headlines(of, known))
-    assert "2 of 3 trials that count meet search.constraints." in said
-    assert "Most robust on held-out images among them: trial 2 " in said
+    told = " ".join(said(of, known))
+    assert "2 of 3 trials that count meet search.constraints." in told
+    assert "Most robust on held-out images among them: trial 2 " in told
     assert "Constraints" in all_trials(of, trial_rows(of, known))
-    assert headlines(study(at_least=0.99), known)[-1] == "0 of 3 trials that count meet search.constraints."
+    assert said(study(at_least=0.99), known)[-1] == "0 of 3 trials that count meet search.constraints."
     free = made_up_study()
-    assert "Most robust on held-out images: trial 1 " in " ".join(headlines(free, known))
+    assert "Most robust on held-out images: trial 1 " in " ".join(said(free, known))
     assert "Constraints" not in all_trials(free, trial_rows(free, known))
 
 
@@ -142,13 +179,15 @@ def test_the_front_is_that_of_the_trials_that_meet_the_constraints(least, front,
     of = study(at_least=least)
     known = runs(of, tmp_path)
     assert [point.trial for point in held_out_points(of, known) if point.on_front] == front
-    assert figures.pareto_front(of, known) is not None
+    assert figures.pareto_front(known, held_out_points(of, known)) is not None
 
 
 def test_captions_count_complete_trials_apart_from_stopped_ones_that_count(tmp_path):
     of = study(at_least=0.89)
     known = [replace(run, state="stopped") if run.trial == 2 else run for run in runs(of, tmp_path)]
-    told = {plate.name: plate for plate in plates(of, known, f"sqlite:///{tmp_path}/none.db")}
+    told = {
+        plate.name: plate for plate in plates(of, known, held_out_points(of, known), f"sqlite:///{tmp_path}/none.db")
+    }
     assert told["parameter_importance"].missing == "Needs at least 4 complete trials; there are 2."
     assert "PED-ANOVA over the 2 complete trials" in told["parameter_importance"].caption
     assert "1 of 4 trials have no result that counts: not shown." in told["pareto_front"].caption

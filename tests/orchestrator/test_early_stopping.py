@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -10,10 +12,10 @@ from orchestrator.records.events import Compared, Stopped
 from orchestrator.records.journal import Journal
 from orchestrator.records.runs import trial_key
 from orchestrator.records.savings import savings
-from orchestrator.report.summary import headlines
 from search_spaces.stopping import Pruning, Stopping
 from search_spaces.study import Resources, Study, parse_study
 from tests.orchestrator.curves import records
+from tests.orchestrator.made_up import confirm_run, propose_run, said
 from trainers.origin import Origin
 from trainers.records import append_record
 
@@ -123,6 +125,26 @@ def test_a_run_that_fell_behind_before_its_last_epoch_is_pruned_whether_or_not_t
     assert (stop.rule, stop.epoch) == ("prune", EPOCHS - 2)
 
 
+@pytest.mark.parametrize("ends", [("on_trial_complete", {}), ("on_trial_error",)])
+def test_records_are_held_for_trials_at_work_alone(
+    ends: tuple[Any, ...], journal: Journal, study: Study, tmp_path: Path
+) -> None:
+    from orchestrator.study.early_stopping import EarlyStopping, StopEarly
+
+    scheduler = StopEarly(EarlyStopping(Stopping(catastrophic=True), journal))
+    config = {"run_dir": str(tmp_path), "key": "trial-0000", "experiment": study.experiment_for({}).to_dict()}
+    trial = SimpleNamespace(config=config)
+    end, *more = ends
+    for count in (2, 3):
+        append_record(tmp_path, *records(COLLAPSE)[count - 2 : count])
+        decision = scheduler.on_trial_result(None, trial, {"epoch": count - 1})
+        assert decision == ("CONTINUE", "STOP")[count - 2]
+        assert len(scheduler._followers) == 1
+        getattr(scheduler, end)(None, trial, *more)
+        assert scheduler._followers == {}
+        getattr(scheduler, end)(None, trial, *more)
+
+
 def test_a_run_that_got_to_its_end_is_not_stopped(journal: Journal, study: Study) -> None:
     from orchestrator.study.early_stopping import EarlyStopping
 
@@ -157,7 +179,9 @@ def test_with_one_objective_optuna_hears_of_it_epoch_by_epoch(study: Study) -> N
 
 def test_savings_are_the_epochs_not_run_at_the_trials_own_pace(journal: Journal, study: Study) -> None:
     for number, epochs in enumerate((EPOCHS, 3, 5)):
-        folder = journal.propose(number, {}, study.experiment_for({"method.name": ("fgsm", "sat", "fgsm")[number]}))
+        folder = propose_run(
+            journal, number, {}, study.experiment_for({"method.name": ("fgsm", "sat", "fgsm")[number]})
+        )
         for record in records([0.5] * epochs):
             append_record(folder, record)
     journal.ended("trial-0000", "complete", "", [0.9, 0.5])
@@ -169,7 +193,7 @@ def test_savings_are_the_epochs_not_run_at_the_trials_own_pace(journal: Journal,
     (saving,) = savings(journal.runs(), two)
     assert (saving.runs, saving.epochs, saving.of_epochs, saving.seconds) == (2, 8, 24, (5 * 3 + 3 * 4) * 4)
     assert str(saving) == "Stopped early by catastrophic: 2 runs; 8 of 24 epochs and 108 CPU-seconds saved"
-    assert f"{str(saving).replace('108', '27')}." in headlines(study, journal.runs())  # the study has one CPU a trial
+    assert f"{str(saving).replace('108', '27')}." in said(study, journal.runs())  # the study has one CPU a trial
     gpus = Resources(workers=2, cpus_per_worker=2, gpus_per_worker=0.5)
     (on_gpus,) = savings(journal.runs(), study.model_copy(update={"resources": gpus}))
     assert (on_gpus.seconds, on_gpus.processor) == ((5 * 3 + 3 * 4) * 1.0, "GPU")
@@ -178,6 +202,8 @@ def test_savings_are_the_epochs_not_run_at_the_trials_own_pace(journal: Journal,
 def test_a_confirmation_saves_at_the_rate_of_its_own_workers(journal: Journal, study: Study) -> None:
     wide = study.model_copy(update={"confirm": study.confirm.model_copy(update={"workers": 4})})
     experiment = study.experiment_for({"method.name": "sat"})
-    append_record(journal.confirm(0, 1, {}, experiment, Origin("prefix", "0001-seed1", 3)), *records([0.5] * EPOCHS))
+    append_record(
+        confirm_run(journal, 0, 1, {}, experiment, Origin("prefix", "0001-seed1", 3)), *records([0.5] * EPOCHS)
+    )
     (saving,) = savings(journal.runs(), wide)
     assert (saving.epochs, saving.seconds) == (3, (2 + 3 + 4) * 4)

@@ -85,7 +85,12 @@ def test_a_method_has_one_color_in_all_figures_whatever_each_shows(runs: list[Ru
         for t, n in enumerate(presets)
     ]
     ran[0] = replace(ran[0], state="running", objectives=())
-    drawn = [draw(study, ran) for draw in (figures.energy_curves, figures.pareto_front, figures.accuracy_over_epsilon)]
+    points = held_out_points(study, ran)
+    drawn = [
+        figures.energy_curves(study, ran),
+        figures.pareto_front(ran, points),
+        figures.accuracy_over_epsilon(study, ran, points),
+    ]
     seen: dict[str, set[object]] = {}
     for figure in drawn:
         assert figure is not None
@@ -100,8 +105,9 @@ def test_accuracy_over_epsilon_joins_means(runs: list[Run]) -> None:
         8 / 255: pytest.approx((0.42 + 0.41) / 2),
         16 / 255: pytest.approx((0.38 + 0.45) / 2),
     }
+    study = made_up_study()
     one_epsilon = [run for run in runs if run.experiment.attack.epsilon.text == "8/255"]
-    assert figures.accuracy_over_epsilon(made_up_study(), one_epsilon) is None
+    assert figures.accuracy_over_epsilon(study, one_epsilon, held_out_points(study, one_epsilon)) is None
 
 
 def test_importances_are_shares_and_need_four_trials(folder: Path, tmp_path: Path) -> None:
@@ -140,8 +146,10 @@ def test_svg_is_the_same_twice_and_undated(runs: list[Run]) -> None:
 
 
 def test_threads_that_draw_at_once_get_the_same(runs: list[Run]) -> None:
+    points = held_out_points(made_up_study(), runs)
+
     def draw(name: str) -> str:
-        return to_svg(figures.pareto_front(made_up_study(), runs), name)
+        return to_svg(figures.pareto_front(runs, points), name)
 
     with ThreadPoolExecutor(2) as threads:
         first, other, again = threads.map(draw, ["one", "two", "one"])

@@ -14,6 +14,7 @@ from orchestrator.records.events import Ended, Proposed
 from orchestrator.records.journal import EVALUATION_FILE, JOURNAL_FILE, Journal
 from orchestrator.records.runs import Run, trial_key
 from search_spaces.study import Study, parse_study
+from tests.orchestrator.made_up import propose_run
 from trainers.config import Experiment, apply_values, parse
 from trainers.evaluation.result import Evaluation, Flags, Protocol
 from trainers.problems import InvalidInput
@@ -28,7 +29,7 @@ def record(epoch: int) -> EpochRecord:
 
 
 def propose(journal: Journal, number: int) -> Path:
-    return journal.propose(number, {"seed": number}, STUDY.experiment_for({"seed": number}))
+    return propose_run(journal, number, {"seed": number}, STUDY.experiment_for({"seed": number}))
 
 
 def afresh(journal: Journal) -> list[Run]:
@@ -134,13 +135,13 @@ def test_runs_are_in_the_order_of_their_numbers_and_a_twin_is_of_an_earlier_tria
     for number in (10_000, 9_999):
         propose(journal, number)
     for seed in (10, 2):
-        journal.propose(7, {}, STUDY.experiment_for({"seed": seed}), seed=seed)
+        propose_run(journal, 7, {}, STUDY.experiment_for({"seed": seed}), seed=seed)
     assert [run.key for run in journal.runs()] == [
         "trial-9999", "trial-10000", "trial-0007-seed2", "trial-0007-seed10"
     ]  # fmt: skip
     experiment = STUDY.experiment_for({})
     for number in (10_001, 9_998):
-        journal.propose(number, {}, experiment)
+        propose_run(journal, number, {}, experiment)
         journal.ended(trial_key(number), "complete", "", [0.5])
     found = [journal.twin(number, experiment) for number in (9_998, 9_999, 10_001)]
     assert [run and run.key for run in found] == [None, "trial-9998", "trial-9998"]
@@ -225,7 +226,7 @@ def test_data_that_have_moved_are_looked_for_where_they_are_now(tmp_path: Path) 
         Journal.create(tmp_path / f"{number}", short.with_data_in(tmp_path / "new"))
     there = study_with(experiment={"data": {"name": "digits", "directory": "/old"}, "epochs": 9})
     journal = Journal.create(tmp_path / "s", there)
-    journal.propose(0, {}, there.experiment_for({}))
+    propose_run(journal, 0, {}, there.experiment_for({}))
     here = there.with_data_in(tmp_path / "new")
     Journal.create(tmp_path / "s", here).check_defaults(here)
     study, (run,) = journal.study(), journal.runs()
@@ -266,10 +267,10 @@ def test_a_run_that_was_begun_with_other_defaults_is_named_with_what_to_write(tm
     journal = Journal.create(tmp_path / "s", study)
     point = {"method.name": "sat"}
     today = study.experiment_for(point)
-    journal.propose(0, point, today, seed=1)
+    propose_run(journal, 0, point, today, seed=1)
     journal.check_defaults(study)
     raw = apply_values(today.to_dict(), {"evaluation.probe_samples": 1024, "seed": 3})
-    journal.propose(1, point, parse(raw), seed=3)
+    propose_run(journal, 1, point, parse(raw), seed=3)
     with pytest.raises(InvalidInput) as refused:
         journal.check_defaults(study)
     said = {problem.field: problem.message for problem in refused.value.problems}

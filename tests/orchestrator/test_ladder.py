@@ -25,6 +25,7 @@ from orchestrator.tracking.mirror import sync
 from orchestrator.tracking.server import RUN_TAG
 from search_spaces.study import Rung, parse_study
 from tests.conftest import TINY
+from tests.orchestrator.made_up import propose_run
 from trainers import checkpoint
 from trainers.config import apply_values
 from trainers.data.images import load_splits
@@ -60,7 +61,7 @@ def journal(tmp_path_factory: pytest.TempPathFactory) -> Journal:
     journal = Journal.create(tmp_path_factory.mktemp("runs") / "s", STUDY)
     for number, epsilon in enumerate((0.01, 0.05, 0.2)):
         experiment = STUDY.experiment_for({"attack.epsilon": epsilon})
-        folder = journal.propose(number, {"attack.epsilon": epsilon}, experiment)
+        folder = propose_run(journal, number, {"attack.epsilon": epsilon}, experiment)
         list(fit(experiment, folder, ranks=Ranks.current("cpu")))
         journal.ended(trial_key(number), "complete", "", [0.5, 0.5])
     return journal
@@ -111,7 +112,7 @@ def test_more_are_kept_where_more_are_to_be_confirmed_and_nobody_is_attacked_aga
     journal = Journal.create(tmp_path / "s", STUDY)
     for number in range(4):
         experiment = STUDY.experiment_for({"attack.epsilon": 0.05}).model_copy(update={"seed": number})
-        journal.propose(number, {}, experiment)
+        propose_run(journal, number, {}, experiment)
         journal.ended(trial_key(number), "complete", "", [0.5, 0.5])
     accuracies = [(2, 0.4), (0, 0.3), (3, 0.2), (1, 0.1)]
     journal.append(RungClimbed(attack="pgd20", samples=30, fast=True, accuracies=accuracies, kept=[2, 0]))
@@ -136,7 +137,7 @@ def test_the_ladder_of_more_finalists_keeps_as_many_and_has_no_rung_for_nothing(
 
 def test_a_rung_that_would_drop_nobody_attacks_nobody(tmp_path: Path) -> None:
     journal = Journal.create(tmp_path / "s", STUDY)
-    journal.propose(0, {}, STUDY.experiment_for({"attack.epsilon": 0.05}))
+    propose_run(journal, 0, {}, STUDY.experiment_for({"attack.epsilon": 0.05}))
     session = Session(STUDY, journal, None, StudyView(Console(quiet=True)), Interrupt(print))  # type: ignore[arg-type]
     (only,) = climb(session, trials(journal.runs()))
     assert only.trial == 0

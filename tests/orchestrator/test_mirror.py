@@ -23,6 +23,7 @@ from orchestrator.tracking.mirrored_run import flatten
 from orchestrator.tracking.server import RUN_TAG, log_folder
 from search_spaces.study import Tracking, parse_study
 from tests.conftest import TINY
+from tests.orchestrator.made_up import propose_run
 from trainers.config import parse
 from trainers.evaluation.result import Evaluation, Flags, Protocol
 from trainers.loop import fit
@@ -51,14 +52,14 @@ def journal(tmp_path: Path, trained: Path) -> Journal:
     """A study of one trial that has run all its epochs."""
     journal = Journal.create(tmp_path / "s", STUDY)
     journal.append(Started(pid=1, environment={"git_commit": "aaaa"}))
-    shutil.copytree(trained, journal.propose(0, {}, STUDY.experiment_for({})))
+    shutil.copytree(trained, propose_run(journal, 0, {}, STUDY.experiment_for({})))
     return journal
 
 
 @pytest.fixture
 def two_ended(journal: Journal, trained: Path) -> Journal:
     """With a second trial; both have ended."""
-    shutil.copytree(trained, journal.propose(1, {}, STUDY.experiment_for({})))
+    shutil.copytree(trained, propose_run(journal, 1, {}, STUDY.experiment_for({})))
     for number in (0, 1):
         journal.ended(trial_key(number), "failed", "made up")
     return journal
@@ -216,7 +217,7 @@ def test_what_one_run_can_not_send_keeps_no_other_from_being_sent(
 def test_a_server_that_is_away_is_not_asked_for_each_run(
     uri: str, journal: Journal, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(trained, journal.propose(1, {}, STUDY.experiment_for({})))
+    shutil.copytree(trained, propose_run(journal, 1, {}, STUDY.experiment_for({})))
     mirror = Mirror(journal, uri)
     asked: list[str] = []
 

@@ -95,6 +95,20 @@ def test_a_live_table_shows_the_newest_and_those_that_run_and_looks_for_overfitt
     assert view.table().row_count == 41  # in the end all of them
 
 
+def test_a_row_keeps_of_each_epoch_what_it_shows() -> None:
+    view = live_view()
+    view.started("trial-0000", parse({}), [record(0, 1, 0.4)])
+    view.epoch("trial-0000", record(1, 1, 0.4))
+    first, last = view._rows["trial-0000"].records
+    assert len(record(1, 1, 0.4).metrics) > 25
+    assert sorted(first.metrics) == sorted(last.metrics) == [
+        "probe/adversarial_accuracy", "probe/delta_energy/mean", "probe_reference/delta_energy/mean",
+        "probe_reference/pgd10_accuracy", "val/chance_accuracy", "val/clean_accuracy", "val/pgd10_accuracy",
+    ]  # fmt: skip
+    view.console.print(view.table())
+    assert "collapsed at 2" in view.console.file.getvalue()  # type: ignore[attr-defined]
+
+
 def test_rows_are_told_apart_by_their_place_and_not_by_what_is_in_them() -> None:
     one, other = (progress.Row("a", parse({}), [record(0, None, 0.2)]) for _ in range(2))
     assert one != other

@@ -22,10 +22,10 @@ from orchestrator.report.reading import (
     onset_text,
     short_names,
 )
-from orchestrator.report.summary import headlines, what_was_run
+from orchestrator.report.summary import what_was_run
 from orchestrator.report.tables import Spread, by_protocol, results, to_csv, trial_rows
 from search_spaces.study import parse_study
-from tests.orchestrator.made_up import EPOCHS, counts, evaluation, lengthened, made_up_study, write_study
+from tests.orchestrator.made_up import EPOCHS, counts, evaluation, lengthened, made_up_study, said, write_study
 from trainers import catalog
 from trainers.config import apply_values, parse
 from trainers.records import EpochRecord
@@ -160,23 +160,23 @@ def test_short_names_stay_unique() -> None:
 
 
 def test_headlines_count_collapses_and_name_the_best(runs: list[Run]) -> None:
-    said = headlines(made_up_study(), runs)
-    assert said[0] == "Catastrophic overfitting in 1 of 3 FGSM, 0 of 1 FGSM + DER, 0 of 1 WEAT-ADV trials."
-    assert said[1].startswith(
+    found = said(made_up_study(), runs)
+    assert found[0] == "Catastrophic overfitting in 1 of 3 FGSM, 0 of 1 FGSM + DER, 0 of 1 WEAT-ADV trials."
+    assert found[1].startswith(
         "Most robust on held-out images: trial 1 (FGSM + DER, training ε = 16/255) with 45.00\u00a0%"
     )
-    assert "trial 1 (FGSM + DER, training ε = 16/255) with 45.00 ± 2.83\u00a0% under AutoAttack" in said[2]
+    assert "trial 1 (FGSM + DER, training ε = 16/255) with 45.00 ± 2.83\u00a0% under AutoAttack" in found[2]
 
 
 def test_who_is_not_above_chance_is_not_called_the_most_robust_held_out(runs: list[Run]) -> None:
-    def said(robust: float) -> str:
+    def best(robust: float) -> str:
         ended = [replace(run, objectives=(0.9, robust)) if run.objectives else run for run in runs]
-        return headlines(made_up_study(), ended)[1]
+        return said(made_up_study(), ended)[1]
 
     chance = "No trial is more robust on held-out images than chance (10.00\u00a0%): at best "
-    assert said(0.1).startswith(f"{chance}10.00\u00a0% under PGD-10 at ε = 8/255.")
-    assert said(0.02).startswith(f"{chance}2.00\u00a0%")
-    assert said(0.11).startswith("Most robust on held-out images: trial ")
+    assert best(0.1).startswith(f"{chance}10.00\u00a0% under PGD-10 at ε = 8/255.")
+    assert best(0.02).startswith(f"{chance}2.00\u00a0%")
+    assert best(0.11).startswith("Most robust on held-out images: trial ")
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_who_is_not_above_chance_is_not_called_the_most_robust_held_out(runs: li
 def test_nor_on_the_test_set(robust: int, begins: str, runs: list[Run]) -> None:
     tested = next(run for run in runs if run.kind == "confirmation")
     found = replace(tested, evaluation=evaluation(tested.experiment.digest(), counts(80, robust)))
-    assert headlines(made_up_study(), [runs[0], found])[-1].startswith(begins)
+    assert said(made_up_study(), [runs[0], found])[-1].startswith(begins)
 
 
 def test_a_total_that_was_lowered_below_what_was_started_is_told_apart(runs: list[Run]) -> None:
@@ -204,12 +204,12 @@ def test_a_total_that_was_lowered_below_what_was_started_is_told_apart(runs: lis
 
 def test_a_jump_of_energy_without_a_collapse_is_a_warning_beside_the_headlines(runs: list[Run]) -> None:
     jumping = lengthened(runs[1], [-0.1] * 5 + [0.6] + [-0.1] * 5)
-    assert headlines(made_up_study(), [jumping])[:2] == [
+    assert said(made_up_study(), [jumping])[:2] == [
         "No overfitting was detected in 1 trial.",
         "ΔE(x) jumped up while robust accuracy stood, a warning only: trial 1 (epoch 6).",
     ]
     torn = replace(jumping, records=jumping.records[1:])
-    assert headlines(made_up_study(), [torn])[0] == "No overfitting was detected in 1 trial."
+    assert said(made_up_study(), [torn])[0] == "No overfitting was detected in 1 trial."
 
 
 def test_the_page_is_well_formed_and_loads_nothing(page: str) -> None:
@@ -268,12 +268,10 @@ def test_a_study_that_has_not_begun_has_a_report(tmp_path: Path) -> None:
 def test_a_study_whose_trials_all_ended_without_a_result_does_not_promise_one(runs: list[Run]) -> None:
     study = made_up_study()
     tried = [replace(runs[0], trial=place, state="failed", objectives=()) for place in range(8)]
-    assert headlines(study, tried)[-1] == (
-        "No trial has a result that counts: 8 failed. The table of all trials says why."
-    )
-    assert headlines(study, tried[1:])[-1] == "No trial is complete yet."
+    assert said(study, tried)[-1] == ("No trial has a result that counts: 8 failed. The table of all trials says why.")
+    assert said(study, tried[1:])[-1] == "No trial is complete yet."
     running = [replace(tried[0], state="running"), *tried[1:]]
-    assert headlines(study, running)[-1] == "No trial is complete yet."
+    assert said(study, running)[-1] == "No trial is complete yet."
 
 
 def test_a_torn_curve_has_no_onset(runs: list[Run]) -> None:

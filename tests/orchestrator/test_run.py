@@ -19,7 +19,7 @@ from orchestrator.cluster.joining import JOB_VARIABLE
 from orchestrator.records.journal import EVALUATION_FILE, Journal
 from orchestrator.study import run
 from search_spaces.study import Study, parse_study
-from tests.orchestrator.made_up import evaluation
+from tests.orchestrator.made_up import confirm_run, evaluation
 from trainers.problems import InvalidInput
 
 Drive = Callable[..., list[str]]
@@ -143,7 +143,7 @@ def test_there_are_as_many_slots_as_either_phase_fills(
 @pytest.mark.parametrize("width", [100, 160])
 def test_without_an_attack_the_clean_accuracy_is_printed_once(tmp_path: Path, width: int) -> None:
     journal, experiment = Journal(tmp_path), parse_study({"name": "tiny"}).experiment_for({})
-    folder = journal.confirm(0, 1, {}, experiment)
+    folder = confirm_run(journal, 0, 1, {}, experiment)
     evaluation(experiment.digest(), {"clean": 85}, "clean").save(folder / EVALUATION_FILE)
     printed = io.StringIO()
     run._print_confirmed(journal, Console(file=printed, width=width))

@@ -30,6 +30,7 @@ from orchestrator.study.progress import StudyView
 from orchestrator.study.session import Session
 from search_spaces.study import Study, parse_study
 from tests.conftest import TINY
+from tests.orchestrator.made_up import confirm_run, propose_run
 from trainers import checkpoint
 from trainers.config import apply_values
 from trainers.loop import fit
@@ -55,8 +56,8 @@ def journal(tmp_path: Path) -> Journal:
     journal = Journal.create(tmp_path / "s", STUDY)
     for number, epsilon in enumerate((0.01, 0.05)):
         experiment = STUDY.experiment_for({"attack.epsilon": epsilon})
-        folder = journal.propose(number, {"attack.epsilon": epsilon}, experiment)
-        confirmed = journal.confirm(number, 1, {"attack.epsilon": epsilon}, experiment)
+        folder = propose_run(journal, number, {"attack.epsilon": epsilon}, experiment)
+        confirmed = confirm_run(journal, number, 1, {"attack.epsilon": epsilon}, experiment)
         for run_dir in (folder, confirmed):
             list(fit(experiment, run_dir, ranks=Ranks.current("cpu")))
         journal.ended(trial_key(number), "complete", "", [0.5, 0.5])

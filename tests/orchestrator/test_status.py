@@ -17,6 +17,7 @@ from orchestrator.commands import status
 from orchestrator.records.driver_lock import is_driven, only_driver
 from orchestrator.records.journal import Journal
 from search_spaces.study import parse_study
+from tests.orchestrator.made_up import propose_run
 from trainers.problems import InvalidInput
 from trainers.records import EpochRecord, append_record
 
@@ -31,7 +32,7 @@ def test_it_shows_every_run_and_whether_a_driver_works(tmp_path, capsys):
     study = parse_study({"name": "seen", "experiment": {"epochs": 2}, "search": {"trials": 3}})
     journal = Journal.create(tmp_path / "seen", study)
     for number, epochs in enumerate((2, 1)):
-        folder = journal.propose(number, {}, study.experiment_for({"seed": number}))
+        folder = propose_run(journal, number, {}, study.experiment_for({"seed": number}))
         for epoch in range(epochs):
             append_record(folder, EpochRecord(epoch, 0.0, METRICS))
     journal.ended("trial-0000", "complete", "")
@@ -85,7 +86,7 @@ def test_without_locks_no_driver_starts_and_the_status_says_so(code, tmp_path, m
 def test_following_into_a_pipe_prints_what_changed_only(tmp_path, monkeypatch: pytest.MonkeyPatch):
     study = parse_study({"name": "seen", "experiment": {"epochs": 3}, "search": {"trials": 1}})
     journal = Journal.create(tmp_path / "seen", study)
-    folder = journal.propose(0, {}, study.experiment_for({}))
+    folder = propose_run(journal, 0, {}, study.experiment_for({}))
     looks = itertools.count(1)
     driven = True
 

@@ -23,6 +23,7 @@ from orchestrator.study.confirm import choose
 from orchestrator.study.progress import StudyView
 from search_spaces.study import Study, parse_study
 from tests.conftest import TINY
+from tests.orchestrator.made_up import propose_run
 from trainers import checkpoint
 from trainers.config import apply_values
 from trainers.loop import fit
@@ -334,7 +335,7 @@ def test_optuna_sees_a_trial_of_which_one_seed_was_stopped_by_the_mean_of_all_se
     of = study("half", SAT | NEVER, search={"seeds": 2, "objectives": ["val/pgd10_accuracy"]})
     journal = Journal.create(tmp_path / "half", of)
     for seed, (state, values) in enumerate([("complete", (0.2, 0.4, 0.6, 0.5)), ("stopped", (0.4, 0.0))]):
-        folder = journal.propose(0, {}, of.experiment_for(SAT | NEVER), seed=seed, seeds=2)
+        folder = propose_run(journal, 0, {}, of.experiment_for(SAT | NEVER), seed=seed, seeds=2)
         records = (EpochRecord(epoch, 0.0, {"val/pgd10_accuracy": value}) for epoch, value in enumerate(values))
         append_record(folder, *records)
         journal.ended(trial_key(0, seed), state, "", [max(values)])

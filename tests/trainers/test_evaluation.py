@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import re
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -306,12 +305,6 @@ def test_an_evaluation_comes_back_from_its_file(foreign, flags, tmp_path):
     evaluation.save(file)
     assert Evaluation.load(file) == evaluation
     assert [path.name for path in file.parent.iterdir()] == ["autoattack.json"]
-
-
-def test_a_file_without_foreign_models_and_warnings_is_still_read(flags, tmp_path):
-    content = {"protocol": asdict(PROTOCOL), "experiment_digest": "abc", "epoch": 7, "flags": asdict(flags)}
-    (tmp_path / "old.json").write_text(json.dumps(content | {"accuracies": {"clean": 1.0}}))
-    assert Evaluation.load(tmp_path / "old.json") == Evaluation(PROTOCOL, "abc", 7, flags)
 
 
 def evaluation(**standing):

@@ -11,6 +11,7 @@ from trainers.diagnostics.overfitting import (
     catastrophic_onset,
     checked_onsets,
     energy_jumps,
+    is_read,
     jumps_without_collapse,
     onsets,
     robust_onset,
@@ -253,6 +254,19 @@ def test_onsets_read_the_curves_of_a_run(experiment):
     assert onsets([], experiment()) == []
     stricter = {"evaluation.catastrophic.above_chance": 0.5}
     assert onsets(records, experiment(stricter)) == []
+
+
+def test_onsets_need_no_other_metrics_than_those_that_are_said_to_be_read(experiment):
+    whole = [
+        EpochRecord(record.epoch, 0.0, {**record.metrics, "train/loss": 1.0, "val/clean_accuracy": 0.9})
+        for record in made_records(*COLLAPSE, checks={17: {200: (0.5, 0.0)}, 18: {200: (0.1, 5.0)}})
+    ]
+    few = [
+        EpochRecord(record.epoch, 0.0, {name: value for name, value in record.metrics.items() if is_read(name)})
+        for record in whole
+    ]
+    assert {name for name in whole[18].metrics if name not in few[18].metrics} == {"train/loss", "val/clean_accuracy"}
+    assert onsets(few, experiment()) == onsets(whole, experiment()) == [Onset("catastrophic", 18, True, 200)]
 
 
 def test_onsets_use_the_rule_and_the_length_of_the_experiment(experiment):

@@ -28,6 +28,9 @@ CHECKED_DELTA_ENERGY = "check/{iteration:04d}/delta_energy/mean"
 _OWN_ACCURACY = "probe/adversarial_accuracy"
 _REFERENCE_ACCURACY = "probe_reference/pgd10_accuracy"
 _A_CHECK = re.compile(r"check/(\d+)/pgd5_accuracy")
+_READ = frozenset(
+    {ROBUST_ACCURACY, CHANCE_ACCURACY, DELTA_ENERGY, REFERENCE_DELTA_ENERGY, _OWN_ACCURACY, _REFERENCE_ACCURACY}
+)
 
 
 @dataclass(frozen=True)
@@ -169,6 +172,11 @@ def onsets(records: Sequence[EpochRecord], experiment: Experiment) -> list[Onset
     error = [1 - value for value in accuracy]
     late = robust_onset(_curve(records, DELTA_ENERGY), error, rules.robust, epochs=experiment.epochs)
     return [] if late is None else [late]
+
+
+def is_read(metric: str) -> bool:
+    """Whether `onsets` reads this metric: whoever keeps many records for it alone needs few of them."""
+    return metric in _READ or metric.startswith("check/")
 
 
 def jumps_without_collapse(records: Sequence[EpochRecord], experiment: Experiment) -> list[int]:

@@ -151,20 +151,17 @@ class Evaluation:
 
     @classmethod
     def load(cls, file: Path) -> Evaluation:
-        """Inverse of `save`; files from before foreign models and warnings are read too.
-
-        Raises InvalidInput for a file that holds no evaluation.
-        """
+        """Inverse of `save`. Raises InvalidInput for a file that holds no evaluation."""
         try:
             content = json.loads(file.read_text())
-            foreign = content.get("foreign")
+            foreign = content["foreign"]
             return cls(
                 Protocol(**content["protocol"]),
                 content["experiment_digest"],
                 content["epoch"],
                 Flags.from_plain(content["flags"]),
                 None if foreign is None else ForeignModel(**foreign),
-                tuple(content.get("warnings", ())),
+                tuple(content["warnings"]),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InvalidInput.single(
