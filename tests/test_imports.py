@@ -80,7 +80,7 @@ def test_configuration_catalog_and_studies_load_nothing_heavy():
     code = (
         "import sys, trainers.config, trainers.catalog, search_spaces.loader\n"
         "import trainers.data.availability, trainers.data.extra, trainers.diagnostics.overfitting\n"
-        "import trainers.evaluation.consistency\n"
+        "import trainers.evaluation.consistency, orchestrator.generation.options\n"
         "from trainers.config import parse\n"
         "parse({'method': 'weat_adv_der'}).digest()\n"
         f"print(*sorted(set(sys.modules) & {set(heavy)}))"

@@ -8,6 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trainers.generation.settings import (
+    LOCAL_SPREAD,
+    LOCAL_VARIANCE,
+    PCA_VARIANCE,
+    TOLERANCE,
+    Dynamics,
+    StartSettings,
+)
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -163,26 +172,34 @@ def generate(
     init: Annotated[str | None, typer.Option(help="with commas: pca (default), local_pca, gaussian, noise")] = None,
     per_class: Annotated[int | None, typer.Option(help="images of each class; default: 10")] = None,
     classes: Annotated[str | None, typer.Option(help="with commas, from 0; default: all")] = None,
-    steps: Annotated[int | None, typer.Option(help="of the dynamics, at most; default: 500")] = None,
-    step_size: Annotated[float | None, typer.Option(help="η; default: 0.025")] = None,
-    inertia: Annotated[float | None, typer.Option(help="ζ, from 0 to below 1; default: 0.8")] = None,
+    steps: Annotated[int | None, typer.Option(help=f"of the dynamics, at most; default: {Dynamics.steps}")] = None,
+    step_size: Annotated[float | None, typer.Option(help=f"η; default: {Dynamics.step_size}")] = None,
+    inertia: Annotated[float | None, typer.Option(help=f"ζ, from 0 to below 1; default: {Dynamics.inertia}")] = None,
     noise: Annotated[
-        float | None, typer.Option(help="standard deviation in each step, in pixels of [0,1]; default: 0.001")
+        float | None,
+        typer.Option(help=f"standard deviation of a step, in pixels of [0,1]; default: {Dynamics.noise}"),
     ] = None,
     adaptive_stop: Annotated[
         bool | None, typer.Option(help="stop a chain at the energy of its class's training images; default: no")
     ] = None,
     tolerance: Annotated[
-        float | None, typer.Option(help="of --adaptive-stop, in standard deviations of that energy; default: 0.25")
+        float | None,
+        typer.Option(help=f"of --adaptive-stop, in deviations of that energy; default: {TOLERANCE}"),
     ] = None,
     compile: Annotated[
-        bool | None, typer.Option(help="the gradient: costs minutes at the start; pays off for thousands of images")
+        bool | None,
+        typer.Option(help="the gradient: minutes first, paid back by thousands of images; default: no"),
     ] = None,
-    variance: Annotated[float | None, typer.Option(help="share that PCA keeps; default: 0.99, local 0.95")] = None,
+    variance: Annotated[
+        float | None, typer.Option(help=f"share that PCA keeps; default: {PCA_VARIANCE}, local {LOCAL_VARIANCE}")
+    ] = None,
     spread: Annotated[
-        float | None, typer.Option(help="κ of PCA starts, in standard deviations; default: WEAT's, local 0.354")
+        float | None,
+        typer.Option(help=f"κ of PCA, in standard deviations; default: WEAT's, local {LOCAL_SPREAD}"),
     ] = None,
-    neighbors: Annotated[int | None, typer.Option(help="images that local PCA looks at; default: 200")] = None,
+    neighbors: Annotated[
+        int | None, typer.Option(help=f"images that local PCA looks at; default: {StartSettings.neighbors}")
+    ] = None,
     inception: Annotated[Path | None, typer.Option(help="torch-fidelity's Inception weights: IS, FID, KID")] = None,
     alexnet: Annotated[Path | None, typer.Option(help="torchvision's AlexNet weights: LPIPS")] = None,
     classifier: Annotated[
@@ -206,9 +223,9 @@ def generate(
 ) -> None:
     """Let classifiers draw: Langevin dynamics on E(x,y) from starts of a class, with figures and metrics."""
     from orchestrator.generation.judging import Judges
+    from orchestrator.generation.options import load_generation
     from orchestrator.generation.verb import create, number_of_classes, recipes
     from orchestrator.lens.networks import Foreign, choose_networks
-    from search_spaces.generation import load_generation
 
     options = {
         "init": init.split(",") if init else None, "classes": classes.split(",") if classes else None,

@@ -39,7 +39,7 @@ class Recipe:
     A compiled network rounds otherwise, so `compiled` is a part of it.
 
     Chain i of `per_class` · len(`classes`) is of class `classes[i % len(classes)]`. `shard` is how many chains share
-    their random numbers. `starts` are fields of `starts.Settings`, `dynamics` those of `sampler.Dynamics`.
+    their random numbers. `starts` are fields of `StartSettings`, `dynamics` those of `Dynamics`.
     """
 
     init: str
@@ -115,7 +115,8 @@ def make_shard(
     import torch
 
     from trainers.evaluation.searching import for_search
-    from trainers.generation.sampler import Dynamics, Goal, generate
+    from trainers.generation.sampler import Goal, generate
+    from trainers.generation.settings import Dynamics
     from trainers.precision import tf32
     from trainers.randomness import generator
 
@@ -171,9 +172,10 @@ def _starts(data: str, recipe: Recipe, labels: torch.Tensor, first: int) -> torc
 
 
 def _fitted(data: str, init: str, label: int, settings: str) -> Draw:
-    from trainers.generation.starts import Settings, starts_of
+    from trainers.generation.settings import StartSettings
+    from trainers.generation.starts import starts_of
 
-    return starts_of(init, _training(data), label, Settings(**json.loads(settings)))
+    return starts_of(init, _training(data), label, StartSettings(**json.loads(settings)))
 
 
 # Fitted once a process, for four inits: the principal components of a class take seconds.

@@ -13,6 +13,7 @@ from rich.console import Console
 from orchestrator.generation.figures import SHOWN, energies, energy_lines, mosaic
 from orchestrator.generation.judging import Judges, Measures
 from orchestrator.generation.making import SHARDS_FOLDER, Made, Recipe, make
+from orchestrator.generation.options import INITS, Generation
 from orchestrator.lens.networks import Network, file_name
 from orchestrator.report.figure_data import Line
 from orchestrator.report.files import remove_earlier, write_plate, write_table
@@ -21,8 +22,8 @@ from orchestrator.report.page import document
 from orchestrator.report.plates import Plate
 from orchestrator.report.sections import FIGURES_FOLDER
 from orchestrator.tracking import server
-from search_spaces.generation import INITS, TOLERANCE, Generation
 from trainers import catalog
+from trainers.generation.settings import TOLERANCE
 from trainers.problems import InvalidInput
 from trainers.whole_files import write_whole, write_with
 

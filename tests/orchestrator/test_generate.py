@@ -16,12 +16,13 @@ import yaml
 from orchestrator.cli import main
 from orchestrator.exit_codes import BAD_INPUT, OK
 from orchestrator.generation import making
-from search_spaces.generation import INITS, Generation, load_generation, shipped_generations
+from orchestrator.generation.options import INITS, Generation, load_generation, shipped_generations
 from trainers import checkpoint
 from trainers.config import parse
 from trainers.data.extra import read_extra
 from trainers.data.images import load_splits
-from trainers.generation.starts import STARTS, Settings, pca
+from trainers.generation.settings import StartSettings
+from trainers.generation.starts import STARTS, pca
 from trainers.problems import InvalidInput
 from trainers.records import EpochRecord
 
@@ -272,7 +273,7 @@ def test_mistakes_are_named_before_anything_is_made(words, said, generate):
 
 def test_every_start_and_its_settings_can_be_asked_for():
     assert list(INITS) == list(STARTS)
-    assert {name for names in INITS.values() for name in names} == {field.name for field in fields(Settings)}
+    assert {name for names in INITS.values() for name in names} == {field.name for field in fields(StartSettings)}
 
 
 def test_energies_of_training_images_that_are_not_finite_are_said(generate, tmp_path, capsys):

@@ -16,7 +16,8 @@ from trainers import catalog, checkpoint, randomness
 from trainers.data.images import training_indices
 from trainers.evaluation.ranges import evaluate_range, fixed_subset
 from trainers.evaluation.result import Protocol
-from trainers.generation.sampler import Dynamics, Goal, class_energies, generate
+from trainers.generation.sampler import Goal, class_energies, generate
+from trainers.generation.settings import Dynamics
 from trainers.lens.measure import measure_range
 from trainers.loop import fit
 from trainers.ranks import Ranks

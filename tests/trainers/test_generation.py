@@ -11,8 +11,9 @@ from sklearn.decomposition import PCA
 from torch import nn
 
 from trainers.data.images import ImageSet
-from trainers.generation.sampler import Dynamics, Goal, class_energies, generate
-from trainers.generation.starts import STARTS, Settings, local_pca, pca, starts_of
+from trainers.generation.sampler import Goal, class_energies, generate
+from trainers.generation.settings import Dynamics, StartSettings
+from trainers.generation.starts import STARTS, local_pca, pca, starts_of
 from trainers.problems import InvalidInput
 
 QUIET = Dynamics(step_size=0.02, inertia=0.8, noise=0.0, steps=40)
@@ -39,7 +40,7 @@ def cloud():
 @pytest.mark.parametrize("start", [pca, local_pca])
 def test_pca_starts_have_the_mean_and_the_stated_share_of_the_deviations(start, cloud):
     images, directions = cloud[0][:60], cloud[1]
-    starts = start(images, Settings(variance=0.999, spread=0.5, neighbors=60))(2000, random()).flatten(1).double()
+    starts = start(images, StartSettings(variance=0.999, spread=0.5, neighbors=60))(2000, random()).flatten(1).double()
     assert torch.allclose(starts.mean(0), images.flatten(1).double().mean(0), atol=5e-3)
     along = (starts - starts.mean(0)) @ directions
     of_images = (images.flatten(1).double() - images.flatten(1).double().mean(0)) @ directions
@@ -49,16 +50,15 @@ def test_pca_starts_have_the_mean_and_the_stated_share_of_the_deviations(start, 
 
 def test_without_a_spread_pca_scales_singular_values_by_0005_as_weats_code_does(cloud):
     images, _ = cloud
-    stated = pca(images, Settings(spread=0.005 * math.sqrt(299)))(5, random())
-    assert torch.equal(pca(images, Settings())(5, random()), stated)
+    stated = pca(images, StartSettings(spread=0.005 * math.sqrt(299)))(5, random())
+    assert torch.equal(pca(images, StartSettings())(5, random()), stated)
 
 
 @pytest.mark.parametrize("start", [pca, local_pca])
 @pytest.mark.parametrize(("variance", "kept"), [(0.5, 1), (0.99, 1), (1.0, 16)])
 def test_the_component_that_reaches_the_share_is_left_out_but_one_always_stays(variance, kept, start, cloud):
-    starts = (
-        start(cloud[0][:60], Settings(variance=variance, spread=1.0, neighbors=60))(40, random()).flatten(1).double()
-    )
+    settings = StartSettings(variance=variance, spread=1.0, neighbors=60)
+    starts = start(cloud[0][:60], settings)(40, random()).flatten(1).double()
     singular = torch.linalg.svdvals(starts - starts.mean(0))
     assert int((singular > 1e-5 * singular[0]).sum()) == kept
 
@@ -73,7 +73,7 @@ def test_local_starts_lie_in_what_scikit_learn_finds_around_an_image(digits):
         kept = int((np.cumsum(fit.explained_variance_ratio_) < 0.8).sum())
         fits.append((fit.mean_, fit.components_[:kept], np.sqrt(fit.explained_variance_[:kept])))
     far = 0.0
-    for start in local_pca(images, Settings(neighbors=12, variance=0.8, spread=0.01))(40, random()):
+    for start in local_pca(images, StartSettings(neighbors=12, variance=0.8, spread=0.01))(40, random()):
         distances = []
         for mean, components, deviations in fits:
             amounts = (start.flatten().double().numpy() - mean) @ components.T / (0.01 * deviations)
@@ -89,15 +89,15 @@ def test_local_starts_stay_near_images_where_one_pca_would_bridge_two_clusters()
     offsets = torch.zeros(200, 1, 4, 4)
     offsets[:100, :, :2] = 0.6
     images = 0.2 + offsets + 0.02 * torch.randn(200, 1, 4, 4, generator=random(3))
-    local = local_pca(images, Settings(neighbors=30, spread=0.5))(50, random())
-    bridging = pca(images, Settings(spread=1.0))(50, random())
+    local = local_pca(images, StartSettings(neighbors=30, spread=0.5))(50, random())
+    bridging = pca(images, StartSettings(spread=1.0))(50, random())
     nearest = [torch.cdist(starts.flatten(1), images.flatten(1)).amin(1).mean() for starts in (local, bridging)]
     assert 3 * nearest[0] < nearest[1]
 
 
 def test_gaussian_starts_have_the_classes_covariance_and_a_ridge(cloud):
     images, directions = cloud
-    starts = STARTS["gaussian"](images, Settings())(6000, random()).flatten(1).double()
+    starts = STARTS["gaussian"](images, StartSettings())(6000, random()).flatten(1).double()
     variances = ((starts - starts.mean(0)) @ directions).var(0)
     of_images = ((images.flatten(1).double() - 0.5) @ directions).var(0)
     assert torch.allclose(variances, of_images + 1e-4, rtol=0.1)
@@ -105,7 +105,7 @@ def test_gaussian_starts_have_the_classes_covariance_and_a_ridge(cloud):
 
 @pytest.mark.parametrize("name", STARTS)
 def test_starts_are_images_and_depend_on_the_seed_alone(name, digits):
-    draw = starts_of(name, as_set(*digits), 3, Settings(neighbors=20))
+    draw = starts_of(name, as_set(*digits), 3, StartSettings(neighbors=20))
     first, again, other = (draw(6, random(seed)) for seed in (0, 0, 1))
     assert first.shape == (6, 1, 8, 8)
     assert first.dtype == torch.float32
@@ -119,7 +119,7 @@ def test_a_class_of_one_image_is_refused_by_name(digits):
     first = as_set(digits[0][:1], digits[1][:1])
     for label, count in ((int(first.labels[0]), 1), (int(first.labels[0]) ^ 1, 0)):
         with pytest.raises(InvalidInput, match=rf"--init.*pca: class {label} has {count} training image"):
-            starts_of("pca", first, label, Settings())
+            starts_of("pca", first, label, StartSettings())
 
 
 class Quadratic(nn.Module):

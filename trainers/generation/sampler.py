@@ -9,16 +9,7 @@ from torch import Tensor, nn
 
 from trainers.data.images import ImageSet
 from trainers.energy import joint_energy
-
-
-@dataclass(frozen=True)
-class Dynamics:
-    """η, ζ, the standard deviation of the noise, and the most steps a chain takes; defaults are WEAT's with inertia."""
-
-    step_size: float = 0.025
-    inertia: float = 0.8
-    noise: float = 0.001
-    steps: int = 500
+from trainers.generation.settings import TOLERANCE, Dynamics
 
 
 @dataclass(frozen=True)
@@ -31,7 +22,7 @@ class Goal:
 
     mean: Tensor
     deviation: Tensor
-    tolerance: float = 0.25
+    tolerance: float = TOLERANCE
 
     def reached(self, energy: Tensor, labels: Tensor) -> Tensor:
         """Whether each chain [B] is done at its energy [B]."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,41 +15,27 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from trainers.data.images import ImageSet, to_floats
+from trainers.generation.settings import LOCAL_SPREAD, LOCAL_VARIANCE, PCA_VARIANCE, StartSettings
 from trainers.problems import InvalidInput
 
 # WEAT's code scales singular values by 0.005: with n images that is 0.005 sqrt(n - 1) standard deviations.
 _OF_SINGULAR_VALUES = 0.005
 _GAUSSIAN_RIDGE = 1e-4
-NEIGHBORS = 200
-
-
-@dataclass(frozen=True)
-class Settings:
-    """`variance` is the share that the kept components explain together at most; `spread` is κ, in standard deviations.
-
-    Without `spread` PCA has that of WEAT's code, 0.005 sqrt(n − 1) for n images of the class, and local PCA 0.354.
-    `neighbors` is how many images, the anchor included, local PCA looks at.
-    """
-
-    variance: float | None = None
-    spread: float | None = None
-    neighbors: int = NEIGHBORS
-
 
 Draw = Callable[[int, torch.Generator], Tensor]
 # How many neighborhoods are looked at together: of 200 images of 3 x 32 x 32 they are 80 MB.
 _TOGETHER = 16
 
 
-def pca(images: Tensor, settings: Settings) -> Draw:
+def pca(images: Tensor, settings: StartSettings) -> Draw:
     """x_0 = clip(μ + κ Σ_i std_i a_i U_i), a ~ N(0,1), over the leading components of one class's images [n, C, H, W].
 
-    As in WEAT's code the component that reaches `variance` (0.99) is left out; the first one always stays.
+    As in WEAT's code the component that reaches `variance` is left out; the first one always stays.
     """
     flat = images.flatten(1).double()
     # The covariance of more images than pixels is the smaller problem, by a factor of four in time.
     fitted = PCA(svd_solver="covariance_eigh" if len(flat) > flat.shape[1] else "full").fit(flat.numpy())
-    kept = max(1, int((np.cumsum(fitted.explained_variance_ratio_) < (settings.variance or 0.99)).sum()))
+    kept = max(1, int((np.cumsum(fitted.explained_variance_ratio_) < (settings.variance or PCA_VARIANCE)).sum()))
     if settings.variance == 1:
         kept = len(fitted.components_)
     along = torch.from_numpy(fitted.components_[:kept] * np.sqrt(fitted.explained_variance_[:kept, None]))
@@ -64,14 +49,14 @@ def pca(images: Tensor, settings: Settings) -> Draw:
     return draw
 
 
-def local_pca(images: Tensor, settings: Settings) -> Draw:
+def local_pca(images: Tensor, settings: StartSettings) -> Draw:
     """The same around one image of the class: PCA of the nearest `neighbors` in L2, anew for every start.
 
     Starts differ more from one another than those of one PCA and lie further from where images are dense.
     """
     flat, shape = images.flatten(1), images.shape[1:]
     count = min(settings.neighbors, len(flat))
-    spread = 0.354 if settings.spread is None else settings.spread
+    spread = LOCAL_SPREAD if settings.spread is None else settings.spread
 
     def draw(number: int, generator: torch.Generator) -> Tensor:
         anchors = torch.randint(len(flat), (number,), generator=generator)
@@ -79,13 +64,13 @@ def local_pca(images: Tensor, settings: Settings) -> Draw:
         starts = []
         for own, chosen in zip(torch.split(amounts, _TOGETHER), torch.split(flat[anchors], _TOGETHER), strict=True):
             nearest = torch.cdist(chosen, flat).topk(count, largest=False).indices
-            starts.append(_along_leading(flat[nearest].double(), own, settings.variance or 0.95, spread))
+            starts.append(_along_leading(flat[nearest].double(), own, settings.variance or LOCAL_VARIANCE, spread))
         return torch.cat(starts).view(number, *shape).float().clamp(0, 1)
 
     return draw
 
 
-def gaussian(images: Tensor, settings: Settings) -> Draw:
+def gaussian(images: Tensor, settings: StartSettings) -> Draw:
     """N(μ, Σ + 1e-4 I) of one class's images [n, C, H, W], clipped."""
     flat, shape = images.flatten(1), images.shape[1:]
     mean = flat.mean(0)
@@ -100,13 +85,13 @@ def gaussian(images: Tensor, settings: Settings) -> Draw:
     return draw
 
 
-def noise(images: Tensor, settings: Settings) -> Draw:
+def noise(images: Tensor, settings: StartSettings) -> Draw:
     """U(0,1) for every pixel."""
     shape = images.shape[1:]
     return lambda number, generator: torch.rand((number, *shape), generator=generator)
 
 
-STARTS: dict[str, Callable[[Tensor, Settings], Draw]] = {
+STARTS: dict[str, Callable[[Tensor, StartSettings], Draw]] = {
     "pca": pca,
     "local_pca": local_pca,
     "gaussian": gaussian,
@@ -114,7 +99,7 @@ STARTS: dict[str, Callable[[Tensor, Settings], Draw]] = {
 }
 
 
-def starts_of(name: str, images: ImageSet, label: int, settings: Settings) -> Draw:
+def starts_of(name: str, images: ImageSet, label: int, settings: StartSettings) -> Draw:
     """How starts of a class are drawn, from its training images. Raises InvalidInput if it has fewer than two."""
     of_class = images.take(images.labels == label)
     if len(of_class) < 2:

@@ -9,19 +9,26 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from trainers.config import Section
+from trainers.generation.settings import (
+    LOCAL_SPREAD,
+    LOCAL_VARIANCE,
+    PCA_VARIANCE,
+    TOLERANCE,
+    Dynamics,
+    StartSettings,
+)
 from trainers.problems import InvalidInput, Problem, explain, unknown_name
 from trainers.yaml_text import read_table
 
 Init = Literal["pca", "local_pca", "gaussian", "noise"]
-# What each start can be told, by the names of `starts.Settings` and of the fields.
+# What each start can be told, by the names of `StartSettings` and of the fields.
 INITS: dict[Init, tuple[str, ...]] = {
     "pca": ("variance", "spread"),
     "local_pca": ("variance", "spread", "neighbors"),
     "gaussian": (),
     "noise": (),
 }
-TOLERANCE = 0.25
-_FOLDER = Path(__file__).parent / "generation_tables"
+_FOLDER = Path(__file__).parent / "tables"
 
 
 class Generation(Section):
@@ -34,20 +41,26 @@ class Generation(Section):
     init: tuple[Init, ...] = Field(default=("pca",), min_length=1)
     classes: tuple[int, ...] | None = Field(default=None, min_length=1, description="from 0; default: all")
     per_class: int = Field(default=10, ge=1, description="images of each class")
-    steps: int = Field(default=500, ge=1, description="of the dynamics, at most")
-    step_size: float = Field(default=0.025, gt=0, description="η")
-    inertia: float = Field(default=0.8, ge=0, lt=1, description="ζ; from 1 on chains never come to rest")
-    noise: float = Field(default=0.001, ge=0, description="standard deviation in each step, in pixels of [0,1]")
+    steps: int = Field(default=Dynamics.steps, ge=1, description="of the dynamics, at most")
+    step_size: float = Field(default=Dynamics.step_size, gt=0, description="η")
+    inertia: float = Field(default=Dynamics.inertia, ge=0, lt=1, description="ζ; from 1 on chains never come to rest")
+    noise: float = Field(default=Dynamics.noise, ge=0, description="standard deviation of a step, in pixels of [0,1]")
     adaptive_stop: bool = Field(default=False, description="at the energy of the class's training images")
     tolerance: float | None = Field(
-        default=None, ge=0, description="of adaptive_stop, in standard deviations of that energy; default: 0.25"
+        default=None, ge=0, description=f"of adaptive_stop, in deviations of that energy; default: {TOLERANCE}"
     )
     compile: bool = Field(
         default=False, description="the gradient: costs minutes at the start; pays off for thousands of images"
     )
-    variance: float | None = Field(default=None, gt=0, le=1, description="share that PCA keeps; 0.99, local 0.95")
-    spread: float | None = Field(default=None, ge=0, description="κ of PCA, in standard deviations; local 0.354")
-    neighbors: int | None = Field(default=None, ge=2, description="images that local PCA looks at; default: 200")
+    variance: float | None = Field(
+        default=None, gt=0, le=1, description=f"share that PCA keeps; {PCA_VARIANCE}, local {LOCAL_VARIANCE}"
+    )
+    spread: float | None = Field(
+        default=None, ge=0, description=f"κ of PCA, in standard deviations; local {LOCAL_SPREAD}"
+    )
+    neighbors: int | None = Field(
+        default=None, ge=2, description=f"images that local PCA looks at; default: {StartSettings.neighbors}"
+    )
     inception: Path | None = Field(default=None, description="torch-fidelity's Inception weights: IS, FID, KID")
     alexnet: Path | None = Field(default=None, description="torchvision's AlexNet weights: LPIPS")
     classifier: Path | None = Field(default=None, description="a run folder that stands in for Inception: FID-clf …")
@@ -63,7 +76,7 @@ class Generation(Section):
 
     @property
     def start_settings(self) -> dict[str, Any]:
-        """What was said about the starts, by the names of `starts.Settings`."""
+        """What was said about the starts, by the names of `StartSettings`."""
         given = {"variance": self.variance, "spread": self.spread, "neighbors": self.neighbors}
         return {name: value for name, value in given.items() if value is not None}
 
