@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.evaluation.subjects import Subject, choose_subjects, own_subjects
 from orchestrator.records.runs import Run
-from orchestrator.report.reading import method_label
+from orchestrator.report.labels import method_label
 from trainers import catalog
 from trainers.problems import InvalidInput, Problem, unknown_name
 from trainers.records import read_records

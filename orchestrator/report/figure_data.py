@@ -7,8 +7,10 @@ from dataclasses import asdict
 
 from orchestrator.records.runs import Run
 from orchestrator.records.seeds import trials
+from orchestrator.report.curves import curve, overfitting
+from orchestrator.report.held_out import HeldOutPoint
 from orchestrator.report.importance import Importances
-from orchestrator.report.reading import HeldOutPoint, curve, epsilon_text, method_label, overfitting
+from orchestrator.report.labels import epsilon_text, method_label
 from trainers.diagnostics.overfitting import REFERENCE_DELTA_ENERGY, ROBUST_ACCURACY
 
 Line = dict[str, object]

@@ -16,18 +16,11 @@ from matplotlib.ticker import FixedLocator, FormatStrFormatter, MaxNLocator, Nul
 
 from orchestrator.records.runs import Run
 from orchestrator.records.seeds import trials
+from orchestrator.report.curves import curve, overfitting, training_phases
+from orchestrator.report.held_out import HeldOutPoint
 from orchestrator.report.importance import Importances
+from orchestrator.report.labels import epsilon_text, evaluation_epsilon, method_label, short_names
 from orchestrator.report.lettering import legend_outside
-from orchestrator.report.reading import (
-    HeldOutPoint,
-    curve,
-    epsilon_text,
-    evaluation_epsilon,
-    method_label,
-    overfitting,
-    short_names,
-    training_phases,
-)
 from orchestrator.report.style import (
     ADVERSARIAL_COLOR,
     INK,

@@ -12,11 +12,11 @@ from orchestrator.records.journal import STUDY_FILE, Journal
 from orchestrator.records.rungs import climbed
 from orchestrator.report import sections
 from orchestrator.report.files import write_plate
+from orchestrator.report.held_out import held_out_points
 from orchestrator.report.markup import Markup, element, join
 from orchestrator.report.plates import plates
-from orchestrator.report.reading import confirmations, held_out_points
 from orchestrator.report.stylesheet import CSS
-from orchestrator.report.tables import results, to_csv, trial_rows
+from orchestrator.report.tables import confirmations, results, to_csv, trial_rows
 from trainers.whole_files import write_whole
 
 REPORT_FILE = "report.html"

@@ -12,8 +12,9 @@ from orchestrator.records.runs import Run
 from orchestrator.records.seeds import trials
 from orchestrator.report import figures
 from orchestrator.report.figure_data import Line, energy_curve_lines, held_out_lines, importance_lines
+from orchestrator.report.held_out import HeldOutPoint, nothing_counts
 from orchestrator.report.importance import MIN_TRIALS, Importances, parameter_importances
-from orchestrator.report.reading import HeldOutPoint, evaluation_epsilon, nothing_counts
+from orchestrator.report.labels import evaluation_epsilon
 from search_spaces.study import Study
 
 

@@ -10,9 +10,10 @@ from orchestrator.records.events import Event
 from orchestrator.records.journal import STUDY_FILE
 from orchestrator.records.rungs import RungResult
 from orchestrator.records.runs import Run
+from orchestrator.report.held_out import HeldOutPoint
+from orchestrator.report.labels import short_names
 from orchestrator.report.markup import Markup, element, inline_svg, join, table
 from orchestrator.report.plates import Plate
-from orchestrator.report.reading import HeldOutPoint, short_names
 from orchestrator.report.summary import headlines, what_was_run
 from orchestrator.report.tables import ResultRow, TrialRow, by_protocol
 from search_spaces.study import Study

@@ -11,16 +11,10 @@ from orchestrator.records.events import Event
 from orchestrator.records.runs import Run
 from orchestrator.records.savings import savings
 from orchestrator.records.seeds import trials
-from orchestrator.report.reading import (
-    HeldOutPoint,
-    confirmations,
-    energy_warnings,
-    evaluation_epsilon,
-    method_label,
-    nothing_counts,
-    overfitting,
-)
-from orchestrator.report.tables import by_protocol, results
+from orchestrator.report.curves import energy_warnings, overfitting
+from orchestrator.report.held_out import HeldOutPoint, nothing_counts
+from orchestrator.report.labels import evaluation_epsilon, method_label
+from orchestrator.report.tables import by_protocol, confirmations, results
 from search_spaces.study import Study
 from trainers import catalog
 from trainers.catalog.attacks import attack_label

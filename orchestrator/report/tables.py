@@ -11,7 +11,9 @@ from typing import Any
 from orchestrator.records.constraints import limits, violations
 from orchestrator.records.runs import Run
 from orchestrator.records.seeds import Spread, trials
-from orchestrator.report.reading import confirmations, curve, epsilon_text, method_label, objectives, onset_text
+from orchestrator.report.curves import curve, onset_text
+from orchestrator.report.held_out import objectives
+from orchestrator.report.labels import epsilon_text, method_label
 from search_spaces.study import Study
 from trainers.diagnostics.overfitting import ROBUST_ACCURACY
 from trainers.evaluation.result import Protocol
@@ -110,6 +112,11 @@ class TrialRow:
             "overfitting": self.overfitting,
             **({"constraints": self.constraints} if self.constraints else {}),
         }
+
+
+def confirmations(runs: Iterable[Run]) -> list[Run]:
+    """The confirmations, without the trials."""
+    return [run for run in runs if run.kind == "confirmation"]
 
 
 def results(runs: Iterable[Run]) -> list[ResultRow]:

@@ -78,7 +78,8 @@ class Beginnings:
         known = self._known.setdefault(runs, set())
         with suppress(FileNotFoundError):
             for name in set(os.listdir(runs)) - known:
-                with suppress(FileNotFoundError, NotADirectoryError):  # it is about to begin: the next look sees it
+                # It is about to begin, or broken, which is that study's matter: the next look may see it.
+                with suppress(FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
                     digest = json.loads((runs / name / "digest.json").read_text())["digest"]
                     self._elsewhere.setdefault(digest, []).append(runs / name)
                     known.add(name)

@@ -19,7 +19,7 @@ from orchestrator.study.endings import judge_run
 from orchestrator.study.evaluations import evaluate_on_ray
 from orchestrator.study.ladder import climb
 from orchestrator.study.proposals import Outcome
-from orchestrator.study.search import OwnSearcher
+from orchestrator.study.searcher import OwnSearcher
 from orchestrator.study.session import Session
 from orchestrator.study.sweep import with_seed
 from orchestrator.study.tuning import run_on_slots

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.report.reading import epsilon_text
+from orchestrator.report.labels import epsilon_text
 from trainers.config import Experiment
 from trainers.diagnostics.overfitting import (
     CLEAN_ACCURACY,

@@ -14,7 +14,7 @@ from orchestrator.study.beginnings import Beginnings
 from orchestrator.study.early_stopping import EarlyStopping, StopEarly
 from orchestrator.study.endings import judge_run, stopped_outcome
 from orchestrator.study.proposals import Outcome
-from orchestrator.study.search import StudySearcher
+from orchestrator.study.searcher import StudySearcher
 from orchestrator.study.session import Session
 from orchestrator.study.tuning import run_on_slots
 from search_spaces.stopping import Stopping

@@ -17,7 +17,7 @@ from orchestrator.host.interrupt import Interrupt
 from orchestrator.slots.group_slot import group_slot
 from orchestrator.slots.reservations import ReleasePlacementGroups
 from orchestrator.slots.slot import ProcessSlot, record_of
-from orchestrator.study.search import DriverOnly, OwnSearcher
+from orchestrator.study.searcher import DriverOnly, OwnSearcher
 from orchestrator.study.session import Session
 from search_spaces.study import Resources
 from trainers.config import parse

@@ -20,7 +20,7 @@ from orchestrator.records.journal import Journal
 from orchestrator.records.runs import Run, trial_key
 from orchestrator.study.endings import judge_run
 from orchestrator.study.proposals import Outcome
-from orchestrator.study.search import StudySearcher
+from orchestrator.study.searcher import StudySearcher
 from orchestrator.tracking.server import RUN_TAG
 from search_spaces.study import Study
 from tests.integration.conftest import unmeasured

@@ -11,7 +11,7 @@ import optuna
 
 from orchestrator.records.journal import Journal
 from orchestrator.records.runs import Run
-from orchestrator.report.reading import held_out_points
+from orchestrator.report.held_out import held_out_points
 from orchestrator.report.summary import headlines
 from search_spaces.study import Study, parse_study
 from trainers.config import Experiment

@@ -14,15 +14,15 @@ from orchestrator.records.constraints import feasible, limits, violations
 from orchestrator.records.journal import Journal
 from orchestrator.records.runs import Run
 from orchestrator.report import figures, reading
+from orchestrator.report.held_out import held_out_points
 from orchestrator.report.page import write_report
 from orchestrator.report.plates import plates
-from orchestrator.report.reading import held_out_points
 from orchestrator.report.sections import all_trials
 from orchestrator.report.tables import trial_rows
 from orchestrator.study.confirm import choose
 from search_spaces.study import Study, parse_study
 from tests.orchestrator.made_up import record, said
-from tests.orchestrator.test_search import Driver, made_up_study, url
+from tests.orchestrator.test_searcher import Driver, made_up_study, url
 from trainers.problems import InvalidInput
 from trainers.records import EpochRecord, append_record
 

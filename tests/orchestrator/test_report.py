@@ -14,14 +14,10 @@ import pytest
 from orchestrator.records.journal import Journal
 from orchestrator.records.pareto import pareto_indices
 from orchestrator.records.runs import Run
+from orchestrator.report.curves import onset_text
+from orchestrator.report.held_out import held_out_points
+from orchestrator.report.labels import epsilon_text, method_label, short_names
 from orchestrator.report.page import write_report
-from orchestrator.report.reading import (
-    epsilon_text,
-    held_out_points,
-    method_label,
-    onset_text,
-    short_names,
-)
 from orchestrator.report.summary import what_was_run
 from orchestrator.report.tables import Spread, by_protocol, results, to_csv, trial_rows
 from search_spaces.study import parse_study

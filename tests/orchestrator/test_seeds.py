@@ -10,7 +10,7 @@ import pytest
 from orchestrator.records.constraints import limits, violations
 from orchestrator.records.runs import Run
 from orchestrator.records.seeds import counting, spreads, trials
-from tests.orchestrator.test_search import made_up_study
+from tests.orchestrator.test_searcher import made_up_study
 from trainers.config import parse
 from trainers.records import EpochRecord
 

@@ -62,7 +62,7 @@ def run_here(of: Study, root: Path, *, kill_after: int | None = None) -> Journal
     from orchestrator.host.interrupt import Interrupt
     from orchestrator.slots.slot import run_job
     from orchestrator.study.early_stopping import EarlyStopping
-    from orchestrator.study.search import StudySearcher
+    from orchestrator.study.searcher import StudySearcher
     from orchestrator.study.session import Session
     from orchestrator.study.sweep import TrialRuns
 
@@ -258,6 +258,11 @@ def test_of_runs_of_other_studies_only_the_new_ones_are_looked_at(
     (late / "hardware.json").write_text('["1-workers-cpu"]')
     assert beginnings._finished_elsewhere("c") == [late]
     assert beginnings._finished_elsewhere("d") == []
+    broken = begun(42, "d")
+    (broken / "digest.json").write_text("")  # as a power cut may leave it: the other study's matter
+    assert beginnings._finished_elsewhere("d") == []
+    (broken / "digest.json").write_text('{"digest": "d"}')
+    assert beginnings._finished_elsewhere("d") == [broken]
 
 
 @pytest.mark.parametrize("count", ["best", "last"])

@@ -11,7 +11,7 @@ import optuna
 import pytest
 
 from orchestrator.study.proposals import Outcome, make_sampler, open_storage
-from orchestrator.study.search import MAX_ATTEMPTS, StudySearcher
+from orchestrator.study.searcher import MAX_ATTEMPTS, StudySearcher
 from search_spaces.space import suggest
 from search_spaces.study import Study, parse_study
 from trainers.problems import InvalidInput

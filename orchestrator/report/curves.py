@@ -1,0 +1,76 @@
+"""What the epochs of a run show: its curves, where overfitting sets in, the phases of its training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from orchestrator.records.runs import Run
+from trainers.config import Evaluation
+from trainers.diagnostics.overfitting import DELTA_ENERGY, Onset, jumps_without_collapse, onsets
+from trainers.diagnostics.phases import Phases, phases
+
+_EPOCHS_WITH_PHASES = 30
+
+
+def curve(run: Run, metric: str) -> tuple[list[int], list[float]]:
+    """Epochs and values of one metric. Whatever people read counts epochs from 1, as the terminal does."""
+    points = [(record.epoch + 1, record.metrics[metric]) for record in run.records if metric in record.metrics]
+    return [epoch for epoch, _ in points], [value for _, value in points]
+
+
+def overfitting(run: Run) -> list[Onset]:
+    """Where overfitting sets in; nothing for a run whose records have gaps or lack what the detectors read."""
+    if not _whole(run):
+        return []
+    # Records never change once written: folder, number and last time say which they are. The thresholds are apart:
+    # runs that differ in nothing else share a folder.
+    key = (run.folder, len(run.records), run.records[-1].time, run.experiment.evaluation)
+    if key not in _detected:
+        _detected[key] = _detect(run)
+    return _detected[key]
+
+
+_detected: dict[tuple[Path, int, float, Evaluation], list[Onset]] = {}
+
+
+def _whole(run: Run) -> bool:
+    return bool(run.records) and [record.epoch for record in run.records] == list(range(len(run.records)))
+
+
+def _detect(run: Run) -> list[Onset]:
+    try:
+        return onsets(run.records, run.experiment)
+    except KeyError:
+        return []
+
+
+def onset_text(run: Run) -> str:
+    """For example `catastrophic at epoch 9 (confirmed)`, or nothing; of a trial of several seeds, by seed."""
+    if run.over_seeds:
+        texts = [(one.experiment.seed, onset_text(one)) for one in run.over_seeds]
+        return "; ".join(f"seed {seed}: {text}" for seed, text in texts if text)
+    return ", ".join(
+        f"{onset.kind} at epoch {onset.epoch + 1}{'' if onset.iteration is None else f', step {onset.iteration}'} "
+        f"({'confirmed' if onset.confirmed else 'unconfirmed'})"
+        for onset in overfitting(run)
+    )
+
+
+def energy_warnings(run: Run) -> list[int]:
+    """Epochs in which ΔE(x) jumped up without a collapse; the same runs are left out as in `overfitting`."""
+    try:
+        return jumps_without_collapse(run.records, run.experiment) if _whole(run) else []
+    except KeyError:
+        return []
+
+
+def training_phases(run: Run) -> Phases | None:
+    """The three phases of mean ΔE(x) on training images: of a run long enough to have them, and not of a collapse."""
+    values = curve(run, DELTA_ENERGY)[1]
+    measured = _whole(run) and len(values) == len(run.records) >= _EPOCHS_WITH_PHASES
+    return phases(values) if measured and not collapsed(run) else None
+
+
+def collapsed(run: Run) -> bool:
+    """Whether catastrophic overfitting set in."""
+    return any(onset.kind == "catastrophic" for onset in overfitting(run))
