@@ -13,7 +13,7 @@ from orchestrator.records import constraints
 from orchestrator.records.constraints import feasible, limits, violations
 from orchestrator.records.journal import Journal
 from orchestrator.records.runs import Run
-from orchestrator.report import figures, reading
+from orchestrator.report import figures, held_out
 from orchestrator.report.held_out import held_out_points
 from orchestrator.report.page import write_report
 from orchestrator.report.plates import plates
@@ -88,7 +88,7 @@ def test_a_report_groups_runs_and_finds_its_points_as_often_for_many_trials_as_f
             )
             journal.ended(f"trial-{trial:04d}", "complete", "", list(objectives))
         calls = Counter()
-        for module, name in ((constraints, "trials"), (constraints, "limits"), (reading, "pareto_indices")):
+        for module, name in ((constraints, "trials"), (constraints, "limits"), (held_out, "pareto_indices")):
             counted(module, name, calls, monkeypatch)
         write_report(journal.folder)
         monkeypatch.undo()
