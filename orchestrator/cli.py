@@ -58,10 +58,9 @@ def sweep(
     """Run a study: search, confirm the best, report. Run it again to continue it."""
     from search_spaces.loader import load_study
 
-    overrides = list(words or [])
+    loaded = load_study(study, words or [], smoke=smoke)
     if data_dir is not None:
-        overrides.append(f"experiment.data.directory={data_dir.absolute()}")
-    loaded = load_study(study, overrides, smoke=smoke)
+        loaded = loaded.with_data_in(data_dir)
     if dry_run:
         from orchestrator.study.plan import print_plan
 
@@ -189,8 +188,7 @@ def train(
     from trainers.__main__ import main as train_main
 
     arguments = list(words or [])
-    if data_dir is not None:
-        arguments.append(f"data.directory={data_dir.absolute()}")
+    arguments += ["--data-dir", str(data_dir)] if data_dir else []
     arguments += ["--run-dir", str(run_dir)] if run_dir else []
     arguments += ["--threads", str(threads)] if threads else []
     raise typer.Exit(train_main(arguments))
