@@ -18,7 +18,7 @@ _GPU_GFLOPS = 15_000.0
 
 
 def print_plan(study: Study, storage: Path, address: str | None) -> None:
-    """Print a study as resolved. Raises InvalidInput for what is no address of Ray, or if no trial fits here."""
+    """Print a study as resolved. Raises InvalidInput for what is no address of Ray, or if no run fits here."""
     costs = method_costs(study)
     print(f"study {study.name} in {storage / study.name}, tracked at {tracking_uri(study, storage)}\n")
     for part in (
@@ -27,7 +27,7 @@ def print_plan(study: Study, storage: Path, address: str | None) -> None:
         for line in part:
             print(line)
     print()
-    _print_place(study.resources, address)
+    _print_place(study, address)
 
 
 def _space(study: Study) -> Iterator[str]:
@@ -98,15 +98,15 @@ def _total(study: Study, costs: Mapping[str, Cost]) -> Iterator[str]:
     yield f"  (estimated at {rate}; a real run tells)"
 
 
-def _print_place(resources: Resources, address: str | None) -> None:
+def _print_place(study: Study, address: str | None) -> None:
     cluster = checked_address(address)
     if cluster is not None:
         print(f"on the Ray cluster at {cluster}; what fits there is known when it is joined")
         return
     capacity = local_capacity()
-    count, limit = capacity.concurrent_trials(resources)
+    count, limit = capacity.concurrent_trials(study.resources)
     print(f"on a private local Ray: {count} trials at once, limited by {limit}")
-    capacity.require(resources, "resources")
+    capacity.require_room(study, search=True)
 
 
 def _mean_tflop(costs: Mapping[str, Cost]) -> float:

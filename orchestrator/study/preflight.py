@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from orchestrator.cluster.connection import local_capacity
@@ -24,7 +25,8 @@ def preflight(
     """Raise InvalidInput with everything that would stop this study in its folder, before anything is started.
 
     Images that nobody has decoded yet are decoded now. A study that is known already goes on without its tracking
-    server: its journal keeps what the server misses. Without `search`, Optuna's database is not asked.
+    server: its journal keeps what the server misses. Without `search`, Optuna's database is not asked, and room for
+    the confirmation is enough.
     """
     problems: list[Problem] = []
 
@@ -43,10 +45,7 @@ def preflight(
         attempt(_check_database, study, folder)
     attempt(check_answers, address)
     if address_in_use(address) is None:
-        capacity = local_capacity()
-        attempt(capacity.require, study.resources, "resources")
-        if study.confirm.top and study.confirm.workers:
-            attempt(capacity.require, study.confirm_resources, "confirm")
+        attempt(partial(local_capacity().require_room, study, search=search))
     if problems:
         raise InvalidInput(dict.fromkeys(problems))
     for notice in _of_this_processor(study, address):

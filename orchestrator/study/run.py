@@ -100,10 +100,7 @@ def _on_ray(
         if not capacity.private:
             nodes.require_alike(journal.folder.parent)
             reservations.release_left_over(journal)
-        if search:
-            capacity.require(study.resources, "resources")
-        if study.confirm.top:
-            capacity.require(study.confirm_resources, "confirm")  # now, and not after days of search
+        capacity.require_room(study, search=search)  # for both phases now, and not after days of search
         yield Session(study, journal, capacity, view, interrupt)
 
 
