@@ -19,7 +19,6 @@ from orchestrator.study.endings import judge_run
 from orchestrator.study.evaluations import evaluate_on_ray
 from orchestrator.study.ladder import climb
 from orchestrator.study.proposals import Outcome
-from orchestrator.study.searcher import OwnSearcher
 from orchestrator.study.session import Session
 from orchestrator.study.sweep import with_seed
 from orchestrator.study.tuning import run_on_slots
@@ -136,35 +135,29 @@ def _job(session: Session, beginnings: Beginnings, run: Run, seed: int) -> dict[
     return configuration(key, experiment, folder, resources, beginnings.sharing(experiment, folder))
 
 
-class _Jobs(OwnSearcher):
+class _Jobs:
     """Gives Tune one run after the other, made when its turn comes, and records how they end.
 
     One whose processes died, oftener than Tune tries again, comes again as long as there are new epochs each time.
     """
 
     def __init__(self, jobs: Iterable[Mapping[str, Any]], session: Session) -> None:
-        super().__init__(metric="epoch", mode="max")
         self._left = iter(jobs)
         self._again: list[Mapping[str, Any]] = []
         self._running: dict[str, tuple[Mapping[str, Any], int]] = {}
         self._session = session
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next run, None for "ask again later", or FINISHED."""
         job = self._again.pop(0) if self._again else next(self._left, None)
         if job is None:
             return None if self._running else str(Searcher.FINISHED)
         self._running[trial_id] = job, _epochs(job)
         return dict(job)
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        try:
-            self._judge(*self._running.pop(trial_id), {"crashed": True} if error else result or {})
-        except Exception as problem:
-            # Tune would take it for the run's.
-            self._session.interrupt.give_up(problem)
-
-    def _judge(self, job: Mapping[str, Any], epochs: int, report: Mapping[str, Any]) -> None:
-        session = self._session
+    def ended(self, trial_id: str, report: Mapping[str, Any]) -> None:
+        """Record how a run ended; one that was only interrupted goes on when the study does."""
+        (job, epochs), session = self._running.pop(trial_id), self._session
         experiment = parse(job["experiment"])
         outcome = judge_run(report, experiment, Path(job["run_dir"]), session.study, session.interrupt)
         if outcome is None and report.get("crashed"):

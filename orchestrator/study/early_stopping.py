@@ -17,8 +17,8 @@ from ray.tune.schedulers import FIFOScheduler
 from orchestrator.records.events import Compared, Stopped
 from orchestrator.records.journal import Journal
 from orchestrator.records.runs import trial_key, trial_number
-from orchestrator.study.searcher import DriverOnly
 from orchestrator.study.stop_rules import Stop, overfitting_stop, pruning_stop
+from orchestrator.study.tuning import DriverOnly
 from search_spaces.stopping import Stopping
 from trainers.config import Experiment, parse
 from trainers.diagnostics.overfitting import ROBUST_ACCURACY

@@ -1,4 +1,4 @@
-"""Ray Tune asks for runs and says how they ended: a Searcher over what Optuna proposes."""
+"""Where the runs of a study's trials come from: what Optuna proposes, issued run by run, and how each one ended."""
 
 from __future__ import annotations
 
@@ -35,30 +35,8 @@ class Runs(Protocol):
     def conclude(self, number: int, outcomes: Sequence[Outcome]) -> Outcome:
         """How a trial ended whose runs have all been told as ended: what Optuna is told."""
 
-    def give_up(self, error: Exception) -> None:
-        """Something went wrong that Tune would take for the trial's."""
 
-
-class DriverOnly:
-    """Belongs to the driver's process. Tune pickles its own snapshot for `Tuner.restore`, which we do not use: the
-    state of a study is its Optuna storage and its journal. In that snapshot such an object is None.
-    """
-
-    def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        return type(None), ()
-
-
-class OwnSearcher(DriverOnly, Searcher):
-    """A searcher of ours: its state is in files, and a fresh one is the restored one."""
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing to save."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore."""
-
-
-class StudySearcher(OwnSearcher):
+class StudySearcher:
     """Proposes trials to Tune until the study's total is reached, and tells Optuna how they ended.
 
     Each of a trial's runs, one a seed, is a trial of Tune's; Optuna is told when the last of them has ended. A run that
@@ -72,8 +50,6 @@ class StudySearcher(OwnSearcher):
         self, study: Study, storage_url: str, identity: str, runs: Runs,
         say: Callable[[str], None] = print, stopping: Callable[[], bool] = bool,
     ) -> None:  # fmt: skip
-        objectives = list(study.search.objectives)
-        super().__init__(metric=objectives, mode=["max"] * len(objectives))
         self._seeds = range(study.search.seeds)
         self._proposals = Proposals(study, storage_url, identity, say, stopping)
         self._runs = runs
@@ -84,7 +60,7 @@ class StudySearcher(OwnSearcher):
             self._take_up(number)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Tune's question: the next configuration, None for "ask again later", or FINISHED."""
+        """The next run, None for "ask again later", or FINISHED."""
         while True:
             while self._waiting:
                 run = self._waiting.pop(0)
@@ -98,23 +74,19 @@ class StudySearcher(OwnSearcher):
                 return None if self._running else str(Searcher.FINISHED)
             self._waiting += [SeedRun(number, seed) for seed in self._seeds]
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def ended(self, trial_id: str, report: Mapping[str, Any]) -> None:
         """Hear how a run ended; one that was only interrupted leaves its trial running and is issued again."""
         run = self._running.pop(trial_id, None)
         if run is None:
             return
-        try:
-            # Tune stops a trial that has not started yet without a result.
-            outcome = self._runs.judge(*run, {"crashed": True} if error else result or {})
-            if outcome is not None:
-                self._end(run, outcome)
-            elif error:
-                self._waiting.append(run)
-            else:
-                # Nobody is to blame for an interruption: it counts as no attempt in vain.
-                self._proposals.note(run, replace(self._proposals.attempts(run), fruitless=0))
-        except Exception as problem:
-            self._runs.give_up(problem)
+        outcome = self._runs.judge(*run, report)
+        if outcome is not None:
+            self._end(run, outcome)
+        elif report.get("crashed"):
+            self._waiting.append(run)
+        else:
+            # Nobody is to blame for an interruption: it counts as no attempt in vain.
+            self._proposals.note(run, replace(self._proposals.attempts(run), fruitless=0))
 
     def _take_up(self, number: int) -> None:
         """Go on with a trial that a dead driver left: its runs end that are decided, the others are issued again."""

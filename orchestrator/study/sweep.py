@@ -117,10 +117,6 @@ class TrialRuns:
         curves += [outcome.curve for outcome in outcomes if outcome.state == "stopped"]
         return tuple(map(fmean, zip(*curves, strict=False)))
 
-    def give_up(self, error: Exception) -> None:
-        """Stop the study."""
-        self._session.interrupt.give_up(error)
-
     def _find(self, number: int, seed: int) -> Run | None:
         return next((run for run in self._journal.runs() if run.key == trial_key(number, seed)), None)
 

@@ -64,7 +64,7 @@ def undisturbed(study: Study, folder: Path, train: Train) -> Journal:
             train(runs.experiments[job["number"]], Path(job["run_dir"]))
         except Diverged as error:
             report = {"failure": str(error)}
-        searcher.on_trial_complete("only", report)
+        searcher.ended("only", report)
     return runs.journal
 
 
@@ -104,9 +104,6 @@ class Runs:
 
     def conclude(self, number: int, outcomes: Sequence[Outcome]) -> Outcome:
         return outcomes[0]
-
-    def give_up(self, error: Exception) -> None:
-        raise error
 
 
 def assert_same_optuna_trials(study: Study, ours: Journal, theirs: Journal) -> None:

@@ -67,10 +67,10 @@ def test_a_confirmation_whose_processes_die_comes_again_as_long_as_it_gets_on(tm
         assert jobs.suggest(f"{attempt}") == job
         assert jobs.suggest("another") is None, "it may have to be issued again"
         append_record(tmp_path / "run", EpochRecord(attempt, 0.0, {}))
-        jobs.on_trial_complete(f"{attempt}", error=True)
+        jobs.ended(f"{attempt}", {"crashed": True})
         assert session.journal.events() == []
     assert jobs.suggest("last") == job
-    jobs.on_trial_complete("last", error=True)
+    jobs.ended("last", {"crashed": True})
     (ended,) = session.journal.events()
     assert (ended.key, ended.state) == ("0000-seed1", "failed")
     assert jobs.suggest("none") == Searcher.FINISHED

@@ -79,7 +79,7 @@ def run_here(of: Study, root: Path, *, kill_after: int | None = None) -> Journal
                 return journal
             if stopping.decide(run.key, run.experiment, run.records) is not None:
                 break
-        searcher.on_trial_complete("only", {})
+        searcher.ended("only", {})
         session.interrupt.check()
     return journal
 
