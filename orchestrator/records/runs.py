@@ -26,8 +26,7 @@ class Run:
     `state` is running, complete, stopped (by the rule `stopped_by`; its epochs after `stopped_after` do not count) or
     failed; `values` is its point of the space, by path. Objectives are those of a complete run, or of a stopped one
     whose best epoch counts. `origin` says which of its epochs another run computed; `seeds` is how many runs its trial
-    has. `over_seeds` are those runs, where this one speaks for its trial (`seeds.trials`). `not_evaluated` says why its
-    last evaluation failed, if it did.
+    has. `not_evaluated` says why its last evaluation failed, if it did.
     """
 
     key: str
@@ -43,7 +42,6 @@ class Run:
     stopped_after: int | None = None
     origin: Origin | None = None
     seeds: int = 1
-    over_seeds: tuple[Run, ...] = field(default=(), repr=False)
     records: tuple[EpochRecord, ...] = field(default=(), repr=False)
     evaluation: Evaluation | None = field(default=None, repr=False)
     not_evaluated: str = ""

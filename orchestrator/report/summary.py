@@ -10,7 +10,7 @@ from orchestrator.records.constraints import limits
 from orchestrator.records.events import Event
 from orchestrator.records.runs import Run
 from orchestrator.records.savings import savings
-from orchestrator.records.seeds import trials
+from orchestrator.records.trials import trials
 from orchestrator.report.curves import energy_warnings, overfitting
 from orchestrator.report.held_out import HeldOutPoint, nothing_counts
 from orchestrator.report.labels import evaluation_epsilon, method_label
@@ -27,9 +27,9 @@ def what_was_run(study: Study, runs: Sequence[Run], events: Sequence[Event]) -> 
     tried, confirmed = trials(runs), confirmations(runs)
     if not tried:
         return f"No trial of {study.trials} has been started yet."
-    data = _list(run.experiment.data.name for run in tried)
-    models = _list(run.experiment.model.name for run in tried)
-    states = Counter(run.state for run in tried)
+    data = _list(trial.experiment.data.name for trial in tried)
+    models = _list(trial.experiment.model.name for trial in tried)
+    states = Counter(trial.state for trial in tried)
     known = len(tried)
     # A total may be lowered below what has been started.
     total = (

@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.host import disk
 from orchestrator.host.interrupt import Interrupt
 from orchestrator.host.shared_files import shows
-from orchestrator.records.seeds import selected
+from orchestrator.records.trials import selected
 from orchestrator.study.proposals import Outcome
 from orchestrator.study.stop_rules import Stop
 from search_spaces.study import Study

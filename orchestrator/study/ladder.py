@@ -13,7 +13,7 @@ from statistics import fmean
 from orchestrator.evaluation.protocols import protocol_for
 from orchestrator.records.events import RungClimbed
 from orchestrator.records.rungs import RungResult, climbed
-from orchestrator.records.runs import Run
+from orchestrator.records.trials import Trial
 from orchestrator.study.evaluations import evaluate_on_ray
 from orchestrator.study.session import Session
 from search_spaces.study import Rung
@@ -21,7 +21,7 @@ from trainers.catalog.attacks import attack_label
 from trainers.evaluation.result import EXACT, FAST
 
 
-def climb(session: Session, candidates: Sequence[Run]) -> list[Run]:
+def climb(session: Session, candidates: Sequence[Trial]) -> list[Trial]:
     """The trials that are left, most robust under the last rung first; unranked if no rung had any to drop.
 
     One that can't be evaluated is left out until a later call can.
@@ -33,7 +33,7 @@ def climb(session: Session, candidates: Sequence[Run]) -> list[Run]:
     for rung in session.study.confirm.ladder:
         if len(left) <= rung.keep:
             continue
-        found = known.get((rung.attack, rung.samples, rung.fast, frozenset(run.trial for run in left)))
+        found = known.get((rung.attack, rung.samples, rung.fast, frozenset(trial.number for trial in left)))
         if found is None:
             found = _attacked(session, rung, left)
         # What was found stays, but more may be wanted now than it kept.
@@ -48,7 +48,7 @@ def climb(session: Session, candidates: Sequence[Run]) -> list[Run]:
                     kept=found.kept,
                 )
             )
-        left = [next(run for run in left if run.trial == trial) for trial in found.kept]
+        left = [next(trial for trial in left if trial.number == number) for number in found.kept]
     return left
 
 
@@ -60,12 +60,12 @@ def rank(rung: Rung, order: Sequence[int], accuracies: Mapping[int, float]) -> R
     )
 
 
-def _attacked(session: Session, rung: Rung, left: Sequence[Run]) -> RungResult:
+def _attacked(session: Session, rung: Rung, left: Sequence[Trial]) -> RungResult:
     study, view = session.study, session.view
     settings = study.confirm.model_copy(update={"attack": rung.attack, "samples": rung.samples})
     attack = attack_label(rung.attack) + (" (fast)" if rung.fast else "")
     view.phase(f"{attack} on {rung.samples} held-out images for {len(left)} trials, {rung.keep} stay")
-    runs = [run for trial in left for run in trial.over_seeds or (trial,)]
+    runs = [run for trial in left for run in trial.runs]
     precision = FAST if rung.fast else EXACT
     protocols = [
         (run, replace(protocol_for(run.experiment, settings, study.search.checkpoint, "held-out"), precision=precision))
@@ -76,5 +76,5 @@ def _attacked(session: Session, rung: Rung, left: Sequence[Run]) -> RungResult:
         if run.not_evaluated:
             session.journal.evaluated(run.key, "")
         found.setdefault(run.trial, []).append(evaluation.robust_accuracy)
-    whole = [trial.trial for trial in left if len(found.get(trial.trial, ())) == len(trial.over_seeds or (trial,))]
-    return rank(rung, whole, {trial: fmean(found[trial]) for trial in whole})
+    whole = [trial.number for trial in left if len(found.get(trial.number, ())) == len(trial.runs)]
+    return rank(rung, whole, {number: fmean(found[number]) for number in whole})

@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator.records.constraints import limits, violations
 from orchestrator.records.runs import Run, trial_key
-from orchestrator.records.seeds import trials
+from orchestrator.records.trials import Trial, trials
 from orchestrator.slots.slot import configuration
 from orchestrator.study.beginnings import Beginnings
 from orchestrator.study.early_stopping import EarlyStopping, StopEarly
@@ -35,7 +35,7 @@ def search(session: Session) -> None:
     if open_trials <= 0:
         return
     # Of a trial that goes on some seeds may have ended.
-    ended = sum(run.state != "running" for trial in tried if trial.state == "running" for run in trial.over_seeds)
+    ended = sum(run.state != "running" for trial in tried if trial.state == "running" for run in trial.runs)
     open_runs = open_trials * study.search.seeds - ended
     of_seeds = f" of {study.search.seeds} seeds" if study.search.seeds > 1 else ""
     session.view.phase(
@@ -100,19 +100,19 @@ class TrialRuns:
     def conclude(self, number: int, outcomes: Sequence[Outcome]) -> Outcome:
         """The trial as every reader of the journal sees it, and whether it meets the constraints."""
         runs = self._journal.runs()
-        trial = next((trial for trial in trials(runs) if trial.trial == number), None)
+        trial = next((trial for trial in trials(runs) if trial.number == number), None)
         if trial is None:
             return outcomes[0]  # given up before it was ever recorded
-        demanded, rule = limits(self._study, runs), self._study.search.checkpoint
-        found = violations(demanded, trial, rule) if trial.state == "complete" else {}
+        demanded, checkpoint = limits(self._study, runs), self._study.search.checkpoint
+        found = violations(demanded, trial, checkpoint) if trial.state == "complete" else {}
         return Outcome(trial.state, trial.reason, trial.objectives, self._curve(trial, outcomes), found)
 
-    def _curve(self, trial: Run, outcomes: Sequence[Outcome]) -> tuple[float, ...]:
+    def _curve(self, trial: Trial, outcomes: Sequence[Outcome]) -> tuple[float, ...]:
         """The mean over the seeds of a stopped trial, those that ran to their end included, while all of them last."""
         names = self._study.search.objectives
         if trial.state != "stopped" or len(names) > 1:
             return ()
-        ended = [run.records for run in trial.over_seeds if run.state == "complete"]
+        ended = [run.records for run in trial.runs if run.state == "complete"]
         curves = [tuple(record.metrics[names[0]] for record in records) for records in ended]
         curves += [outcome.curve for outcome in outcomes if outcome.state == "stopped"]
         return tuple(map(fmean, zip(*curves, strict=False)))

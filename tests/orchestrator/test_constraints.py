@@ -13,13 +13,14 @@ from orchestrator.records import constraints
 from orchestrator.records.constraints import feasible, limits, violations
 from orchestrator.records.journal import Journal
 from orchestrator.records.runs import Run
+from orchestrator.records.trials import trials
 from orchestrator.report import figures, held_out
 from orchestrator.report.held_out import held_out_points
 from orchestrator.report.page import write_report
 from orchestrator.report.plates import plates
 from orchestrator.report.sections import all_trials
 from orchestrator.report.tables import trial_rows
-from orchestrator.study.confirm import choose
+from orchestrator.study.confirm import distinct
 from search_spaces.study import Study, parse_study
 from tests.orchestrator.made_up import record, said
 from tests.orchestrator.test_searcher import Driver, made_up_study, url
@@ -59,19 +60,22 @@ def runs(of: Study, folder: Path, ended: dict[int, tuple[float, float]] = ENDED)
 )
 def test_only_trials_that_meet_the_constraint_are_chosen(constraint, numbers, tmp_path):
     of = study(**constraint)
-    candidates = feasible(of, runs(of, tmp_path))
-    chosen = choose(candidates, 5)
-    assert sorted(run.trial for run in chosen) == numbers
+    chosen = distinct(feasible(of, runs(of, tmp_path)))
+    assert sorted(trial.number for trial in chosen) == numbers
 
 
 def test_a_baseline_that_has_not_ended_constrains_nobody_yet(tmp_path):
     of = study(baseline=0, minus=0.01)
     known = runs(of, tmp_path, {1: ENDED[1]})
-    assert violations(limits(of, known), known[1], of.search.checkpoint) == {}
+    assert violations(limits(of, known), trials(known)[1], of.search.checkpoint) == {}
     known = runs(of, tmp_path)
-    assert violations(limits(of, known), known[1], of.search.checkpoint) == {"val/clean_accuracy": pytest.approx(0.01)}
-    assert violations(limits(of, known), known[0], of.search.checkpoint) == {"val/clean_accuracy": pytest.approx(-0.01)}
-    assert violations(limits(of, known), known[3], of.search.checkpoint) == {}
+    assert violations(limits(of, known), trials(known)[1], of.search.checkpoint) == {
+        "val/clean_accuracy": pytest.approx(0.01)
+    }
+    assert violations(limits(of, known), trials(known)[0], of.search.checkpoint) == {
+        "val/clean_accuracy": pytest.approx(-0.01)
+    }
+    assert violations(limits(of, known), trials(known)[3], of.search.checkpoint) == {}
 
 
 def test_a_report_groups_runs_and_finds_its_points_as_often_for_many_trials_as_for_few(tmp_path, monkeypatch):
@@ -112,7 +116,7 @@ def test_a_baseline_that_does_not_count_constrains_by_what_it_reached(state, tmp
     of = study(baseline=0, minus=0.01)
     known = [replace(run, state=state, objectives=()) if run.trial == 0 else run for run in runs(of, tmp_path)]
     assert limits(of, known) == {"val/clean_accuracy": pytest.approx(0.89)}
-    assert [run.trial for run in choose(feasible(of, known), 5)] == [2]
+    assert [trial.number for trial in distinct(feasible(of, known))] == [2]
 
 
 def test_a_constraint_whose_baseline_recorded_nothing_is_said_not_to_act(tmp_path):

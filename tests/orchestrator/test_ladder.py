@@ -16,7 +16,7 @@ from orchestrator.records.events import RungClimbed
 from orchestrator.records.journal import Journal
 from orchestrator.records.rungs import RungResult, climbed
 from orchestrator.records.runs import trial_key
-from orchestrator.records.seeds import trials
+from orchestrator.records.trials import trials
 from orchestrator.report.page import write_report
 from orchestrator.study.ladder import climb, rank
 from orchestrator.study.progress import StudyView
@@ -89,7 +89,7 @@ def test_every_rung_attacks_those_that_are_left_and_is_climbed_once(journal: Jou
     assert second.accuracies == {number: expected(journal, number, "margin-t", 50) for number in first.kept}
     best = sorted(first.accuracies.values(), reverse=True)
     assert [first.accuracies[number] for number in first.kept] == best[:2]
-    assert [run.trial for run in left] == list(second.kept)
+    assert [trial.number for trial in left] == list(second.kept)
     assert second.accuracies[second.kept[0]] == max(second.accuracies.values())
     assert all(run.evaluation is None for run in journal.runs())  # the test set was not touched
     # Again, without Ray: nothing is left to do.
@@ -120,7 +120,7 @@ def test_more_are_kept_where_more_are_to_be_confirmed_and_nobody_is_attacked_aga
     study = STUDY.model_copy(update={"confirm": more})
     session = Session(study, journal, None, StudyView(Console(quiet=True)), Interrupt(print))  # type: ignore[arg-type]
     for _ in range(2):
-        assert [run.trial for run in climb(session, trials(journal.runs()))] == [2, 0, 3]
+        assert [trial.number for trial in climb(session, trials(journal.runs()))] == [2, 0, 3]
     assert [event.kept for event in journal.events() if isinstance(event, RungClimbed)] == [[2, 0], [2, 0, 3]]
 
 
@@ -140,5 +140,5 @@ def test_a_rung_that_would_drop_nobody_attacks_nobody(tmp_path: Path) -> None:
     propose_run(journal, 0, {}, STUDY.experiment_for({"attack.epsilon": 0.05}))
     session = Session(STUDY, journal, None, StudyView(Console(quiet=True)), Interrupt(print))  # type: ignore[arg-type]
     (only,) = climb(session, trials(journal.runs()))
-    assert only.trial == 0
+    assert only.number == 0
     assert climbed(journal.events()) == []

@@ -21,7 +21,7 @@ from orchestrator.records.events import Evaluated
 from orchestrator.records.journal import Journal
 from orchestrator.records.rungs import climbed
 from orchestrator.records.runs import Run, confirmation_key, trial_key
-from orchestrator.records.seeds import trials
+from orchestrator.records.trials import trials
 from orchestrator.report.page import write_report
 from orchestrator.study import evaluations
 from orchestrator.study.confirm import confirm
@@ -99,7 +99,7 @@ def test_a_run_that_fails_is_left_out_with_its_reason_until_it_can_be_evaluated(
         session = replace(session, study=laddered)
         with broken(journal.trial_folder(0)):
             for _ in range(2):
-                assert [trial.trial for trial in climb(session, trials(journal.runs()))] == [1]
+                assert [trial.number for trial in climb(session, trials(journal.runs()))] == [1]
         (found,) = climbed(journal.events())
         assert list(found.accuracies) == [1]
         assert "model.safetensors" in run(journal, trial_key(0)).not_evaluated

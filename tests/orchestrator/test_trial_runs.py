@@ -17,9 +17,9 @@ from orchestrator.records.constraints import feasible
 from orchestrator.records.journal import Journal
 from orchestrator.records.runs import Run, trial_key
 from orchestrator.records.savings import savings
-from orchestrator.records.seeds import trials
+from orchestrator.records.trials import trials
 from orchestrator.report.tables import trial_rows
-from orchestrator.study.confirm import choose
+from orchestrator.study.confirm import distinct, ranked
 from orchestrator.study.progress import StudyView
 from search_spaces.study import Study, parse_study
 from tests.conftest import TINY
@@ -318,7 +318,7 @@ def test_objectives_of_a_trial_are_means_over_its_seeds_for_optuna_and_for_reade
     for trial, of_optuna, row in zip(
         trials(seeded.runs()), stored, trial_rows(seeded.study(), seeded.runs()), strict=True
     ):
-        runs = [run for run in seeded.runs() if run.trial == trial.trial]
+        runs = [run for run in seeded.runs() if run.trial == trial.number]
         assert [run.experiment.seed for run in runs] == [0, 1, 2]
         assert len({run.experiment.digest() for run in runs}) == 3
         for place, name in enumerate(seeded.study().search.objectives):
@@ -359,6 +359,6 @@ def test_seeds_share_prefixes_with_the_same_seed_of_other_trials(seeded: Journal
 
 
 def test_the_best_mean_is_chosen(seeded: Journal) -> None:
-    (chosen,) = choose(feasible(seeded.study(), seeded.runs()), 1)
-    assert chosen.objectives in [trial.objectives for trial in trials(seeded.runs())]
-    assert len(choose(feasible(seeded.study(), seeded.runs()), 5)) == 2
+    chosen = ranked(distinct(feasible(seeded.study(), seeded.runs())))
+    assert len(chosen) == 2
+    assert sum(chosen[0].objectives) == max(sum(trial.objectives) for trial in trials(seeded.runs()))
