@@ -9,7 +9,10 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+State = Literal["running", "complete", "stopped", "failed"]  # of a run, or of a trial
+Kind = Literal["trial", "repeat", "confirmation"]  # a repeat is a trial's run with another seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +67,7 @@ class Issued(Event):
 class Proposed(Issued):
     """A run of a trial; `kind` is trial, or repeat for one with another seed. `seeds` is how many the trial has."""
 
-    kind: str
+    kind: Kind
     seeds: int
 
 
@@ -98,7 +101,7 @@ class Ended(Event):
     """A run is complete, stopped or failed."""
 
     key: str
-    state: str
+    state: State
     reason: str
     objectives: Sequence[float]
 

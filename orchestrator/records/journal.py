@@ -30,6 +30,7 @@ from orchestrator.records.events import (
     Event,
     Issued,
     Proposed,
+    State,
     Stopped,
     from_line,
     to_line,
@@ -226,7 +227,7 @@ class Journal:
             )
         )
 
-    def ended(self, key: str, state: str, reason: str, objectives: list[float] | None = None) -> None:
+    def ended(self, key: str, state: State, reason: str, objectives: list[float] | None = None) -> None:
         """Record how a run ended."""
         self.append(Ended(key=key, state=state, reason=reason, objectives=objectives or []))
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.records.events import Ended, Evaluated, Issued, Proposed, Stopped
+from orchestrator.records.events import Ended, Evaluated, Issued, Kind, Proposed, State, Stopped
 from trainers.config import Experiment, parse
 from trainers.evaluation.result import Evaluation
 from trainers.origin import Origin
 from trainers.records import EpochRecord
 
-_KINDS = ("trial", "repeat", "confirmation")
+_KINDS: tuple[Kind, ...] = ("trial", "repeat", "confirmation")
 # Workers may end an epoch after their run was stopped: so much longer than its longest one its files are looked at.
 _LATE_EPOCHS, _LATE_SECONDS = 3, 60.0
 
@@ -30,12 +30,12 @@ class Run:
     """
 
     key: str
-    kind: str
+    kind: Kind
     trial: int
     values: Mapping[str, Any]
     experiment: Experiment
     folder: Path
-    state: str = "running"
+    state: State = "running"
     reason: str = ""
     objectives: tuple[float, ...] = ()
     stopped_by: str = ""

@@ -8,6 +8,7 @@ from functools import cached_property
 from statistics import fmean, stdev
 from typing import Any
 
+from orchestrator.records.events import State
 from orchestrator.records.runs import Run
 from trainers.config import Experiment
 from trainers.diagnostics.overfitting import ROBUST_ACCURACY
@@ -69,13 +70,14 @@ class Trial:
         return self.first.seeds
 
     @cached_property
-    def state(self) -> str:
+    def state(self) -> State:
         """As of a run: running, complete, stopped or failed."""
         states = [run.state for run in self.runs]
         lasts = all(run.objectives for run in self.runs)
         if "running" in states or (len(states) < self.seeds and lasts):
             return "running"
-        return next((state for state in ("failed", "stopped") if state in states), "complete")
+        worst: tuple[State, ...] = ("failed", "stopped")
+        return next((state for state in worst if state in states), "complete")
 
     @property
     def reason(self) -> str:

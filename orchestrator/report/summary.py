@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 from orchestrator.records.constraints import limits
-from orchestrator.records.events import Event
+from orchestrator.records.events import Event, State
 from orchestrator.records.runs import Run
 from orchestrator.records.savings import savings
 from orchestrator.records.trials import trials
@@ -19,7 +19,7 @@ from search_spaces.study import Study
 from trainers import catalog
 from trainers.catalog.attacks import attack_label
 
-_STATES = ("complete", "stopped", "failed", "running")
+_STATES: tuple[State, ...] = ("complete", "stopped", "failed", "running")
 
 
 def what_was_run(study: Study, runs: Sequence[Run], events: Sequence[Event]) -> str:
@@ -35,7 +35,7 @@ def what_was_run(study: Study, runs: Sequence[Run], events: Sequence[Event]) -> 
     total = (
         f"{known} of {study.trials} trials" if known <= study.trials else f"{known} trials, of {study.trials} wanted"
     )
-    counted = [f"{states[state]} {state}" for state in (*_STATES, *sorted(set(states) - set(_STATES))) if states[state]]
+    counted = [f"{states[state]} {state}" for state in _STATES if states[state]]
     sentences = [
         f"{models} on {data}: {total} ({', '.join(counted)}), proposed by "
         f"{study.search.sampler}, trained with seed "

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
-from typing import Any
 
 from ray.tune.search import Searcher
 
@@ -14,7 +13,7 @@ from orchestrator.records.journal import EVALUATION_FILE, Journal
 from orchestrator.records.pareto import pareto_indices
 from orchestrator.records.runs import Run, confirmation_key
 from orchestrator.records.trials import Trial
-from orchestrator.slots.slot import configuration
+from orchestrator.slots.messages import Job, Report, job_for
 from orchestrator.study.beginnings import Beginnings
 from orchestrator.study.endings import judge_run
 from orchestrator.study.evaluations import evaluate_on_ray
@@ -123,7 +122,7 @@ def _evaluate(session: Session, anew: Set[str]) -> None:
         session.journal.evaluated(run.key, "")  # whoever reads the journal looks for it then
 
 
-def _job(session: Session, beginnings: Beginnings, trial: Trial, seed: int) -> dict[str, Any]:
+def _job(session: Session, beginnings: Beginnings, trial: Trial, seed: int) -> Job:
     """A trial again with another seed, prepared and recorded when it is about to be issued."""
     key, journal = confirmation_key(trial.number, seed), session.journal
     experiment = with_seed(session.study.located(trial.experiment), seed)
@@ -131,7 +130,7 @@ def _job(session: Session, beginnings: Beginnings, trial: Trial, seed: int) -> d
     origin = beginnings.begin(experiment, folder)
     journal.confirm(trial.number, seed, trial.values, experiment, origin)
     resources = session.study.confirm_resources
-    return configuration(key, experiment, folder, resources, beginnings.sharing(experiment, folder))
+    return job_for(key, experiment, folder, resources, beginnings.sharing(experiment, folder))
 
 
 class _Jobs:
@@ -140,21 +139,21 @@ class _Jobs:
     One whose processes died, oftener than Tune tries again, comes again as long as there are new epochs each time.
     """
 
-    def __init__(self, jobs: Iterable[Mapping[str, Any]], session: Session) -> None:
+    def __init__(self, jobs: Iterable[Job], session: Session) -> None:
         self._left = iter(jobs)
-        self._again: list[Mapping[str, Any]] = []
-        self._running: dict[str, tuple[Mapping[str, Any], int]] = {}
+        self._again: list[Job] = []
+        self._running: dict[str, tuple[Job, int]] = {}
         self._session = session
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> Job | str | None:
         """The next run, None for "ask again later", or FINISHED."""
         job = self._again.pop(0) if self._again else next(self._left, None)
         if job is None:
             return None if self._running else str(Searcher.FINISHED)
         self._running[trial_id] = job, _epochs(job)
-        return dict(job)
+        return job
 
-    def ended(self, trial_id: str, report: Mapping[str, Any]) -> None:
+    def ended(self, trial_id: str, report: Report) -> None:
         """Record how a run ended; one that was only interrupted goes on when the study does."""
         (job, epochs), session = self._running.pop(trial_id), self._session
         experiment = parse(job["experiment"])
@@ -169,5 +168,5 @@ class _Jobs:
             session.view.ended(job["key"], outcome.state, outcome.reason)
 
 
-def _epochs(job: Mapping[str, Any]) -> int:
+def _epochs(job: Job) -> int:
     return len(read_records(Path(job["run_dir"])))

@@ -18,13 +18,18 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 
+from orchestrator.records.events import State
 from orchestrator.records.storage import of_another_folder, open_database
 from search_spaces.space import suggest
 from search_spaces.study import Search, Study
 from trainers.problems import InvalidInput
 
 _DRIVER = "driver"  # the attribute of a stored study that tells its drivers apart
-_STATES = {"complete": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
+_STATES: dict[State, TrialState] = {
+    "complete": TrialState.COMPLETE,
+    "stopped": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Outcome:
     where one is met.
     """
 
-    state: str
+    state: State
     reason: str = ""
     objectives: tuple[float, ...] = ()
     curve: tuple[float, ...] = ()

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from ray.tune.search import Searcher
 
+from orchestrator.slots.messages import Job, Report
 from orchestrator.study.proposals import Outcome, Proposals, SeedRun
 from search_spaces.study import Study
 
@@ -17,8 +18,8 @@ MAX_ATTEMPTS = 3
 class Runs(Protocol):
     """The runs of the trials, as the searcher needs them. A trial has one run a seed, counted from 0."""
 
-    def propose(self, number: int, seed: int, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Tune's configuration of a run at a point of the space."""
+    def propose(self, number: int, seed: int, values: Mapping[str, Any]) -> Job:
+        """The job of a run at a point of the space."""
 
     def decided(self, number: int, seed: int) -> Outcome | None:
         """How a run ended of which Optuna has not heard, or None if it is to run."""
@@ -26,7 +27,7 @@ class Runs(Protocol):
     def epochs(self, number: int, seed: int) -> int:
         """How many epochs of a run are recorded."""
 
-    def judge(self, number: int, seed: int, report: Mapping[str, Any]) -> Outcome | None:
+    def judge(self, number: int, seed: int, report: Report) -> Outcome | None:
         """How a run ended, from its last report; None if it goes on later."""
 
     def ended(self, number: int, seed: int, outcome: Outcome) -> None:
@@ -59,22 +60,22 @@ class StudySearcher:
         for number in self._proposals.running():
             self._take_up(number)
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> Job | str | None:
         """The next run, None for "ask again later", or FINISHED."""
         while True:
             while self._waiting:
                 run = self._waiting.pop(0)
-                configuration = self._issue(run)
-                if configuration is not None:
+                job = self._issue(run)
+                if job is not None:
                     self._running[trial_id] = run
-                    return configuration
+                    return job
             number = self._proposals.ask()
             if number is None:
                 # A run that is on its way may have to be issued again.
                 return None if self._running else str(Searcher.FINISHED)
             self._waiting += [SeedRun(number, seed) for seed in self._seeds]
 
-    def ended(self, trial_id: str, report: Mapping[str, Any]) -> None:
+    def ended(self, trial_id: str, report: Report) -> None:
         """Hear how a run ended; one that was only interrupted leaves its trial running and is issued again."""
         run = self._running.pop(trial_id, None)
         if run is None:
@@ -97,20 +98,20 @@ class StudySearcher:
                 self._record(run, outcome)
         self._settle(number)
 
-    def _issue(self, run: SeedRun) -> dict[str, Any] | None:
-        """Tune's configuration of a run; None where it has ended: given up, or the same as one that was stopped."""
+    def _issue(self, run: SeedRun) -> Job | None:
+        """The job of a run; None where it has ended: given up, or the same as one that was stopped."""
         attempts = self._proposals.attempts(run).again(self._runs.epochs(*run))
         if attempts.fruitless > MAX_ATTEMPTS:
             self._end(run, Outcome("failed", f"given up after {MAX_ATTEMPTS} attempts without a new epoch"))
             return None
         self._proposals.note(run, attempts)
         # As they are stored, the first time as every other: a whole number that was enqueued comes back as a float.
-        configuration = self._runs.propose(*run, self._proposals.values(run.number))
+        job = self._runs.propose(*run, self._proposals.values(run.number))
         outcome = self._runs.decided(*run)
         if outcome is not None:
             self._end(run, outcome)
             return None
-        return configuration
+        return job
 
     def _end(self, run: SeedRun, outcome: Outcome) -> None:
         self._record(run, outcome)

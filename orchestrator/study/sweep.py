@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator.records.constraints import limits, violations
 from orchestrator.records.runs import Run, trial_key
 from orchestrator.records.trials import Trial, trials
-from orchestrator.slots.slot import configuration
+from orchestrator.slots.messages import Job, Report, job_for
 from orchestrator.study.beginnings import Beginnings
 from orchestrator.study.early_stopping import EarlyStopping, StopEarly
 from orchestrator.study.endings import judge_run, stopped_outcome
@@ -56,7 +56,7 @@ class TrialRuns:
         self._stopping = stopping
         self._beginnings = Beginnings(session.study, session.journal, session.study.resources)
 
-    def propose(self, number: int, seed: int, values: Mapping[str, Any]) -> dict[str, Any]:
+    def propose(self, number: int, seed: int, values: Mapping[str, Any]) -> Job:
         """Prepare a run's folder, record that it was issued, and give the slot what it needs."""
         key, experiment = trial_key(number, seed), with_seed(self._study.experiment_for(values), seed)
         folder, twin = self._journal.trial_folder(number, seed), self._journal.twin(number, experiment)
@@ -70,7 +70,7 @@ class TrialRuns:
             number, values, experiment, seed=seed, seeds=self._study.search.seeds, folder=folder, origin=origin
         )
         sharing = self._beginnings.sharing(experiment, folder)
-        return configuration(key, experiment, folder, self._study.resources, sharing)
+        return job_for(key, experiment, folder, self._study.resources, sharing)
 
     def decided(self, number: int, seed: int) -> Outcome | None:
         """Complete or failed, where the driver died before Optuna heard of it; or stopped."""
@@ -84,7 +84,7 @@ class TrialRuns:
         run = self._find(number, seed)
         return 0 if run is None else len(run.records)
 
-    def judge(self, number: int, seed: int, report: Mapping[str, Any]) -> Outcome | None:
+    def judge(self, number: int, seed: int, report: Report) -> Outcome | None:
         """Stopped by a rule, or as its records say."""
         run = self._find(number, seed)
         assert run is not None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Set
+from collections.abc import Set
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from ray import tune
 from ray.tune import Callback, FailureConfig, RunConfig, Stopper, TuneConfig
@@ -15,8 +15,9 @@ from ray.tune.search import Searcher
 from orchestrator.cluster.connection import HEAD_NODE, TRIAL_SLOT
 from orchestrator.host.interrupt import Interrupt
 from orchestrator.slots.group_slot import group_slot
+from orchestrator.slots.messages import Job, Report, record_of
 from orchestrator.slots.reservations import ReleasePlacementGroups
-from orchestrator.slots.slot import ProcessSlot, record_of
+from orchestrator.slots.slot import ProcessSlot
 from orchestrator.study.session import Session
 from search_spaces.study import Resources
 from trainers.config import parse
@@ -28,11 +29,11 @@ _MAX_CRASHES = 2
 class Source(Protocol):
     """Where runs come from. `trial_id` is Tune's name for one."""
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The configuration of the next run, None for "ask again later", or `Searcher.FINISHED`."""
+    def suggest(self, trial_id: str) -> Job | str | None:
+        """The job of the next run, None for "ask again later", or `Searcher.FINISHED`."""
 
-    def ended(self, trial_id: str, report: Mapping[str, Any]) -> None:
-        """How a run ended: its last report, `{"crashed": True}` where its processes died, empty if it never began."""
+    def ended(self, trial_id: str, report: Report) -> None:
+        """How a run ended: its last report, empty if it never began."""
 
 
 class DriverOnly:
@@ -98,20 +99,20 @@ class SourceSearcher(DriverOnly, Searcher):
         if self._interrupt.requested:
             return str(Searcher.FINISHED)
         try:
-            proposed: dict[str, Any] | str | None = self._source.suggest(trial_id)
+            proposed = self._source.suggest(trial_id)
         except ConnectionError as error:
             if not self._interrupt.requested:
                 raise
             # It was asked to stop while it waited for its database: what is at work ends its epoch all the same.
             self._interrupt.give_up(error)
             return str(Searcher.FINISHED)
-        return proposed
+        return dict(proposed) if isinstance(proposed, dict) else proposed
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tune's word that a run has ended."""
         try:
             # Tune stops a trial that has not started yet without a result.
-            self._source.ended(trial_id, {"crashed": True} if error else result or {})
+            self._source.ended(trial_id, {"crashed": True} if error else cast(Report, result or {}))
         except Exception as problem:
             self._interrupt.give_up(problem)
 
@@ -153,7 +154,7 @@ class _Listener(DriverOnly, Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        record = record_of(result)
+        record = record_of(cast(Report, result))
         if record is not None:
             self._view.epoch(trial.config["key"], record)
 
