@@ -137,7 +137,7 @@ def report(folder: Annotated[Path, typer.Argument(help="a study folder, e.g. run
     from orchestrator.records.journal import Journal
     from orchestrator.report.page import write_report
 
-    print(write_report(Journal.open(folder).folder))
+    print(write_report(Journal.open(folder)))
 
 
 @app.command()

@@ -36,7 +36,7 @@ from orchestrator.records.events import (
     to_line,
 )
 from orchestrator.records.runs import Run, begun, changed, confirmation_key, of_seed, trial_key
-from orchestrator.records.storage import OPTUNA_FILE, storage_url
+from orchestrator.records.storage import OPTUNA_FILE
 from search_spaces.study import Study, parse_study
 from trainers.config import Experiment, by_path
 from trainers.evaluation.result import Evaluation
@@ -149,11 +149,6 @@ class Journal:
                 f"can't be read ({type(error).__name__}: {error}); restore it, or write "
                 '{"id": "…"} with the study\'s tag orchestrator.run in MLflow',
             ) from error
-
-    @property
-    def storage_url(self) -> str:
-        """Optuna's storage."""
-        return storage_url(self.study(), self.folder)
 
     def append(self, event: Event) -> None:
         """Write one event, durably."""

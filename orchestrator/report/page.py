@@ -10,6 +10,7 @@ from pathlib import Path
 
 from orchestrator.records.journal import STUDY_FILE, Journal
 from orchestrator.records.rungs import climbed
+from orchestrator.records.storage import storage_url
 from orchestrator.report import sections
 from orchestrator.report.files import write_plate
 from orchestrator.report.held_out import held_out_points
@@ -22,9 +23,8 @@ from trainers.whole_files import write_whole
 REPORT_FILE = "report.html"
 
 
-def write_report(study_folder: Path) -> Path:
-    """Write `report.html` and `figures/` into a study folder, at any moment of the study; returns the page."""
-    journal = Journal.open(study_folder)
+def write_report(journal: Journal) -> Path:
+    """Write `report.html` and `figures/` into the folder of a study, at any moment of it; returns the page."""
     study, runs = journal.study(), journal.runs()
     folder = journal.folder / sections.FIGURES_FOLDER
     folder.mkdir(exist_ok=True)
@@ -32,7 +32,7 @@ def write_report(study_folder: Path) -> Path:
     events = journal.events()
     write_whole(folder / "results.csv", to_csv(row.flat() for row in tested))
     write_whole(folder / "trials.csv", to_csv(row.flat() for row in tried))
-    shown = [write_plate(plate, folder) for plate in plates(study, runs, points, journal.storage_url)]
+    shown = [write_plate(plate, folder) for plate in plates(study, runs, points, storage_url(study, journal.folder))]
     parts = [
         sections.opening(study, runs, points, events),
         sections.test_results(tested, confirmations(runs)),

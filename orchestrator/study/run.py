@@ -159,7 +159,7 @@ def _write_report(journal: Journal) -> Path | None:
         return None
     from orchestrator.report.page import write_report
 
-    return write_report(journal.folder)
+    return write_report(journal)
 
 
 def relative(path: Path) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from orchestrator.records.constraints import limits, violations
 from orchestrator.records.runs import Run, trial_key
+from orchestrator.records.storage import storage_url
 from orchestrator.records.trials import Trial, trials
 from orchestrator.slots.messages import Job, Report, job_for
 from orchestrator.study.beginnings import Beginnings
@@ -28,7 +29,7 @@ def search(session: Session) -> None:
     stopping = EarlyStopping(study.search.stop, journal)
     runs = TrialRuns(session, stopping)
     searcher = StudySearcher(
-        study, journal.storage_url, journal.identity, runs, session.view.say, lambda: interrupt.requested
+        study, storage_url(study, journal.folder), journal.identity, runs, session.view.say, lambda: interrupt.requested
     )
     tried = trials(journal.runs())
     open_trials = study.trials - sum(trial.state != "running" for trial in tried)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from orchestrator.host.interrupt import Interrupt
 from orchestrator.records.journal import Journal
 from orchestrator.records.runs import Run, trial_key
+from orchestrator.records.storage import storage_url
 from orchestrator.study.endings import judge_run
 from orchestrator.study.proposals import Outcome
 from orchestrator.study.searcher import StudySearcher
@@ -57,7 +58,7 @@ def train_on_two_ranks(experiment: Experiment, run_dir: Path) -> None:
 def undisturbed(study: Study, folder: Path, train: Train) -> Journal:
     """The whole search of a study, from its first trial to its last."""
     runs = Runs(study, Journal.create(folder, study))
-    searcher = StudySearcher(study, runs.journal.storage_url, runs.journal.identity, runs)
+    searcher = StudySearcher(study, storage_url(study, runs.journal.folder), runs.journal.identity, runs)
     while isinstance(job := searcher.suggest("only"), dict):
         report = {}
         try:
@@ -110,7 +111,8 @@ def assert_same_optuna_trials(study: Study, ours: Journal, theirs: Journal) -> N
     """Numbers, states, parameters and values."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     here, there = (
-        optuna.load_study(study_name=study.name, storage=journal.storage_url).trials for journal in (ours, theirs)
+        optuna.load_study(study_name=study.name, storage=storage_url(study, journal.folder)).trials
+        for journal in (ours, theirs)
     )
     assert [t.number for t in here] == list(range(study.search.trials))
     for one, other in zip(here, there, strict=True):

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from orchestrator.records.journal import Journal
 from orchestrator.records.runs import Run
+from orchestrator.records.storage import storage_url
 from orchestrator.tracking.server import RUN_TAG
 from tests.integration.conftest import command, run, unmeasured, write_study
 from trainers.loop import fit
@@ -139,7 +140,7 @@ def test_the_second_trial_trained_what_differs_alone_and_says_so(survived: Survi
 def test_the_budget_is_a_total(survived: Survived) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     journal = Journal.open(survived[0] / "runs" / "tiny")
-    stored = optuna.load_study(study_name="tiny", storage=journal.storage_url)
+    stored = optuna.load_study(study_name="tiny", storage=storage_url(journal.study(), journal.folder))
     assert [trial.state.name for trial in stored.trials] == ["COMPLETE", "COMPLETE"]
     assert [trial.user_attrs["attempts"] for trial in stored.trials] == [2, 2]
 

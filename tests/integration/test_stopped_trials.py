@@ -17,6 +17,7 @@ from rich.console import Console
 from orchestrator.records import events
 from orchestrator.records.journal import Journal
 from orchestrator.records.runs import Run
+from orchestrator.records.storage import storage_url
 from orchestrator.tracking.server import RUN_TAG
 from search_spaces.study import parse_study
 from tests.integration.conftest import command, run, unmeasured, write_study
@@ -106,7 +107,7 @@ def test_trials_end_in_the_epoch_of_the_onset_and_resuming_changes_no_decision(s
 
 def test_optuna_knows_stopped_trials_as_pruned_and_the_first_was_not_issued_again(study: Stopped) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    stored = optuna.load_study(study_name="tiny", storage=study.journal.storage_url)
+    stored = optuna.load_study(study_name="tiny", storage=storage_url(study.journal.study(), study.journal.folder))
     assert [trial.state.name for trial in stored.trials] == ["PRUNED", "COMPLETE", "PRUNED"]
     assert [trial.user_attrs["attempts"] for trial in stored.trials] == [1, 1, 1]
     assert stored.trials[0].user_attrs["reason"] == study.trials[0].reason == study.decisions[0].reason

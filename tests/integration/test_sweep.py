@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 from orchestrator.records.journal import Journal
 from orchestrator.records.rungs import climbed
 from orchestrator.records.runs import Run
+from orchestrator.records.storage import storage_url
 from orchestrator.tracking.mirror import sync
 from orchestrator.tracking.server import RUN_TAG
 from tests.integration.conftest import run, write_study
@@ -100,7 +101,7 @@ def test_starting_points_come_first_and_conditions_hold(study: Finished) -> None
 
 def test_optuna_knows_every_trial_with_the_objectives_of_its_best_epoch(study: Finished) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    stored = optuna.load_study(study_name="tiny", storage=study.journal.storage_url)
+    stored = optuna.load_study(study_name="tiny", storage=storage_url(study.journal.study(), study.journal.folder))
     assert [trial.state.name for trial in stored.trials] == ["COMPLETE"] * 4
     for trial, of_ours in zip(stored.trials, study.of_kind("trial"), strict=True):
         best = max(record.metrics["val/pgd10_accuracy"] for record in of_ours.records)

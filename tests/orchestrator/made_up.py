@@ -11,6 +11,7 @@ import optuna
 
 from orchestrator.records.journal import Journal
 from orchestrator.records.runs import Run
+from orchestrator.records.storage import storage_url
 from orchestrator.report.held_out import held_out_points
 from orchestrator.report.summary import headlines
 from search_spaces.study import Study, parse_study
@@ -129,7 +130,9 @@ def write_study(root: Path) -> Path:
             attack = "autoattack" if "square" in stages else "pgd20"
             evaluation(experiment.digest(), stages, attack).save(run_folder / "evaluation.json")
             journal.ended(f"{number:04d}-seed{seed}", "complete", "completed")
-    stored = optuna.create_study(storage=journal.storage_url, study_name=study.name, directions=["maximize"] * 2)
+    stored = optuna.create_study(
+        storage=storage_url(study, journal.folder), study_name=study.name, directions=["maximize"] * 2
+    )
     space = {name: optuna.distributions.CategoricalDistribution(choices) for name, choices in CHOICES.items()}
     for number, objectives in OBJECTIVES.items():
         values = {name: POINTS[number][name] for name in space}

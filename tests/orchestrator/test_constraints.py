@@ -94,7 +94,7 @@ def test_a_report_groups_runs_and_finds_its_points_as_often_for_many_trials_as_f
         calls = Counter()
         for module, name in ((constraints, "trials"), (constraints, "limits"), (held_out, "pareto_indices")):
             counted(module, name, calls, monkeypatch)
-        write_report(journal.folder)
+        write_report(journal)
         monkeypatch.undo()
         counts.append(calls)
     assert counts[0] == counts[1]

@@ -96,7 +96,7 @@ def test_every_rung_attacks_those_that_are_left_and_is_climbed_once(journal: Jou
     again = Session(STUDY, Journal(journal.folder), capacity, StudyView(Console(quiet=True)), Interrupt(print))
     assert climb(again, trials(journal.runs())) == left
     assert len(climbed(journal.events())) == 2
-    page = write_report(journal.folder).read_text()
+    page = write_report(journal).read_text()
     assert "PGD-20 (fast), n = 30 [%]" in page
     assert "Margin-T, n = 50 [%]" in page
     assert f"<strong>{100 * second.accuracies[second.kept[0]]:.2f}</strong>" in page

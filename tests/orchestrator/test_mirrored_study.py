@@ -111,7 +111,7 @@ def test_a_finalist_that_could_not_be_attacked_is_named_with_the_reason_until_it
     def told() -> tuple[str, str]:
         sync(Journal(journal.folder), uri)
         tags = tracked(uri, journal, key)[1].data.tags
-        return tags.get("not_evaluated", ""), write_report(journal.folder).read_text()
+        return tags.get("not_evaluated", ""), write_report(journal).read_text()
 
     assert told()[0] == ""
     assert "Attacks on the finalists" not in told()[1]

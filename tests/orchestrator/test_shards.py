@@ -93,7 +93,7 @@ def test_a_run_that_fails_is_left_out_with_its_reason_until_it_can_be_evaluated(
         assert f"{second.key}  not evaluated: {second.not_evaluated}" in said
         assert "\x1b" not in said
         assert "Traceback" in (second.folder / shards.ERROR_FILE).read_text()
-        assert f"{second.key} was not evaluated" in write_report(journal.folder).read_text()
+        assert f"{second.key} was not evaluated" in write_report(journal).read_text()
 
         laddered = with_ladder(STUDY)
         session = replace(session, study=laddered)

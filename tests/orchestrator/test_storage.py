@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.records import patience
 from orchestrator.records.journal import STUDY_FILE, Journal
-from orchestrator.records.storage import check_is_ours, explained, open_database
+from orchestrator.records.storage import check_is_ours, explained, open_database, storage_url
 from orchestrator.report.page import write_report
 from orchestrator.study.preflight import preflight
 from orchestrator.study.proposals import open_storage
@@ -28,7 +28,7 @@ def study(storage: str | None) -> Study:
 
 def test_by_default_it_is_a_file_in_the_study_folder(tmp_path: Path) -> None:
     journal = Journal.create(tmp_path / "s", study(None))
-    assert journal.storage_url == f"sqlite:///{tmp_path}/s/optuna.db"
+    assert storage_url(journal.study(), journal.folder) == f"sqlite:///{tmp_path}/s/optuna.db"
     check_is_ours(study(None), None, ())
     assert not (tmp_path / "s" / "optuna.db").exists()
 
@@ -39,9 +39,9 @@ def test_a_file_of_the_users_own_is_the_same_one_wherever_the_study_is_resumed(
     monkeypatch.chdir(tmp_path)
     journal = Journal.create(tmp_path / "s", study("sqlite:///mine.db"))
     monkeypatch.chdir("/")
-    assert journal.storage_url == f"sqlite:///{tmp_path}/mine.db"
+    assert storage_url(journal.study(), journal.folder) == f"sqlite:///{tmp_path}/mine.db"
     check_is_ours(journal.study(), None, ())
-    assert optuna.study.get_all_study_names(journal.storage_url) == []
+    assert optuna.study.get_all_study_names(storage_url(journal.study(), journal.folder)) == []
 
 
 @pytest.mark.parametrize("storage", ["nonsense", "sqlite:////nowhere/at/all.db", "nosuchdb://host/db"])
@@ -80,11 +80,11 @@ def test_one_that_is_away_or_has_no_driver_here_costs_a_report_one_plate(
     storage: str, why: str, tmp_path: Path
 ) -> None:
     folder = made_up.write_study(tmp_path)
-    assert write_report(folder).read_text().count("<figure") == 4
+    assert write_report(Journal.open(folder)).read_text().count("<figure") == 4
     before = {file.name for file in (folder / "figures").iterdir()}
     raw = made_up.made_up_study().to_raw()
     (folder / STUDY_FILE).write_text(parse_study(raw | {"search": raw["search"] | {"storage": storage}}).to_yaml())
-    page = write_report(folder).read_text()
+    page = write_report(Journal.open(folder)).read_text()
     assert page.count("<figure") == 3
     assert "Optuna's storage (search.storage) can't be read: " in page
     assert why in page

@@ -17,6 +17,7 @@ from orchestrator.records.constraints import feasible
 from orchestrator.records.journal import Journal
 from orchestrator.records.runs import Run, trial_key
 from orchestrator.records.savings import savings
+from orchestrator.records.storage import storage_url
 from orchestrator.records.trials import trials
 from orchestrator.report.tables import trial_rows
 from orchestrator.study.confirm import distinct, ranked
@@ -69,7 +70,7 @@ def run_here(of: Study, root: Path, *, kill_after: int | None = None) -> Journal
     journal = Journal.create(root / of.name, of)
     stopping = EarlyStopping(of.search.stop, journal)
     session = Session(of, journal, None, StudyView(Console(quiet=True)), Interrupt(print))  # type: ignore[arg-type]
-    searcher = StudySearcher(of, journal.storage_url, journal.identity, TrialRuns(session, stopping))
+    searcher = StudySearcher(of, storage_url(of, journal.folder), journal.identity, TrialRuns(session, stopping))
     epochs = 0
     while isinstance(job := searcher.suggest("only"), dict):
         for _ in run_job(job):
@@ -187,7 +188,12 @@ def test_a_twin_of_a_stopped_trial_is_stopped_with_it_and_not_trained(stopped: J
     assert twin.own_records == ()
     assert (twin.stopped_by, twin.stopped_after) == (first.stopped_by, first.stopped_after)
     assert (first.stopped_by, first.stopped_after) == ("catastrophic", len(first.records) - 1)
-    states = [trial.state.name for trial in optuna.load_study(study_name="stopped", storage=stopped.storage_url).trials]
+    states = [
+        trial.state.name
+        for trial in optuna.load_study(
+            study_name="stopped", storage=storage_url(stopped.study(), stopped.folder)
+        ).trials
+    ]
     assert states == ["PRUNED", "COMPLETE", "PRUNED"]
     rule, twins = savings(stopped.runs(), stopped.study())
     assert (rule.runs, rule.epochs) == (1, EPOCHS - len(first.records))
@@ -314,7 +320,7 @@ def seeded(tmp_path_factory: pytest.TempPathFactory) -> Journal:
 
 
 def test_objectives_of_a_trial_are_means_over_its_seeds_for_optuna_and_for_readers(seeded: Journal) -> None:
-    stored = optuna.load_study(study_name="seeded", storage=seeded.storage_url).trials
+    stored = optuna.load_study(study_name="seeded", storage=storage_url(seeded.study(), seeded.folder)).trials
     for trial, of_optuna, row in zip(
         trials(seeded.runs()), stored, trial_rows(seeded.study(), seeded.runs()), strict=True
     ):
