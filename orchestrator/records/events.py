@@ -102,8 +102,8 @@ class Ended(Event):
 
     key: str
     state: State
-    reason: str
-    objectives: Sequence[float]
+    reason: str = ""
+    objectives: Sequence[float] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

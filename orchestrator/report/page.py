@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.records.journal import STUDY_FILE, Journal
+from orchestrator.records.journal import Journal
 from orchestrator.records.rungs import climbed
 from orchestrator.records.storage import storage_url
+from orchestrator.records.study_folder import STUDY_FILE, read_study
 from orchestrator.report import sections
 from orchestrator.report.files import write_plate
 from orchestrator.report.held_out import held_out_points
@@ -25,7 +26,7 @@ REPORT_FILE = "report.html"
 
 def write_report(journal: Journal) -> Path:
     """Write `report.html` and `figures/` into the folder of a study, at any moment of it; returns the page."""
-    study, runs = journal.study(), journal.runs()
+    study, runs = read_study(journal.folder), journal.runs()
     folder = journal.folder / sections.FIGURES_FOLDER
     folder.mkdir(exist_ok=True)
     tested, tried, points = results(runs), trial_rows(study, runs), held_out_points(study, runs)

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from orchestrator.records.events import Event
-from orchestrator.records.journal import STUDY_FILE
 from orchestrator.records.rungs import RungResult
 from orchestrator.records.runs import Run
+from orchestrator.records.study_folder import STUDY_FILE
 from orchestrator.report.held_out import HeldOutPoint
 from orchestrator.report.labels import short_names
 from orchestrator.report.markup import Markup, element, inline_svg, join, table

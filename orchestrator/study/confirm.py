@@ -9,6 +9,7 @@ from ray.tune.search import Searcher
 
 from orchestrator.evaluation.protocols import protocol_for
 from orchestrator.records.constraints import feasible, limits
+from orchestrator.records.events import Evaluated
 from orchestrator.records.journal import EVALUATION_FILE, Journal
 from orchestrator.records.pareto import pareto_indices
 from orchestrator.records.runs import Run, confirmation_key
@@ -119,7 +120,8 @@ def _evaluate(session: Session, anew: Set[str]) -> None:
     session.view.phase(f"{attack} on {samples} test images for {len(waiting)} runs")
     for run, evaluation in evaluate_on_ray(session, waiting):
         evaluation.save(run.folder / EVALUATION_FILE)
-        session.journal.evaluated(run.key, "")  # whoever reads the journal looks for it then
+        # Whoever reads the journal looks for it then.
+        session.journal.append(Evaluated(key=run.key, problem=""))
 
 
 def _job(session: Session, beginnings: Beginnings, trial: Trial, seed: int) -> Job:
@@ -164,7 +166,7 @@ class _Jobs:
             else:
                 outcome = Outcome("failed", "its processes died, again and again without a new epoch")
         if outcome is not None:
-            session.journal.ended(job["key"], outcome.state, outcome.reason, list(outcome.objectives))
+            session.journal.append(outcome.event(job["key"]))
             session.view.ended(job["key"], outcome.state, outcome.reason)
 
 

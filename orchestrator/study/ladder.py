@@ -11,7 +11,7 @@ from dataclasses import replace
 from statistics import fmean
 
 from orchestrator.evaluation.protocols import protocol_for
-from orchestrator.records.events import RungClimbed
+from orchestrator.records.events import Evaluated, RungClimbed
 from orchestrator.records.rungs import RungResult, climbed
 from orchestrator.records.trials import Trial
 from orchestrator.study.evaluations import evaluate_on_ray
@@ -74,7 +74,7 @@ def _attacked(session: Session, rung: Rung, left: Sequence[Trial]) -> RungResult
     found: dict[int, list[float]] = {}
     for run, evaluation in evaluate_on_ray(session, protocols):
         if run.not_evaluated:
-            session.journal.evaluated(run.key, "")
+            session.journal.append(Evaluated(key=run.key, problem=""))
         found.setdefault(run.trial, []).append(evaluation.robust_accuracy)
     whole = [trial.number for trial in left if len(found.get(trial.number, ())) == len(trial.runs)]
     return rank(rung, whole, {number: fmean(found[number]) for number in whole})

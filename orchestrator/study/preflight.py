@@ -10,8 +10,8 @@ from pathlib import Path
 from orchestrator.cluster.connection import local_capacity
 from orchestrator.cluster.joining import address_in_use, check_answers
 from orchestrator.host import disk
-from orchestrator.records.journal import STUDY_FILE, Journal
 from orchestrator.records.storage import check_is_ours
+from orchestrator.records.study_folder import STUDY_FILE, open_study_folder, read_identity
 from orchestrator.tracking import server
 from search_spaces.study import Study
 from trainers.config import Data
@@ -78,9 +78,9 @@ def _check_data(data: Data, say: Callable[[str], None]) -> None:
 
 
 def _check_database(study: Study, folder: Path) -> None:
-    journal = Journal.open(folder) if (folder / STUDY_FILE).exists() else None
+    journal = open_study_folder(folder) if (folder / STUDY_FILE).exists() else None
     trials = set() if journal is None else {run.trial for run in journal.runs()}
-    check_is_ours(study, None if journal is None else journal.identity, trials)
+    check_is_ours(study, None if journal is None else read_identity(journal.folder), trials)
 
 
 def _check_writable(root: Path) -> None:

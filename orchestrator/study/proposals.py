@@ -18,7 +18,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 
-from orchestrator.records.events import State
+from orchestrator.records.events import Ended, State
 from orchestrator.records.storage import of_another_folder, open_database
 from search_spaces.space import suggest
 from search_spaces.study import Search, Study
@@ -47,6 +47,10 @@ class Outcome:
     objectives: tuple[float, ...] = ()
     curve: tuple[float, ...] = ()
     violations: Mapping[str, float] = field(default_factory=dict)
+
+    def event(self, key: str) -> Ended:
+        """What the journal keeps of it, for the run with this key."""
+        return Ended(key=key, state=self.state, reason=self.reason, objectives=self.objectives)
 
 
 class SeedRun(NamedTuple):

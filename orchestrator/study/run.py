@@ -22,6 +22,7 @@ from orchestrator.records.driver_lock import only_driver
 from orchestrator.records.journal import Journal
 from orchestrator.records.savings import savings
 from orchestrator.records.storage import explained
+from orchestrator.records.study_folder import check_defaults, create_study_folder, open_study_folder
 from orchestrator.study.preflight import preflight
 from orchestrator.study.progress import StudyView
 from orchestrator.tracking import server
@@ -48,9 +49,9 @@ def run_study(
     folder.mkdir(parents=True, exist_ok=True)
     with only_driver(folder), listening(console.print) as interrupt:
         # A confirmation may differ from the one that the study was started with.
-        journal = Journal.create(folder, study) if search else Journal.open(folder)
+        journal = create_study_folder(folder, study) if search else open_study_folder(folder)
         if search:
-            journal.check_defaults(study)
+            check_defaults(study, journal)
         for notice in study.notices:
             console.print(f"note: {notice}", style="yellow", soft_wrap=True, markup=False)
         at_work = False

@@ -9,6 +9,7 @@ from typing import Any
 from orchestrator.records.constraints import limits, violations
 from orchestrator.records.runs import Run, trial_key
 from orchestrator.records.storage import storage_url
+from orchestrator.records.study_folder import read_identity
 from orchestrator.records.trials import Trial, trials
 from orchestrator.slots.messages import Job, Report, job_for
 from orchestrator.study.beginnings import Beginnings
@@ -29,7 +30,12 @@ def search(session: Session) -> None:
     stopping = EarlyStopping(study.search.stop, journal)
     runs = TrialRuns(session, stopping)
     searcher = StudySearcher(
-        study, storage_url(study, journal.folder), journal.identity, runs, session.view.say, lambda: interrupt.requested
+        study,
+        storage_url(study, journal.folder),
+        read_identity(journal.folder),
+        runs,
+        session.view.say,
+        lambda: interrupt.requested,
     )
     tried = trials(journal.runs())
     open_trials = study.trials - sum(trial.state != "running" for trial in tried)
@@ -95,7 +101,7 @@ class TrialRuns:
         """Into the journal, once, and onto the screen."""
         run, key = self._find(number, seed), trial_key(number, seed)
         if run is None or run.state == "running":
-            self._journal.ended(key, outcome.state, outcome.reason, list(outcome.objectives))
+            self._journal.append(outcome.event(key))
         self._session.view.ended(key, outcome.state, outcome.reason)
 
     def conclude(self, number: int, outcomes: Sequence[Outcome]) -> Outcome:

@@ -14,8 +14,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.records.events import Event, Finished, Interrupted, Issued, RungClimbed, Started
-from orchestrator.records.journal import STUDY_FILE, Journal
+from orchestrator.records.journal import Journal
 from orchestrator.records.runs import Run, trial_key
+from orchestrator.records.study_folder import STUDY_FILE, read_identity, read_study
 from orchestrator.records.trials import Trial, trials
 from orchestrator.tracking.mirrored_run import MirroredRun, flatten
 from orchestrator.tracking.server import (
@@ -57,10 +58,11 @@ class Mirror:
 
     def __init__(self, journal: Journal, uri: str) -> None:
         self._journal = journal
-        self._study = journal.study()
+        self._study = read_study(journal.folder)
+        self._identity = read_identity(journal.folder)
         self._client = connected(uri)
         self._experiment = find_experiment(self._client, uri, self._study.tracking.experiment)
-        self._parent = self._find_or_create(journal.identity, self._study.name, "study", {}).info.run_id
+        self._parent = self._find_or_create(self._identity, self._study.name, "study", {}).info.run_id
         self._client.update_run(self._parent, status="RUNNING")
         there = self._client.get_run(self._parent).data
         self._known_settings = there.params | there.tags  # as earlier starts of the study left them
@@ -148,7 +150,7 @@ class Mirror:
 
     def _send_run(self, run: Run, environment: Mapping[str, Any] | None) -> None:
         if run.key not in self._runs:
-            identity, name = f"{self._journal.identity}/{run.key}", f"{run.key} {run.experiment.method.name}"
+            identity, name = f"{self._identity}/{run.key}", f"{run.key} {run.experiment.method.name}"
             tracked = self._find_or_create(identity, name, run.kind, {_PARENT_TAG: self._parent})
             self._runs[run.key] = MirroredRun(self._client, tracked, run, environment)
         self._runs[run.key].update(run, self._study.resources)

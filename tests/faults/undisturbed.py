@@ -19,12 +19,14 @@ from orchestrator.host.interrupt import Interrupt
 from orchestrator.records.journal import Journal
 from orchestrator.records.runs import Run, trial_key
 from orchestrator.records.storage import storage_url
+from orchestrator.records.study_folder import create_study_folder, read_identity
 from orchestrator.study.endings import judge_run
 from orchestrator.study.proposals import Outcome
 from orchestrator.study.searcher import StudySearcher
 from orchestrator.tracking.server import RUN_TAG
 from search_spaces.study import Study
 from tests.integration.conftest import unmeasured
+from tests.orchestrator.made_up import end_run
 from trainers.config import Experiment
 from trainers.diagnostics.overfitting import REFERENCE_DELTA_ENERGY, ROBUST_ACCURACY
 from trainers.loop import fit
@@ -57,8 +59,8 @@ def train_on_two_ranks(experiment: Experiment, run_dir: Path) -> None:
 
 def undisturbed(study: Study, folder: Path, train: Train) -> Journal:
     """The whole search of a study, from its first trial to its last."""
-    runs = Runs(study, Journal.create(folder, study))
-    searcher = StudySearcher(study, storage_url(study, runs.journal.folder), runs.journal.identity, runs)
+    runs = Runs(study, create_study_folder(folder, study))
+    searcher = StudySearcher(study, storage_url(study, runs.journal.folder), read_identity(runs.journal.folder), runs)
     while isinstance(job := searcher.suggest("only"), dict):
         report = {}
         try:
@@ -101,7 +103,7 @@ class Runs:
         return judge_run(report, self.experiments[number], run_dir, self.study, Interrupt(print))
 
     def ended(self, number: int, seed: int, outcome: Outcome) -> None:
-        self.journal.ended(trial_key(number), outcome.state, outcome.reason, list(outcome.objectives))
+        end_run(self.journal, trial_key(number), outcome.state, outcome.reason, list(outcome.objectives))
 
     def conclude(self, number: int, outcomes: Sequence[Outcome]) -> Outcome:
         return outcomes[0]
@@ -146,7 +148,7 @@ def assert_same_epochs(ours: Run, theirs: Run) -> None:
 
 def tracked_epochs(client: MlflowClient, journal: Journal, key: str, metric: str = ROBUST_ACCURACY) -> list[int]:
     """Every epoch that MLflow holds of one metric of the run with this key, doubled ones and all."""
-    (run,) = _tracked(client, f"tags.`{RUN_TAG}` = '{journal.identity}/{key}'")
+    (run,) = _tracked(client, f"tags.`{RUN_TAG}` = '{read_identity(journal.folder)}/{key}'")
     return sorted(entry.step for entry in client.get_metric_history(run.info.run_id, metric))
 
 
@@ -154,9 +156,9 @@ def assert_tracked_once(client: MlflowClient, journal: Journal) -> None:
     """One run in MLflow for the study and for each of its runs, closed, each epoch of several metrics once."""
     tracked = {run.data.tags[RUN_TAG]: run for run in _tracked(client, "")}
     assert len(tracked) == len(_tracked(client, "")) == 1 + len(journal.runs())
-    assert tracked[journal.identity].info.status == "FINISHED"
+    assert tracked[read_identity(journal.folder)].info.status == "FINISHED"
     for trial in journal.runs():
-        run = tracked[f"{journal.identity}/{trial.key}"]
+        run = tracked[f"{read_identity(journal.folder)}/{trial.key}"]
         assert run.info.status == {"complete": "FINISHED", "failed": "FAILED"}[trial.state]
         assert float(run.data.params["attack.epsilon"]) == trial.experiment.attack.epsilon
         for metric in (ROBUST_ACCURACY, "train/loss", REFERENCE_DELTA_ENERGY):

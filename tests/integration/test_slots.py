@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from orchestrator.cluster import connection
 from orchestrator.host.interrupt import Interrupt
-from orchestrator.records.journal import Journal
+from orchestrator.records.study_folder import create_study_folder
 from orchestrator.study.progress import StudyView
 from search_spaces.study import Resources, parse_study
 from tests.integration.conftest import STUDY, environment
@@ -69,7 +69,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp(f"slot{workers}")
     resources = Resources(workers=workers, concurrent_trials=1)
     study = parse_study({**STUDY, "resources": resources.model_dump()})
-    journal = Journal.create(folder / "study", study)
+    journal = create_study_folder(folder / "study", study)
     with planted_credentials(), connection.connect(None, trial_slots=1) as capacity:
         from orchestrator.slots.messages import Job, job_for
         from orchestrator.study import confirm, tuning

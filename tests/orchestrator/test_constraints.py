@@ -11,8 +11,8 @@ import pytest
 
 from orchestrator.records import constraints
 from orchestrator.records.constraints import feasible, limits, violations
-from orchestrator.records.journal import Journal
 from orchestrator.records.runs import Run
+from orchestrator.records.study_folder import create_study_folder, read_study
 from orchestrator.records.trials import trials
 from orchestrator.report import figures, held_out
 from orchestrator.report.held_out import held_out_points
@@ -22,7 +22,7 @@ from orchestrator.report.sections import all_trials
 from orchestrator.report.tables import trial_rows
 from orchestrator.study.confirm import distinct
 from search_spaces.study import Study, parse_study
-from tests.orchestrator.made_up import record, said
+from tests.orchestrator.made_up import end_run, record, said
 from tests.orchestrator.test_searcher import Driver, made_up_study, url
 from trainers.problems import InvalidInput
 from trainers.records import EpochRecord, append_record
@@ -82,7 +82,7 @@ def test_a_report_groups_runs_and_finds_its_points_as_often_for_many_trials_as_f
     of = study(baseline=0, minus=0.01)
     counts = []
     for number, copies in enumerate((1, 10)):
-        journal = Journal.create(tmp_path / f"{number}", of)
+        journal = create_study_folder(tmp_path / f"{number}", of)
         for trial in range(3 * copies):
             objectives = ENDED[trial % 3]
             folder = journal.trial_folder(trial)
@@ -90,7 +90,7 @@ def test_a_report_groups_runs_and_finds_its_points_as_often_for_many_trials_as_f
             append_record(
                 folder, EpochRecord(0, 0.0, record(0, None, 0.2).metrics | dict(zip(NAMES, objectives, strict=True)))
             )
-            journal.ended(f"trial-{trial:04d}", "complete", "", list(objectives))
+            end_run(journal, f"trial-{trial:04d}", "complete", "", list(objectives))
         calls = Counter()
         for module, name in ((constraints, "trials"), (constraints, "limits"), (held_out, "pareto_indices")):
             counted(module, name, calls, monkeypatch)
@@ -157,8 +157,8 @@ def test_a_constraint_that_makes_no_sense_is_named(constraints, says):
 
 def test_a_study_whose_trials_all_violate_confirms_nothing_and_is_readable_again(tmp_path):
     of = study(at_least=0.95)
-    journal = Journal.create(tmp_path / "s", of)
-    assert journal.study().search.constraints == of.search.constraints
+    journal = create_study_folder(tmp_path / "s", of)
+    assert read_study(journal.folder).search.constraints == of.search.constraints
     assert parse_study(of.to_raw()) == of
 
 

@@ -12,10 +12,11 @@ from orchestrator.records.events import Compared, Stopped
 from orchestrator.records.journal import Journal
 from orchestrator.records.runs import trial_key
 from orchestrator.records.savings import savings
+from orchestrator.records.study_folder import create_study_folder
 from search_spaces.stopping import Pruning, Stopping
 from search_spaces.study import Resources, Study, parse_study
 from tests.orchestrator.curves import records
-from tests.orchestrator.made_up import confirm_run, propose_run, said
+from tests.orchestrator.made_up import confirm_run, end_run, propose_run, said
 from trainers.origin import Origin
 from trainers.records import append_record
 
@@ -33,7 +34,7 @@ def study() -> Study:
 
 @pytest.fixture
 def journal(tmp_path: Path, study: Study) -> Journal:
-    return Journal.create(tmp_path / "s", study)
+    return create_study_folder(tmp_path / "s", study)
 
 
 class Trials:
@@ -184,10 +185,10 @@ def test_savings_are_the_epochs_not_run_at_the_trials_own_pace(journal: Journal,
         )
         for record in records([0.5] * epochs):
             append_record(folder, record)
-    journal.ended("trial-0000", "complete", "", [0.9, 0.5])
+    end_run(journal, "trial-0000", "complete", "", [0.9, 0.5])
     for number in (1, 2):
         journal.append(Stopped(key=trial_key(number), rule="catastrophic", epoch=2, reason=""))
-        journal.ended(trial_key(number), "stopped", "because")
+        end_run(journal, trial_key(number), "stopped", "because")
     # Epochs took 2, 3, 4, … seconds: medians 3 and 4; 5 and 3 epochs were not run, on two workers of two CPUs.
     two = study.model_copy(update={"resources": Resources(workers=2, cpus_per_worker=2)})
     (saving,) = savings(journal.runs(), two)

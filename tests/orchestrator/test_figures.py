@@ -10,9 +10,9 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from orchestrator.records.journal import Journal
 from orchestrator.records.runs import Run
 from orchestrator.records.storage import storage_url
+from orchestrator.records.study_folder import open_study_folder
 from orchestrator.report import figures
 from orchestrator.report.curves import training_phases
 from orchestrator.report.figure_data import energy_curve_lines
@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(folder: Path) -> list[Run]:
-    return Journal.open(folder).runs()
+    return open_study_folder(folder).runs()
 
 
 def test_energy_data_follow_the_records(runs: list[Run]) -> None:

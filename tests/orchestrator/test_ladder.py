@@ -16,6 +16,7 @@ from orchestrator.records.events import RungClimbed
 from orchestrator.records.journal import Journal
 from orchestrator.records.rungs import RungResult, climbed
 from orchestrator.records.runs import trial_key
+from orchestrator.records.study_folder import create_study_folder, read_identity
 from orchestrator.records.trials import trials
 from orchestrator.report.page import write_report
 from orchestrator.study.ladder import climb, rank
@@ -25,7 +26,7 @@ from orchestrator.tracking.mirror import sync
 from orchestrator.tracking.server import RUN_TAG
 from search_spaces.study import Rung, parse_study
 from tests.conftest import TINY
-from tests.orchestrator.made_up import propose_run
+from tests.orchestrator.made_up import end_run, propose_run
 from trainers import checkpoint
 from trainers.config import apply_values
 from trainers.data.images import load_splits
@@ -58,12 +59,12 @@ def test_a_rung_that_kept_more_later_is_one_rung() -> None:
 
 @pytest.fixture(scope="module")
 def journal(tmp_path_factory: pytest.TempPathFactory) -> Journal:
-    journal = Journal.create(tmp_path_factory.mktemp("runs") / "s", STUDY)
+    journal = create_study_folder(tmp_path_factory.mktemp("runs") / "s", STUDY)
     for number, epsilon in enumerate((0.01, 0.05, 0.2)):
         experiment = STUDY.experiment_for({"attack.epsilon": epsilon})
         folder = propose_run(journal, number, {"attack.epsilon": epsilon}, experiment)
         list(fit(experiment, folder, ranks=Ranks.current("cpu")))
-        journal.ended(trial_key(number), "complete", "", [0.5, 0.5])
+        end_run(journal, trial_key(number), "complete", "", [0.5, 0.5])
     return journal
 
 
@@ -104,16 +105,16 @@ def test_every_rung_attacks_those_that_are_left_and_is_climbed_once(journal: Jou
     sync(journal, uri)
     client = MlflowClient(tracking_uri=uri)
     for number, accuracy in second.accuracies.items():
-        (run,) = client.search_runs(["1"], f"tags.`{RUN_TAG}` = '{journal.identity}/{trial_key(number)}'")
+        (run,) = client.search_runs(["1"], f"tags.`{RUN_TAG}` = '{read_identity(journal.folder)}/{trial_key(number)}'")
         assert run.data.metrics["held_out/margin-t_n50_accuracy"] == accuracy
 
 
 def test_more_are_kept_where_more_are_to_be_confirmed_and_nobody_is_attacked_again(tmp_path: Path) -> None:
-    journal = Journal.create(tmp_path / "s", STUDY)
+    journal = create_study_folder(tmp_path / "s", STUDY)
     for number in range(4):
         experiment = STUDY.experiment_for({"attack.epsilon": 0.05}).model_copy(update={"seed": number})
         propose_run(journal, number, {}, experiment)
-        journal.ended(trial_key(number), "complete", "", [0.5, 0.5])
+        end_run(journal, trial_key(number), "complete", "", [0.5, 0.5])
     accuracies = [(2, 0.4), (0, 0.3), (3, 0.2), (1, 0.1)]
     journal.append(RungClimbed(attack="pgd20", samples=30, fast=True, accuracies=accuracies, kept=[2, 0]))
     more = STUDY.confirm.model_copy(update={"ladder": STUDY.confirm.ladder_for(3)})
@@ -136,7 +137,7 @@ def test_the_ladder_of_more_finalists_keeps_as_many_and_has_no_rung_for_nothing(
 
 
 def test_a_rung_that_would_drop_nobody_attacks_nobody(tmp_path: Path) -> None:
-    journal = Journal.create(tmp_path / "s", STUDY)
+    journal = create_study_folder(tmp_path / "s", STUDY)
     propose_run(journal, 0, {}, STUDY.experiment_for({"attack.epsilon": 0.05}))
     session = Session(STUDY, journal, None, StudyView(Console(quiet=True)), Interrupt(print))  # type: ignore[arg-type]
     (only,) = climb(session, trials(journal.runs()))

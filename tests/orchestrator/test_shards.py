@@ -21,6 +21,7 @@ from orchestrator.records.events import Evaluated
 from orchestrator.records.journal import Journal
 from orchestrator.records.rungs import climbed
 from orchestrator.records.runs import Run, confirmation_key, trial_key
+from orchestrator.records.study_folder import create_study_folder
 from orchestrator.records.trials import trials
 from orchestrator.report.page import write_report
 from orchestrator.study import evaluations
@@ -30,7 +31,7 @@ from orchestrator.study.progress import StudyView
 from orchestrator.study.session import Session
 from search_spaces.study import Study, parse_study
 from tests.conftest import TINY
-from tests.orchestrator.made_up import confirm_run, propose_run
+from tests.orchestrator.made_up import confirm_run, end_run, propose_run
 from trainers import checkpoint
 from trainers.config import apply_values
 from trainers.loop import fit
@@ -53,15 +54,15 @@ STUDY = parse_study(
 @pytest.fixture
 def journal(tmp_path: Path) -> Journal:
     """Two trials and their confirmations, trained; the best checkpoint of the second confirmation is broken."""
-    journal = Journal.create(tmp_path / "s", STUDY)
+    journal = create_study_folder(tmp_path / "s", STUDY)
     for number, epsilon in enumerate((0.01, 0.05)):
         experiment = STUDY.experiment_for({"attack.epsilon": epsilon})
         folder = propose_run(journal, number, {"attack.epsilon": epsilon}, experiment)
         confirmed = confirm_run(journal, number, 1, {"attack.epsilon": epsilon}, experiment)
         for run_dir in (folder, confirmed):
             list(fit(experiment, run_dir, ranks=Ranks.current("cpu")))
-        journal.ended(trial_key(number), "complete", "", [0.5, 0.5])
-        journal.ended(confirmation_key(number, 1), "complete", "", [0.5, 0.5])
+        end_run(journal, trial_key(number), "complete", "", [0.5, 0.5])
+        end_run(journal, confirmation_key(number, 1), "complete", "", [0.5, 0.5])
     return journal
 
 
