@@ -37,7 +37,7 @@ def write_report(journal: Journal) -> Path:
     parts = [
         sections.opening(study, runs, points, events),
         sections.test_results(tested, confirmations(runs)),
-        sections.ladder(climbed(events), tried, runs),
+        sections.ladder(list(climbed(events).values()), tried, runs),
         *shown,
         sections.all_trials(study, tried),
         sections.study_file((journal.folder / STUDY_FILE).read_text(encoding="utf-8")),

@@ -12,7 +12,7 @@ from statistics import fmean
 
 from orchestrator.evaluation.protocols import protocol_for
 from orchestrator.records.events import Evaluated, RungClimbed
-from orchestrator.records.rungs import RungResult, climbed
+from orchestrator.records.rungs import climbed, rung_identity
 from orchestrator.records.trials import Trial
 from orchestrator.study.evaluations import evaluate_on_ray
 from orchestrator.study.session import Session
@@ -28,39 +28,31 @@ def climb(session: Session, candidates: Sequence[Trial]) -> list[Trial]:
     `candidates` are in the order of the search, which decides between equals. Raises Interrupted.
     """
     left = list(candidates)
-    before = climbed(session.journal.events())
-    known = {(found.attack, found.samples, found.fast, frozenset(found.accuracies)): found for found in before}
+    known = climbed(session.journal.events())
     for rung in session.study.confirm.ladder:
         if len(left) <= rung.keep:
             continue
-        found = known.get((rung.attack, rung.samples, rung.fast, frozenset(trial.number for trial in left)))
-        if found is None:
-            found = _attacked(session, rung, left)
+        before = known.get(rung_identity(rung.attack, rung.samples, rung.fast, (trial.number for trial in left)))
         # What was found stays, but more may be wanted now than it kept.
-        found = replace(found, kept=tuple(found.accuracies)[: rung.keep])
-        if found not in before:  # one that left out a trial is climbed again, perhaps for nothing
-            session.journal.append(
-                RungClimbed(
-                    attack=found.attack,
-                    samples=found.samples,
-                    fast=found.fast,
-                    accuracies=list(found.accuracies.items()),
-                    kept=found.kept,
-                )
-            )
+        accuracies = _attacked(session, rung, left) if before is None else before.by_trial
+        found = climb_of(rung, accuracies)
+        # One that left out a trial is climbed again, perhaps for nothing.
+        before = known.get(rung_identity(rung.attack, rung.samples, rung.fast, accuracies))
+        if before is None or before.by_trial != found.by_trial or list(before.kept) != found.kept:
+            session.journal.append(found)
         left = [next(trial for trial in left if trial.number == number) for number in found.kept]
     return left
 
 
-def rank(rung: Rung, order: Sequence[int], accuracies: Mapping[int, float]) -> RungResult:
-    """The most robust trials are kept; of equals those that come first in `order`."""
-    ranked = sorted(order, key=lambda trial: -accuracies[trial])
-    return RungResult(
-        rung.attack, rung.samples, rung.fast, {trial: accuracies[trial] for trial in ranked}, tuple(ranked[: rung.keep])
-    )
+def climb_of(rung: Rung, accuracies: Mapping[int, float]) -> RungClimbed:
+    """The most robust trials are kept; of equals those that come first in `accuracies`."""
+    ranked = sorted(accuracies.items(), key=lambda pair: -pair[1])
+    kept = [trial for trial, _ in ranked[: rung.keep]]
+    return RungClimbed(attack=rung.attack, samples=rung.samples, fast=rung.fast, accuracies=ranked, kept=kept)
 
 
-def _attacked(session: Session, rung: Rung, left: Sequence[Trial]) -> RungResult:
+def _attacked(session: Session, rung: Rung, left: Sequence[Trial]) -> dict[int, float]:
+    """Robust accuracy of every trial that could be evaluated, in the order given."""
     study, view = session.study, session.view
     settings = study.confirm.model_copy(update={"attack": rung.attack, "samples": rung.samples})
     attack = attack_label(rung.attack) + (" (fast)" if rung.fast else "")
@@ -77,4 +69,4 @@ def _attacked(session: Session, rung: Rung, left: Sequence[Trial]) -> RungResult
             session.journal.append(Evaluated(key=run.key, problem=""))
         found.setdefault(run.trial, []).append(evaluation.robust_accuracy)
     whole = [trial.number for trial in left if len(found.get(trial.number, ())) == len(trial.runs)]
-    return rank(rung, whole, {number: fmean(found[number]) for number in whole})
+    return {number: fmean(found[number]) for number in whole}

@@ -121,10 +121,10 @@ def test_confirmations_differ_in_the_seed_alone(study: Finished) -> None:
 
 
 def test_the_most_robust_trial_of_the_last_rung_is_confirmed(study: Finished) -> None:
-    (rung,) = climbed(study.journal.events())
-    assert sorted(rung.accuracies) == [trial.trial for trial in study.of_kind("trial")]
+    (rung,) = climbed(study.journal.events()).values()
+    assert sorted(rung.by_trial) == [trial.trial for trial in study.of_kind("trial")]
     assert {run_.trial for run_ in study.of_kind("confirmation")} == {rung.kept[0]}
-    assert rung.accuracies[rung.kept[0]] == max(rung.accuracies.values())
+    assert rung.by_trial[rung.kept[0]] == max(rung.by_trial.values())
 
 
 def test_flags_are_those_of_attacking_the_checkpoint_again(study: Finished) -> None:

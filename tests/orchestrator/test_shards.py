@@ -101,8 +101,8 @@ def test_a_run_that_fails_is_left_out_with_its_reason_until_it_can_be_evaluated(
         with broken(journal.trial_folder(0)):
             for _ in range(2):
                 assert [trial.number for trial in climb(session, trials(journal.runs()))] == [1]
-        (found,) = climbed(journal.events())
-        assert list(found.accuracies) == [1]
+        (found,) = climbed(journal.events()).values()
+        assert list(found.by_trial) == [1]
         assert "model.safetensors" in run(journal, trial_key(0)).not_evaluated
 
         session = replace(session, study=STUDY)
