@@ -96,7 +96,7 @@ def trial_number(key: str) -> int:
 
 
 def of_seed(name: str, seed: int) -> str:
-    """A name of a trial, with that of the seed unless it is the first."""
+    """The name of a trial's run: that of the trial for its first seed, `NAME-seed1` for the next."""
     return f"{name}-seed{seed}" if seed else name
 
 
