@@ -12,7 +12,7 @@ from orchestrator.commands.job_verbs import job, submit
 from orchestrator.commands.model_verbs import ATTACK_HELP, DataDir, evaluate, generate, lens, plain_console, subsets
 from orchestrator.exit_codes import BAD_INPUT, ENVIRONMENT, INTERNAL, INTERRUPTED, OK
 from orchestrator.host import disk
-from orchestrator.host.disk import DEFAULT_STORAGE
+from orchestrator.records import DEFAULT_STORAGE
 from trainers.problems import InvalidInput, Problem
 
 app = typer.Typer(

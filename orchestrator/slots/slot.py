@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +10,7 @@ from ray import tune
 
 from orchestrator.host import disk
 from orchestrator.host.devices import reserved_device
+from orchestrator.host.tracebacks import keep_traceback
 from orchestrator.slots.messages import Job, Report, report_of
 from trainers.config import parse
 from trainers.records import EpochRecord
@@ -75,11 +75,3 @@ def failure_of(run_dir: Path, error: Exception) -> Report:
     if disk.is_full(error):
         return {"disk_full": str(run_dir), "done": True}
     return {"failure": keep_traceback(run_dir, error), "done": True}
-
-
-def keep_traceback(run_dir: Path, error: Exception, name: str = "error.txt") -> str:
-    """Write the traceback into the run folder; returns one line about it."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    file = run_dir / name
-    file.write_text("".join(traceback.format_exception(error)))
-    return f"{type(error).__name__}: {error} (traceback: {file})"
