@@ -92,7 +92,7 @@ def check_defaults(study: Study, journal: Journal) -> None:
     for run in journal.runs():
         if run.kind == "confirmation":
             continue
-        now = study.experiment_for(run.values).model_copy(update={"seed": run.experiment.seed})
+        now = study.experiment_for(run.values).with_seed(run.experiment.seed)
         if now.digest() == run.experiment.digest():
             continue
         then, today = (dict(by_path(experiment.identity())) for experiment in (run.experiment, now))

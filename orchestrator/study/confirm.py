@@ -21,7 +21,6 @@ from orchestrator.study.evaluations import evaluate_on_ray
 from orchestrator.study.ladder import climb
 from orchestrator.study.proposals import Outcome
 from orchestrator.study.session import Session
-from orchestrator.study.sweep import with_seed
 from orchestrator.study.tuning import run_on_slots
 from search_spaces.study import Study
 from trainers.config import parse
@@ -127,7 +126,7 @@ def _evaluate(session: Session, anew: Set[str]) -> None:
 def _job(session: Session, beginnings: Beginnings, trial: Trial, seed: int) -> Job:
     """A trial again with another seed, prepared and recorded when it is about to be issued."""
     key, journal = confirmation_key(trial.number, seed), session.journal
-    experiment = with_seed(session.study.located(trial.experiment), seed)
+    experiment = session.study.located(trial.experiment).with_seed(trial.experiment.seed + seed)
     folder = journal.confirmation_folder(trial.number, seed)
     origin = beginnings.begin(experiment, folder)
     journal.confirm(trial.number, seed, trial.values, experiment, origin)

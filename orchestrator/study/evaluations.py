@@ -25,7 +25,7 @@ def evaluate_on_ray(session: Session, wanted: Sequence[tuple[Run, Protocol]]) ->
     """Evaluate runs, each shard a Ray task; yields each run when its last one has ended.
 
     A run that can't be evaluated is left out, and the journal says why. Shards that are done are read back, so this
-    resumes. Raises Interrupted.
+    resumes. Raises StopRequested.
     """
     pending = _submitted(session, wanted)
     while pending:

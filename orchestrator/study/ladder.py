@@ -25,7 +25,7 @@ def climb(session: Session, candidates: Sequence[Trial]) -> list[Trial]:
     """The trials that are left, most robust under the last rung first; unranked if no rung had any to drop.
 
     One that can't be evaluated is left out until a later call can.
-    `candidates` are in the order of the search, which decides between equals. Raises Interrupted.
+    `candidates` are in the order of the search, which decides between equals. Raises StopRequested.
     """
     left = list(candidates)
     known = climbed(session.journal.events())

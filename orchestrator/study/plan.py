@@ -7,7 +7,7 @@ from pathlib import Path
 
 from orchestrator.cluster.connection import local_capacity
 from orchestrator.cluster.joining import checked_address
-from orchestrator.study.costs import Cost, attack_tflop, ladder, method_costs
+from orchestrator.study.costs import Cost, attack_tflop, method_costs, rung_costs
 from orchestrator.tracking.server import tracking_uri
 from search_spaces.study import Resources, Study
 from trainers.branching import branching_epochs
@@ -75,11 +75,11 @@ def _confirmation(study: Study) -> Iterator[str]:
     confirm = study.confirm
     if not confirm.top:
         return
-    for climb in ladder(study):
-        rung = climb.rung
+    for cost in rung_costs(study):
+        rung = cost.rung
         yield (
-            f"{rung.attack} on {rung.samples} held-out images leaves {climb.left} of {climb.trials} trials, "
-            f"at most about {_hours(climb.tflop, study.resources)}"
+            f"{rung.attack} on {rung.samples} held-out images leaves {cost.left} of {cost.trials} trials, "
+            f"at most about {_hours(cost.tflop, study.resources)}"
         )
     workers = study.confirm_resources.workers
     yield f"{confirm.top} configurations x {confirm.seeds} seeds confirmed with {workers} workers each"
@@ -89,7 +89,7 @@ def _confirmation(study: Study) -> Iterator[str]:
 
 def _total(study: Study, costs: Mapping[str, Cost]) -> Iterator[str]:
     runs = study.trials * study.search.seeds + study.confirm.top * study.confirm.seeds
-    tflop = _mean_tflop(costs) * runs + sum(climb.tflop for climb in ladder(study)) + _test_tflop(study)
+    tflop = _mean_tflop(costs) * runs + sum(cost.tflop for cost in rung_costs(study)) + _test_tflop(study)
     gigabytes = max(cost.disk for cost in costs.values()) * runs / 1e9
     disk = f"{gigabytes:{'.0f' if gigabytes >= 10 else '.2g'}} GB"
     yield f"in all about {_hours(tflop, study.resources)}, up to {disk} of checkpoints"

@@ -180,7 +180,7 @@ class StudyView:
         if len(shown) < len(rows):
             table.add_row(f"… {len(rows) - len(shown)} more")
         for row in shown:
-            point = settings(row.experiment)
+            point = swept(row.experiment)
             style = {"failed": "red", "running": "bold"}.get(row.state, "")
             clean, robust, energy = _values(row)
             ended = row.state if row.state in ("failed", "stopped") else ""
@@ -191,7 +191,7 @@ class StudyView:
         return table
 
 
-def settings(experiment: Experiment) -> dict[str, str]:
+def swept(experiment: Experiment) -> dict[str, str]:
     """The four things that this product sweeps, as text: method, ε, β and γ (a dash where there is none)."""
     method = experiment.method
     regularizer = method.regularizer.parameters if method.regularizer else {}
@@ -214,7 +214,7 @@ def _shown(record: EpochRecord) -> EpochRecord:
 
 
 def _point(experiment: Experiment) -> str:
-    point = settings(experiment)
+    point = swept(experiment)
     return f"{point['method']:<11} ε={point['epsilon']}  β={point['beta']}  γ={point['gamma']}"
 
 

@@ -16,7 +16,7 @@ from orchestrator.cluster.connection import local_capacity
 from orchestrator.cluster.joining import JOB_VARIABLE
 from orchestrator.exit_codes import INTERRUPTED, OK, SOME_FAILED
 from orchestrator.host.environment import environment
-from orchestrator.host.interrupt import Interrupt, Interrupted, listening
+from orchestrator.host.interrupt import Interrupt, StopRequested, listening
 from orchestrator.records import events
 from orchestrator.records.driver_lock import only_driver
 from orchestrator.records.journal import Journal
@@ -107,20 +107,21 @@ def _on_ray(
 
 def _run_phases(session: Session, *, search: bool) -> bool:
     """Search, then confirm; returns whether the user interrupted."""
-    from orchestrator.study import confirm, sweep
+    from orchestrator.study.confirm import confirm
+    from orchestrator.study.search import run_search
 
     with session.view:
         try:
             if search:
                 with explained(session.study):
-                    sweep.search(session)
+                    run_search(session)
                     session.interrupt.check()
             if session.study.confirm.top:
-                confirm.confirm(session, anew=not search)
+                confirm(session, anew=not search)
                 session.interrupt.check()
             if session.view.is_idle:
                 session.view.say("nothing was left to do: the study is finished")
-        except Interrupted:
+        except StopRequested:
             return True
     return False
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -10,7 +10,6 @@ from ray.tune.search import Searcher
 
 from orchestrator.slots.messages import Job, Report
 from orchestrator.study.proposals import Outcome, Proposals, SeedRun
-from search_spaces.study import Study
 
 MAX_ATTEMPTS = 3
 
@@ -47,12 +46,9 @@ class StudySearcher:
     must be one driver.
     """
 
-    def __init__(
-        self, study: Study, storage_url: str, identity: str, runs: Runs,
-        say: Callable[[str], None] = print, stopping: Callable[[], bool] = bool,
-    ) -> None:  # fmt: skip
-        self._seeds = range(study.search.seeds)
-        self._proposals = Proposals(study, storage_url, identity, say, stopping)
+    def __init__(self, proposals: Proposals, runs: Runs, seeds: int) -> None:
+        self._proposals = proposals
+        self._seeds = range(seeds)
         self._runs = runs
         self._waiting: list[SeedRun] = []  # to be issued, in this order
         self._running: dict[str, SeedRun] = {}  # by Tune's name for it

@@ -21,7 +21,7 @@ from orchestrator.records.runs import Run, trial_key
 from orchestrator.records.storage import storage_url
 from orchestrator.records.study_folder import create_study_folder, read_identity
 from orchestrator.study.endings import judge_run
-from orchestrator.study.proposals import Outcome
+from orchestrator.study.proposals import Outcome, Proposals, open_storage
 from orchestrator.study.searcher import StudySearcher
 from orchestrator.tracking.server import RUN_TAG
 from search_spaces.study import Study
@@ -60,7 +60,8 @@ def train_on_two_ranks(experiment: Experiment, run_dir: Path) -> None:
 def undisturbed(study: Study, folder: Path, train: Train) -> Journal:
     """The whole search of a study, from its first trial to its last."""
     runs = Runs(study, create_study_folder(folder, study))
-    searcher = StudySearcher(study, storage_url(study, runs.journal.folder), read_identity(runs.journal.folder), runs)
+    url, identity = storage_url(study, runs.journal.folder), read_identity(runs.journal.folder)
+    searcher = StudySearcher(Proposals(study, open_storage(study, url, identity, None)), runs, study.search.seeds)
     while isinstance(job := searcher.suggest("only"), dict):
         report = {}
         try:

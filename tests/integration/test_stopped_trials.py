@@ -149,10 +149,10 @@ def test_a_group_of_workers_stops_within_one_epoch_and_takes_the_next_trial(tmp_
     from orchestrator.study.progress import StudyView
 
     with connection.connect(None, trial_slots=1) as capacity:
-        from orchestrator.study import sweep
+        from orchestrator.study.search import run_search
         from orchestrator.study.session import Session
 
-        sweep.search(Session(study, journal, capacity, StudyView(Console(quiet=True)), Interrupt(print)))
+        run_search(Session(study, journal, capacity, StudyView(Console(quiet=True)), Interrupt(print)))
     first, second, third = journal.runs()
     assert [trial.state for trial in (first, second, third)] == ["stopped", "complete", "stopped"]
     assert len(second.records) == EPOCHS

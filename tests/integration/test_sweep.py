@@ -117,7 +117,7 @@ def test_confirmations_differ_in_the_seed_alone(study: Finished) -> None:
     original = next(trial for trial in study.of_kind("trial") if trial.trial == confirmed[0].trial)
     assert [run.experiment.seed for run in confirmed] == [1, 2]
     for run_ in confirmed:
-        assert run_.experiment.model_copy(update={"seed": original.experiment.seed}) == original.experiment
+        assert run_.experiment.with_seed(original.experiment.seed) == original.experiment
 
 
 def test_the_most_robust_trial_of_the_last_rung_is_confirmed(study: Finished) -> None:

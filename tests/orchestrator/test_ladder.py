@@ -113,7 +113,7 @@ def test_every_rung_attacks_those_that_are_left_and_is_climbed_once(journal: Jou
 def test_more_are_kept_where_more_are_to_be_confirmed_and_nobody_is_attacked_again(tmp_path: Path) -> None:
     journal = create_study_folder(tmp_path / "s", STUDY)
     for number in range(4):
-        experiment = STUDY.experiment_for({"attack.epsilon": 0.05}).model_copy(update={"seed": number})
+        experiment = STUDY.experiment_for({"attack.epsilon": 0.05}).with_seed(number)
         propose_run(journal, number, {}, experiment)
         end_run(journal, trial_key(number), "complete", "", [0.5, 0.5])
     accuracies = [(2, 0.4), (0, 0.3), (3, 0.2), (1, 0.1)]

@@ -137,7 +137,7 @@ def test_a_search_that_goes_on_has_the_runs_that_have_not_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("ray")
-    from orchestrator.study import sweep
+    from orchestrator.study import search
     from orchestrator.study.session import Session
 
     study = parse_study({"name": "s", "experiment": {"epochs": 3}, "search": {"trials": 4, "seeds": 2}})
@@ -147,8 +147,8 @@ def test_a_search_that_goes_on_has_the_runs_that_have_not_ended(
         journal.propose(number, {}, experiment, seed=seed, seeds=2, folder=journal.trial_folder(number, seed))
         end_run(journal, trial_key(number, seed), "complete", "", [0.9, 0.5])
     told: dict[str, Any] = {}
-    monkeypatch.setattr(sweep, "run_on_slots", lambda *_: None)
+    monkeypatch.setattr(search, "run_on_slots", lambda *_: None)
     view: Any = SimpleNamespace(say=print, phase=lambda _text, **counts: told.update(counts))
     capacity: Any = SimpleNamespace(concurrent_trials=lambda _: (2, ""))
-    sweep.search(Session(study, journal, capacity, view, Interrupt(print)))
+    search.run_search(Session(study, journal, capacity, view, Interrupt(print)))
     assert told == {"runs": 5, "epochs": 15}

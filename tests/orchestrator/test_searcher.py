@@ -11,7 +11,7 @@ import optuna
 import pytest
 
 from orchestrator.host.interrupt import Interrupt
-from orchestrator.study.proposals import Outcome, make_sampler, open_storage
+from orchestrator.study.proposals import Outcome, Proposals, make_sampler, open_storage
 from orchestrator.study.searcher import MAX_ATTEMPTS, StudySearcher
 from orchestrator.study.tuning import SourceSearcher
 from search_spaces.space import suggest
@@ -45,7 +45,8 @@ class Driver:
         self.recorded = 0
         self.violations: Callable[[int], dict[str, float]] = lambda number: {}
         self.issued: list[tuple[int, int]] = []
-        self.searcher = StudySearcher(study, url, "its folder", self)
+        stored = open_storage(study, url, "its folder", None)
+        self.searcher = StudySearcher(Proposals(study, stored), self, study.search.seeds)
 
     # What the searcher asks
 
@@ -314,7 +315,7 @@ def test_a_kill_while_starting_points_are_queued_loses_none_of_them(
 
     monkeypatch.setattr(optuna.Study, "enqueue_trial", dying)
     with pytest.raises(KeyboardInterrupt):
-        open_storage(url(tmp_path, "s"), study, "its folder")
+        open_storage(study, url(tmp_path, "s"), "its folder", None)
     monkeypatch.undo()
     driver = Driver(url(tmp_path, "s"), study)
     driver.run_to_the_end()
@@ -393,10 +394,10 @@ def test_whoever_opened_a_study_last_has_it_and_who_had_it_stops(tmp_path: Path)
 
 def test_two_studies_of_one_name_do_not_meet_in_one_database(tmp_path: Path) -> None:
     study = made_up_study()
-    open_storage(url(tmp_path, "s"), study, "one folder")
-    open_storage(url(tmp_path, "s"), study, "one folder")
+    open_storage(study, url(tmp_path, "s"), "one folder", None)
+    open_storage(study, url(tmp_path, "s"), "one folder", None)
     with pytest.raises(InvalidInput, match=r"search\.storage: .* holds a study 's' of another folder"):
-        open_storage(url(tmp_path, "s"), study, "another folder")
+        open_storage(study, url(tmp_path, "s"), "another folder", None)
 
 
 @pytest.mark.filterwarnings("error")

@@ -9,6 +9,7 @@ import optuna
 import pytest
 
 from orchestrator.records import patience
+from orchestrator.records.patience import Patience
 from orchestrator.records.storage import check_is_ours, explained, open_database, storage_url
 from orchestrator.records.study_folder import STUDY_FILE, create_study_folder, open_study_folder, read_study
 from orchestrator.report.page import write_report
@@ -102,7 +103,8 @@ def test_an_address_of_no_database_or_driver_says_what_may_be_written(storage: s
 
 def test_a_connection_that_the_server_has_closed_is_made_anew_without_a_word(tmp_path: Path) -> None:
     said: list[str] = []
-    storage = open_database(f"sqlite:///{tmp_path}/mine.db", said.append)
+    url = f"sqlite:///{tmp_path}/mine.db"
+    storage = open_database(url, Patience(url, said.append, lambda: False))
     closed = storage.engine.raw_connection()
     closed.driver_connection.close()
     closed.close()
@@ -126,7 +128,8 @@ def test_a_database_that_goes_away_is_waited_for_aloud(away: Path) -> None:
         if "is away" in text:
             away.with_name("there").rename(away)
 
-    storage = open_database(f"sqlite:///{away}/mine.db", say)
+    url = f"sqlite:///{away}/mine.db"
+    storage = open_database(url, Patience(url, say, lambda: False))
     storage.engine.dispose()
     away.rename(away.with_name("there"))
     assert storage.create_new_study([optuna.study.StudyDirection.MAXIMIZE], "s") == 1
@@ -138,7 +141,8 @@ def test_a_database_that_goes_away_is_waited_for_aloud(away: Path) -> None:
 
 def test_one_that_stays_away_ends_the_study_with_its_name(away: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.1)
-    storage = open_database(f"sqlite:///{away}/mine.db", lambda _: None)
+    url = f"sqlite:///{away}/mine.db"
+    storage = open_database(url, Patience(url, lambda _: None, lambda: False))
     storage.engine.dispose()
     away.rename(away.with_name("there"))
     with pytest.raises(ConnectionError, match=r"search\.storage: .*mine\.db' did not answer for .* minutes: unable"):
@@ -159,7 +163,7 @@ def test_what_breaks_in_the_middle_of_a_call_is_no_internal_error(tmp_path: Path
 
 def ended_elsewhere(url: str, trials: int) -> None:
     """What the database holds of the study when `one` has run so many trials."""
-    opened = open_storage(url, study(url), "one")
+    opened = open_storage(study(url), url, "one", None)
     for number in range(trials):
         opened.ask()
         opened.tell(number, [0.5, 0.5])

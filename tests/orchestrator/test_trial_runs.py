@@ -63,17 +63,17 @@ def run_here(of: Study, root: Path, *, kill_after: int | None = None) -> Journal
     """Every trial in this process, as a slot would run it; with `kill_after`, only so many epochs in all."""
     from orchestrator.host.interrupt import Interrupt
     from orchestrator.slots.slot import run_job
-    from orchestrator.study.early_stopping import EarlyStopping
+    from orchestrator.study.early_stopping import StopDecisions
+    from orchestrator.study.proposals import Proposals, open_storage
     from orchestrator.study.searcher import StudySearcher
     from orchestrator.study.session import Session
-    from orchestrator.study.sweep import TrialRuns
+    from orchestrator.study.trial_runs import TrialRuns
 
     journal = create_study_folder(root / of.name, of)
-    stopping = EarlyStopping(of.search.stop, journal)
+    stopping = StopDecisions(of.search.stop, journal)
     session = Session(of, journal, None, StudyView(Console(quiet=True)), Interrupt(print))  # type: ignore[arg-type]
-    searcher = StudySearcher(
-        of, storage_url(of, journal.folder), read_identity(journal.folder), TrialRuns(session, stopping)
-    )
+    stored = open_storage(of, storage_url(of, journal.folder), read_identity(journal.folder), None)
+    searcher = StudySearcher(Proposals(of, stored), TrialRuns(session, stopping), of.search.seeds)
     epochs = 0
     while isinstance(job := searcher.suggest("only"), dict):
         for _ in run_job(job):
@@ -346,10 +346,10 @@ def test_objectives_of_a_trial_are_means_over_its_seeds_for_optuna_and_for_reade
 
 def test_optuna_sees_a_trial_of_which_one_seed_was_stopped_by_the_mean_of_all_seeds(tmp_path: Path) -> None:
     from orchestrator.host.interrupt import Interrupt
-    from orchestrator.study.early_stopping import EarlyStopping
+    from orchestrator.study.early_stopping import StopDecisions
     from orchestrator.study.proposals import Outcome
     from orchestrator.study.session import Session
-    from orchestrator.study.sweep import TrialRuns
+    from orchestrator.study.trial_runs import TrialRuns
 
     of = study("half", SAT | NEVER, search={"seeds": 2, "objectives": ["val/pgd10_accuracy"]})
     journal = create_study_folder(tmp_path / "half", of)
@@ -360,7 +360,7 @@ def test_optuna_sees_a_trial_of_which_one_seed_was_stopped_by_the_mean_of_all_se
         end_run(journal, trial_key(0, seed), state, "", [max(values)])
     session = Session(of, journal, None, StudyView(Console(quiet=True)), Interrupt(print))  # type: ignore[arg-type]
     ended = [Outcome("complete", "", (0.6,)), Outcome("stopped", "collapsed", (0.4,), (0.4, 0.0))]
-    told = TrialRuns(session, EarlyStopping(of.search.stop, journal)).conclude(0, ended)
+    told = TrialRuns(session, StopDecisions(of.search.stop, journal)).conclude(0, ended)
     assert (told.state, told.objectives) == ("stopped", (0.5,))
     assert told.curve == pytest.approx((0.3, 0.2))
 

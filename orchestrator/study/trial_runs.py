@@ -1,4 +1,4 @@
-"""Runs the trials of a study: what the searcher proposes is prepared, trained on slots, judged and written down."""
+"""The runs of a study's trials: what the searcher proposes is prepared, judged and written down."""
 
 from __future__ import annotations
 
@@ -8,71 +8,36 @@ from typing import Any
 
 from orchestrator.records.constraints import limits, violations
 from orchestrator.records.runs import Run, trial_key
-from orchestrator.records.storage import storage_url
-from orchestrator.records.study_folder import read_identity
 from orchestrator.records.trials import Trial, trials
 from orchestrator.slots.messages import Job, Report, job_for
 from orchestrator.study.beginnings import Beginnings
-from orchestrator.study.early_stopping import EarlyStopping, StopEarly
+from orchestrator.study.early_stopping import StopDecisions
 from orchestrator.study.endings import judge_run, stopped_outcome
 from orchestrator.study.proposals import Outcome
-from orchestrator.study.searcher import StudySearcher
 from orchestrator.study.session import Session
-from orchestrator.study.tuning import run_on_slots
-from search_spaces.stopping import Stopping
-from trainers.config import Experiment
 from trainers.origin import Origin
-
-
-def search(session: Session) -> None:
-    """Run the study's trials until their total is reached, or the user interrupts."""
-    study, journal, interrupt = session.study, session.journal, session.interrupt
-    stopping = EarlyStopping(study.search.stop, journal)
-    runs = TrialRuns(session, stopping)
-    searcher = StudySearcher(
-        study,
-        storage_url(study, journal.folder),
-        read_identity(journal.folder),
-        runs,
-        session.view.say,
-        lambda: interrupt.requested,
-    )
-    tried = trials(journal.runs())
-    open_trials = study.trials - sum(trial.state != "running" for trial in tried)
-    if open_trials <= 0:
-        return
-    # Of a trial that goes on some seeds may have ended.
-    ended = sum(run.state != "running" for trial in tried if trial.state == "running" for run in trial.runs)
-    open_runs = open_trials * study.search.seeds - ended
-    of_seeds = f" of {study.search.seeds} seeds" if study.search.seeds > 1 else ""
-    session.view.phase(
-        f"{open_trials} trials{of_seeds} on {session.capacity.concurrent_trials(study.resources)[0]} slots",
-        runs=open_runs,
-        epochs=open_runs * study.epochs,
-    )
-    scheduler = None if study.search.stop == Stopping() else StopEarly(stopping)
-    run_on_slots(session, searcher, study.resources, "resources", scheduler)
 
 
 class TrialRuns:
     """The runs of a study's trials, as its searcher needs them."""
 
-    def __init__(self, session: Session, stopping: EarlyStopping) -> None:
+    def __init__(self, session: Session, decisions: StopDecisions) -> None:
         self._session = session
         self._study, self._journal = session.study, session.journal
-        self._stopping = stopping
+        self._decisions = decisions
         self._beginnings = Beginnings(session.study, session.journal, session.study.resources)
 
     def propose(self, number: int, seed: int, values: Mapping[str, Any]) -> Job:
         """Prepare a run's folder, record that it was issued, and give the slot what it needs."""
-        key, experiment = trial_key(number, seed), with_seed(self._study.experiment_for(values), seed)
+        key, first = trial_key(number, seed), self._study.experiment_for(values)
+        experiment = first.with_seed(first.seed + seed)
         folder, twin = self._journal.trial_folder(number, seed), self._journal.twin(number, experiment)
         if twin is None:
             origin = self._beginnings.begin(experiment, folder)
         else:
             folder, origin = twin.folder, Origin("twin", twin.key, len(twin.records))
             if twin.state == "stopped":
-                self._stopping.inherit(key, twin.key)
+                self._decisions.inherit(key, twin.key)
         self._journal.propose(
             number, values, experiment, seed=seed, seeds=self._study.search.seeds, folder=folder, origin=origin
         )
@@ -128,10 +93,5 @@ class TrialRuns:
         return next((run for run in self._journal.runs() if run.key == trial_key(number, seed)), None)
 
     def _stopped(self, run: Run) -> Outcome | None:
-        stop = self._stopping.decide(run.key, run.experiment, run.records)
+        stop = self._decisions.decide(run.key, run.experiment, run.records)
         return None if stop is None else stopped_outcome(stop, run.records, self._study)
-
-
-def with_seed(experiment: Experiment, offset: int) -> Experiment:
-    """The same experiment with another seed."""
-    return experiment.model_copy(update={"seed": experiment.seed + offset})
