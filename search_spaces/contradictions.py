@@ -112,7 +112,7 @@ def _undivided_batches(study: Study, experiments: Sequence[Experiment]) -> list[
 
 
 def _experiments(study: Study) -> list[Experiment]:
-    """At the corners of the space, or the base alone if none of them is one: what is wrong there is known already."""
+    """Those at the corners of the space that are valid, or the base alone; the others are reported elsewhere."""
     base: list[dict[str, Any]] = [{}]
     for points in (corners(study.space), base):
         found = []

@@ -67,7 +67,7 @@ def load_study(source: str | Path, overrides: list[str] | None = None, *, smoke:
 
 
 def _smaller(raw: Mapping[str, Any], words: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of SMOKE; with a subset of the training images those that leave it the images that it is of."""
+    """The values of SMOKE, but for those that change the split of the images where the study names a subset of it."""
     if not _names_subset([raw.get("experiment"), raw.get("space"), words]):
         return dict(SMOKE)
     experiment = raw.get("experiment")

@@ -238,6 +238,10 @@ class Experiment(Section):
         """Short hash of the identity."""
         return digest_of(self.identity())
 
+    def with_seed(self, seed: int) -> Experiment:
+        """The same experiment with another seed."""
+        return self.model_copy(update={"seed": seed})
+
     def keeps(self, epoch: int) -> bool:
         """Whether `keep_every` wants the checkpoint of this epoch (0-based), beside the newest ones."""
         return self.keep_every is not None and (epoch == 0 or (epoch + 1) % self.keep_every == 0)

@@ -18,9 +18,9 @@ from orchestrator.cluster.joining import address_in_use, check_answers
 from orchestrator.cluster.scratch import own_folder
 from orchestrator.host.credentials import withheld
 from orchestrator.host.machine import usable_cpus, visible_gpus
-from search_spaces.study import Resources
+from search_spaces.study import Resources, Study
 from trainers.data.availability import DIRECTORY_VARIABLE
-from trainers.problems import InvalidInput
+from trainers.problems import InvalidInput, Problem
 
 TRIAL_SLOT = "trial_slot"
 HEAD_NODE = "node:__internal_head__"  # a resource of every Ray cluster
@@ -103,6 +103,22 @@ class Capacity:
                 f"GPUs do not fit: the cluster has {self.cpus} CPUs and {self.gpus:g} GPUs{nodes} (limit: {limit})",
             )
         return count
+
+    def require_room(self, study: Study, *, search: bool) -> None:
+        """Raise InvalidInput if no run of the search, or of the confirmation, fits; without `search`, of the latter."""
+        phases: dict[str, Resources] = {}
+        if search:
+            phases["resources"] = study.resources
+        if study.confirm.top:
+            phases["confirm" if study.confirm.workers else "resources"] = study.confirm_resources
+        problems: list[Problem] = []
+        for section, resources in phases.items():
+            try:
+                self.require(resources, section)
+            except InvalidInput as error:
+                problems.extend(error.problems)
+        if problems:
+            raise InvalidInput(problems)
 
 
 def local_capacity() -> Capacity:

@@ -22,7 +22,7 @@ from typing import Any
 from orchestrator.cluster.connection import prepare
 from orchestrator.cluster.joining import JOB_VARIABLE, check_dashboard_answers, wrong_token
 from orchestrator.exit_codes import ENVIRONMENT, INTERRUPTED, OK
-from orchestrator.records.journal import STUDY_FILE
+from orchestrator.records.study_folder import STUDY_FILE
 from search_spaces.study import Study
 from trainers.catalog.extensions import GROUP
 from trainers.problems import InvalidInput, unknown_name

@@ -41,9 +41,11 @@ def run_tasks(tasks: Sequence[Task], *, address: str | None, threads: int | None
     anything is computed if nodes differ or do not see the folder of the files, FileNotFoundError for a file that a node
     has written and that does not appear here.
     """
-    if tasks and address is None:
+    if not tasks:
+        return
+    if address is None:
         _run_here(tasks, threads, console)
-    elif tasks:
+    else:
         _run_on_ray(tasks, address, threads or 1, console)
 
 
@@ -67,7 +69,7 @@ def _run_here(tasks: Sequence[Task], threads: int | None, console: Console) -> N
         _say(task.name, said, console)
 
 
-def _run_on_ray(tasks: Sequence[Task], address: str | None, threads: int, console: Console) -> None:
+def _run_on_ray(tasks: Sequence[Task], address: str, threads: int, console: Console) -> None:
     from orchestrator.cluster.connection import connect
 
     with connect(address, 1) as capacity:

@@ -8,7 +8,7 @@ import typer
 
 from orchestrator.commands.options import Address, DataDir, Format, Storage, plain_console
 from orchestrator.exit_codes import ENVIRONMENT, OK
-from orchestrator.host.disk import DEFAULT_STORAGE
+from orchestrator.records import DEFAULT_STORAGE
 from trainers.problems import InvalidInput, Problem
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator.commands.listing import check_format, print_rows
-from orchestrator.records.journal import Journal
+from orchestrator.records.study_folder import open_study_folder
 from orchestrator.report.tables import ResultRow, mark_best, results
 from orchestrator.report.terminal import print_results
 from trainers.evaluation.result import Protocol
@@ -57,7 +57,7 @@ def differences(first: Protocol, other: Protocol) -> str:
 def compare(folders: Sequence[Path], form: str, console: Console) -> None:
     """`orchestrator compare`: print the rankings as tables, JSON or CSV. Raises InvalidInput if there is nothing."""
     check_format(form)
-    journals = [Journal.open(folder) for folder in folders]
+    journals = [open_study_folder(folder) for folder in folders]
     names = _names([journal.folder for journal in journals])
     confirmed = [(name, results(journal.runs())) for name, journal in zip(names, journals, strict=True)]
     found = rankings(confirmed)

@@ -11,7 +11,8 @@ from rich.console import Console
 from orchestrator.records.driver_lock import is_driven
 from orchestrator.records.journal import Journal
 from orchestrator.records.runs import Run
-from orchestrator.records.seeds import trials
+from orchestrator.records.study_folder import open_study_folder, read_study
+from orchestrator.records.trials import trials
 from orchestrator.study.progress import StudyView
 
 _REFRESH_SECONDS = 2.0
@@ -23,7 +24,7 @@ def show_status(folder: Path, console: Console, *, follow: bool) -> None:
 
     With `follow`, whenever something has changed, until no driver does.
     """
-    journal = Journal.open(folder)
+    journal = open_study_folder(folder)
     shown = None
     while True:
         running = is_driven(journal.folder)
@@ -42,7 +43,7 @@ def _show(journal: Journal, runs: Sequence[Run], console: Console, *, running: b
     view = StudyView(console)
     for run in runs:
         view.restore(run.key, run.experiment, run.records, run.state)
-    ended, wanted = sum(run.state != "running" for run in trials(runs)), journal.study().trials
+    ended, wanted = sum(trial.state != "running" for trial in trials(runs)), read_study(journal.folder).trials
     # A total may be lowered below what has ended.
     counted = f"{ended} of {wanted} trials ended" if ended <= wanted else f"{ended} trials ended, of {wanted} wanted"
     confirmations = sum(run.kind == "confirmation" for run in runs)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.commands.options import ATTACK_HELP, Address, DataDir, Format, Storage, Words, plain_console
-from orchestrator.host.disk import DEFAULT_STORAGE
+from orchestrator.records import DEFAULT_STORAGE
 from trainers.problems import InvalidInput
 
 
@@ -46,11 +46,12 @@ def resume(
     data_dir: DataDir = None,
 ) -> None:
     """Continue an interrupted study: finished trials stay, unfinished ones go on from their checkpoints."""
-    from orchestrator.records.journal import Journal
+    from orchestrator.records.study_folder import open_study_folder, read_study
     from orchestrator.study.run import relative, run_study
 
-    journal = Journal.open(folder)
-    study = journal.study() if data_dir is None else journal.study().with_data_in(data_dir)
+    journal = open_study_folder(folder)
+    held = read_study(journal.folder)
+    study = held if data_dir is None else held.with_data_in(data_dir)
     again = ["resume", relative(journal.folder), *_options(address=address)]
     raise typer.Exit(run_study(study, journal.folder, address, plain_console(), again=again))
 
@@ -65,14 +66,14 @@ def confirm(
     data_dir: DataDir = None,
 ) -> None:
     """Train the best configurations of a study again with fresh seeds and attack them on the test set."""
-    from orchestrator.records.journal import Journal
+    from orchestrator.records.study_folder import open_study_folder, read_study
     from orchestrator.study.run import relative, run_study
     from search_spaces.study import parse_study
 
-    journal = Journal.open(folder)
+    journal = open_study_folder(folder)
     given = {"top": top, "seeds": seeds, "attack": attack, "samples": samples}
-    held = journal.study() if data_dir is None else journal.study().with_data_in(data_dir)
-    raw = held.to_raw()
+    held = read_study(journal.folder)
+    raw = (held if data_dir is None else held.with_data_in(data_dir)).to_raw()
     raw["confirm"] |= {name: value for name, value in given.items() if value is not None}
     if top is not None:
         raw["confirm"]["ladder"] = [rung.model_dump() for rung in held.confirm.ladder_for(top)]
@@ -92,10 +93,10 @@ def _options(**given: object) -> list[str]:
 
 def report(folder: Annotated[Path, typer.Argument(help="a study folder, e.g. runs/quickstart")]) -> None:
     """Write report.html and the figures of a study anew, whatever state it is in."""
-    from orchestrator.records.journal import Journal
+    from orchestrator.records.study_folder import open_study_folder
     from orchestrator.report.page import write_report
 
-    print(write_report(Journal.open(folder).folder))
+    print(write_report(open_study_folder(folder)))
 
 
 def status(
@@ -120,12 +121,12 @@ def compare(
 def sync(folder: Annotated[Path, typer.Argument(help="a study folder, e.g. runs/quickstart")]) -> None:
     """Bring MLflow up to date with a study's journal."""
     from orchestrator.records.driver_lock import only_driver
-    from orchestrator.records.journal import Journal
+    from orchestrator.records.study_folder import open_study_folder, read_study
     from orchestrator.tracking import server
     from orchestrator.tracking.mirror import sync as bring_up_to_date
 
-    journal = Journal.open(folder)
-    study = journal.study()
+    journal = open_study_folder(folder)
+    study = read_study(journal.folder)
     uri = server.tracking_uri(study, journal.folder.parent)
     server.check_reachable(uri, study.tracking.experiment)
     with only_driver(journal.folder):  # a driver does it by itself; both at once would make some runs twice

@@ -10,6 +10,7 @@ from typing import Any
 
 from orchestrator.host import disk
 from orchestrator.host.devices import reserved_device
+from orchestrator.host.tracebacks import keep_traceback
 from trainers.config import Data
 from trainers.evaluation.consistency import with_warnings
 from trainers.evaluation.result import Evaluation, Flags, Protocol
@@ -22,8 +23,6 @@ def attempt_shard(
     checkpoint: str, data: str, protocol: dict[str, Any], start: int, stop: int, run_dir: str, threads: int, gpus: float
 ) -> str | None:
     """`evaluate_shard`; of an error it keeps the traceback in the run's folder, and returns one line about it."""
-    from orchestrator.slots.slot import keep_traceback
-
     try:
         evaluate_shard(checkpoint, data, protocol, start, stop, run_dir, threads, gpus)
     except Exception as error:

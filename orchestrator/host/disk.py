@@ -13,7 +13,6 @@ from pathlib import Path
 
 from trainers.problems import InvalidInput
 
-DEFAULT_STORAGE = Path("runs")  # the folder of all studies, where no other is named
 _LEAST_FREE = 1 << 20  # bytes; with less, a process may die before it can say why
 
 

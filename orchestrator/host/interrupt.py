@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class Interrupted(Exception):
+class StopRequested(Exception):
     """The user asked to stop; what was recorded is kept and the study can be resumed."""
 
 
@@ -32,11 +32,11 @@ class Interrupt:
         self._requested.set()
 
     def check(self) -> None:
-        """Raise Interrupted if the user has asked to stop, or the error that made the study give up."""
+        """Raise StopRequested if the user has asked to stop, or the error that made the study give up."""
         if self._error is not None:
             raise self._error
         if self.requested:
-            raise Interrupted
+            raise StopRequested
 
     def receive(self, _signal: int, _frame: FrameType | None) -> None:
         """The signal handler."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from orchestrator.records.runs import Run
-from orchestrator.records.seeds import counting, trials
+from orchestrator.records.trials import Trial, trials
 from search_spaces.study import Study
 
 
@@ -20,25 +20,29 @@ def limits(study: Study, runs: Sequence[Run]) -> dict[str, float | None]:
             found[metric] = constraint.at_least
             continue
         # Starting points are the first trials, in their order.
-        baseline = next((trial for trial in trials(runs) if trial.trial == constraint.baseline), None)
+        baseline = next((trial for trial in trials(runs) if trial.number == constraint.baseline), None)
         ended = baseline is not None and baseline.state != "running"
-        reached = counting(baseline, study.search.checkpoint, [metric]) if baseline is not None and ended else {}
+        reached = baseline.metrics_at(study.search.checkpoint, [metric]) if baseline is not None and ended else {}
         found[metric] = reached[metric] - constraint.minus if metric in reached else None
     return found
 
 
-def violations(demanded: Mapping[str, float | None], trial: Run, rule: str) -> dict[str, float]:
-    """How far a trial, as `seeds.trials` has it, is below each known limit by metric; at most 0 where it is met.
+def violations(demanded: Mapping[str, float | None], trial: Trial, checkpoint: str) -> dict[str, float]:
+    """How far a trial is below each known limit by metric; at most 0 where it is met.
 
-    `demanded` are the `limits`, `rule` says which epoch counts. Empty for a trial that does not count.
+    `demanded` are the `limits`, `checkpoint` says which epoch counts. Empty for a trial that does not count.
     """
     known = {metric: limit for metric, limit in demanded.items() if limit is not None}
     if not (trial.objectives and known):
         return {}
-    return {metric: known[metric] - value for metric, value in counting(trial, rule, known).items()}
+    return {metric: known[metric] - value for metric, value in trial.metrics_at(checkpoint, known).items()}
 
 
-def feasible(study: Study, runs: Sequence[Run]) -> list[Run]:
+def feasible(study: Study, runs: Sequence[Run]) -> list[Trial]:
     """The trials that violate nothing; all of them in a study without constraints."""
-    demanded, rule = limits(study, runs), study.search.checkpoint
-    return [run for run in trials(runs) if all(amount <= 0 for amount in violations(demanded, run, rule).values())]
+    demanded, checkpoint = limits(study, runs), study.search.checkpoint
+    return [
+        trial
+        for trial in trials(runs)
+        if all(amount <= 0 for amount in violations(demanded, trial, checkpoint).values())
+    ]

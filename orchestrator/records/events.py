@@ -9,7 +9,12 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+from trainers.catalog.attacks import attack_label
+
+State = Literal["running", "complete", "stopped", "failed"]  # of a run, or of a trial
+Kind = Literal["trial", "repeat", "confirmation"]  # a repeat is a trial's run with another seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +69,7 @@ class Issued(Event):
 class Proposed(Issued):
     """A run of a trial; `kind` is trial, or repeat for one with another seed. `seeds` is how many the trial has."""
 
-    kind: str
+    kind: Kind
     seeds: int
 
 
@@ -98,9 +103,9 @@ class Ended(Event):
     """A run is complete, stopped or failed."""
 
     key: str
-    state: str
-    reason: str
-    objectives: Sequence[float]
+    state: State
+    reason: str = ""
+    objectives: Sequence[float] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,13 +118,25 @@ class Evaluated(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class RungClimbed(Event):
-    """A rung of the ladder: robust accuracies by trial, in pairs, the most robust first, and which trials it kept."""
+    """A rung of the ladder: robust accuracies (fractions, means over the seeds) by trial, in pairs, the most robust
+    first, and which trials it kept.
+    """
 
     attack: str
     samples: int
     fast: bool
     accuracies: Sequence[tuple[int, float]]
     kept: Sequence[int]
+
+    @property
+    def by_trial(self) -> dict[int, float]:
+        """The accuracies, the highest first."""
+        return dict(self.accuracies)
+
+    @property
+    def label(self) -> str:
+        """For example `CW∞ (fast), n = 512`."""
+        return f"{attack_label(self.attack)}{' (fast)' if self.fast else ''}, n = {self.samples}"
 
 
 EVENTS: dict[str, type[Event]] = {

@@ -1,23 +1,8 @@
-"""The study's own memory: JSON lines in its folder, written by the driver; tracking, reports and resuming read it.
-
-runs/NAME/
-  study.yaml            the study as it was started last: trials, resources and tracking may change
-  study.json            its identity
-  journal.jsonl         what has happened, a line each; see `events`
-  optuna.db             what the sampler knows
-  trials/0003/          a run folder of `trainers.fit`: experiment.yaml, records.jsonl, checkpoints/
-  trials/0003-seed1/    the same trial with the next seed, in a study of several
-  prefixes/             what trials have in common, trained once
-  confirm/0003-seed1/   likewise, with evaluation.json and the shards behind it
-  figures/, report.html
-"""
+"""What has happened in a study: JSON lines in its folder, written by the driver, and the runs that they come to."""
 
 from __future__ import annotations
 
-import json
 import threading
-import time
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -35,25 +20,18 @@ from orchestrator.records.events import (
     to_line,
 )
 from orchestrator.records.runs import Run, begun, changed, confirmation_key, of_seed, trial_key
-from orchestrator.records.storage import OPTUNA_FILE, storage_url
-from search_spaces.study import Study, parse_study
-from trainers.config import Experiment, by_path
+from trainers.config import Experiment
 from trainers.evaluation.result import Evaluation
 from trainers.origin import Origin
-from trainers.problems import InvalidInput, Problem
+from trainers.problems import InvalidInput
 from trainers.records import Follower, RecordsFollower, append_line
-from trainers.whole_files import write_whole
-from trainers.yaml_text import read_table
 
-STUDY_FILE, IDENTITY_FILE, JOURNAL_FILE = "study.yaml", "study.json", "journal.jsonl"
-EVALUATION_FILE = "evaluation.json"
-# More trials, or fewer, is no contradiction: the total is counted anew.
-_CHANGEABLE = ("search.trials", "resources.", "confirm.workers", "tracking.", "experiment.data.download")
+JOURNAL_FILE, EVALUATION_FILE = "journal.jsonl", "evaluation.json"
 _Version = tuple[int, int, int]
 
 
 class Journal:
-    """The folder of one study. What was read once is remembered: reading again costs what is new on disk."""
+    """The journal of a study, in its folder. What was read once is remembered: reading again costs what is new."""
 
     def __init__(self, folder: Path) -> None:
         # The parent of `..` is found on disk, not in the text; a link to shared storage stays what all nodes call it.
@@ -68,91 +46,6 @@ class Journal:
         self._stopping: dict[str, Stopped] = {}  # the decision on a twin comes before it is issued
         self._told: dict[str, float] = {}  # when a run was last spoken of
         self._settled: set[str] = set()  # runs whose files are not looked at until they are spoken of again
-
-    @classmethod
-    def create(cls, folder: Path, study: Study) -> Journal:
-        """Claim a folder for a study, or re-open it. Raises InvalidInput if it holds a different one.
-
-        What may change from one start to the next is kept as it is now: resuming goes on with that. Everything may as
-        long as the study has no trial: a mistake that its first start has met can be mended.
-        """
-        journal = cls(folder)
-        if (journal.folder / STUDY_FILE).exists():
-            held = journal.study()
-            differences = _differences(held, study)
-            if differences and journal._is_searched(held):
-                raise InvalidInput(
-                    Problem(
-                        field, f"{new}, but the study in {folder} has {old}; use another name, or leave it as it is"
-                    )
-                    for field, old, new in differences
-                )
-            if held != study:
-                journal._keep(study)
-            return journal
-        identity = {"id": uuid.uuid4().hex, "created": time.time()}
-        write_whole(journal.folder / IDENTITY_FILE, json.dumps(identity) + "\n")
-        journal._keep(study)
-        return journal
-
-    def _is_searched(self, study: Study) -> bool:
-        """Whether there is a trial, or Optuna's study, which has the objectives that it was made with."""
-        return bool(self.runs()) or study.search.storage is not None or (self.folder / OPTUNA_FILE).exists()
-
-    def _keep(self, study: Study) -> None:
-        write_whole(self.folder / STUDY_FILE, study.to_yaml())
-
-    @classmethod
-    def open(cls, folder: Path) -> Journal:
-        """Open an existing study folder. Raises InvalidInput if it is none."""
-        journal = cls(folder)
-        if not (journal.folder / STUDY_FILE).exists():
-            raise InvalidInput.single(str(folder), f"is not a study folder (no {STUDY_FILE})")
-        return journal
-
-    def study(self) -> Study:
-        """The study as it was started last."""
-        return parse_study(read_table(self.folder / STUDY_FILE))
-
-    def check_defaults(self, study: Study) -> None:
-        """Raise InvalidInput if this version would train a trial otherwise than it was begun: a default has changed.
-
-        The study file says what its author wrote; the journal has every run with all that was filled in.
-        """
-        for run in self.runs():
-            if run.kind == "confirmation":
-                continue
-            now = study.experiment_for(run.values).model_copy(update={"seed": run.experiment.seed})
-            if now.digest() == run.experiment.digest():
-                continue
-            then, today = (dict(by_path(experiment.identity())) for experiment in (run.experiment, now))
-            raise InvalidInput(
-                Problem(
-                    f"experiment.{field}",
-                    f"{today.get(field)!r} is the default of this version, but {run.key} was begun with "
-                    f"{then.get(field)!r}; write that into {self.folder / STUDY_FILE} to go on",
-                )
-                for field in then | today
-                if then.get(field) != today.get(field)
-            )
-
-    @property
-    def identity(self) -> str:
-        """A unique id: tracking finds its own runs by it."""
-        file = self.folder / IDENTITY_FILE
-        try:
-            return str(json.loads(file.read_text())["id"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InvalidInput.single(
-                str(file),
-                f"can't be read ({type(error).__name__}: {error}); restore it, or write "
-                '{"id": "…"} with the study\'s tag orchestrator.run in MLflow',
-            ) from error
-
-    @property
-    def storage_url(self) -> str:
-        """Optuna's storage."""
-        return storage_url(self.study(), self.folder)
 
     def append(self, event: Event) -> None:
         """Write one event, durably."""
@@ -226,14 +119,6 @@ class Journal:
             )
         )
 
-    def ended(self, key: str, state: str, reason: str, objectives: list[float] | None = None) -> None:
-        """Record how a run ended."""
-        self.append(Ended(key=key, state=state, reason=reason, objectives=objectives or []))
-
-    def evaluated(self, key: str, problem: str) -> None:
-        """Record why a run could not be evaluated, or with an empty text that it has been."""
-        self.append(Evaluated(key=key, problem=problem))
-
     def runs(self) -> list[Run]:
         """Every run with its records and its evaluation: trials by number, their repeats, then confirmations."""
         with self._reading:
@@ -296,16 +181,3 @@ class Journal:
         if folder not in self._evaluations or self._evaluations[folder][0] != version:
             self._evaluations[folder] = version, Evaluation.load(file)
         return self._evaluations[folder][1]
-
-
-def _differences(held: Study, given: Study) -> list[tuple[str, str, str]]:
-    """What may not change between a start and a resume and did: (dotted field, its value then, its value now)."""
-    # Data may have moved.
-    alike = (study.with_data_in(Path("/")).to_raw() for study in (held, given))
-    old, new = ({field: repr(value) for field, value in by_path(raw)} for raw in alike)
-    fields = [field for field in old | new if not field.startswith(_CHANGEABLE)]
-    return [
-        (field, old.get(field, "nothing"), new.get(field, "not given"))
-        for field in fields
-        if old.get(field) != new.get(field)
-    ]

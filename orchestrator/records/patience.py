@@ -26,7 +26,9 @@ _ASKING = ("connect", "do_ping", "do_execute", "do_executemany", "do_execute_no_
 class Patience:
     """Connects for SQLAlchemy, as often as it takes, and waits for whatever a server is asked, as long as it takes.
 
-    A server may be frozen, or cut off: a driver that is written in C hears no Ctrl-C until there is an answer.
+    A server may be frozen, or cut off: a driver that is written in C hears no Ctrl-C until there is an answer. What it
+    waits for, `say` hears. It raises ConnectionError after PATIENCE_SECONDS, or once `stopping` says that the user does
+    not want to wait.
     """
 
     def __init__(self, url: str, say: Callable[[str], None], stopping: Callable[[], bool]) -> None:

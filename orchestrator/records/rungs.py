@@ -1,36 +1,20 @@
-"""What the rungs of a ladder found, as the journal keeps it."""
+"""Which rung is which, and what each found, from the journal."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 from orchestrator.records.events import Event, RungClimbed
-from trainers.catalog.attacks import attack_label
+
+Identity = tuple[str, int, bool, frozenset[int]]
 
 
-@dataclass(frozen=True)
-class RungResult:
-    """What a rung found: robust accuracies (fractions, means over the seeds) by trial, the kept ones first."""
-
-    attack: str
-    samples: int
-    fast: bool
-    accuracies: Mapping[int, float]
-    kept: tuple[int, ...]
-
-    @property
-    def label(self) -> str:
-        """For example `CW∞ (fast), n = 512`."""
-        return f"{attack_label(self.attack)}{' (fast)' if self.fast else ''}, n = {self.samples}"
+def rung_identity(attack: str, samples: int, fast: bool, trials: Iterable[int]) -> Identity:
+    """Two climbs with the same attack of the same trials are one rung, however many it kept."""
+    return attack, samples, fast, frozenset(trials)
 
 
-def climbed(events: Sequence[Event]) -> list[RungResult]:
+def climbed(events: Sequence[Event]) -> dict[Identity, RungClimbed]:
     """Every rung that was climbed, in order; where more of the same trials were kept later, as it is then."""
-    found: dict[tuple[object, ...], RungResult] = {}
-    for event in events:
-        if isinstance(event, RungClimbed):
-            accuracies = dict(event.accuracies)
-            rung = RungResult(event.attack, event.samples, event.fast, accuracies, tuple(event.kept))
-            found[event.attack, event.samples, event.fast, frozenset(accuracies)] = rung
-    return list(found.values())
+    rungs = (event for event in events if isinstance(event, RungClimbed))
+    return {rung_identity(rung.attack, rung.samples, rung.fast, rung.by_trial): rung for rung in rungs}

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.records.events import Ended, Evaluated, Issued, Proposed, Stopped
+from orchestrator.records.events import Ended, Evaluated, Issued, Kind, Proposed, State, Stopped
 from trainers.config import Experiment, parse
 from trainers.evaluation.result import Evaluation
 from trainers.origin import Origin
 from trainers.records import EpochRecord
 
-_KINDS = ("trial", "repeat", "confirmation")
+_KINDS: tuple[Kind, ...] = ("trial", "repeat", "confirmation")
 # Workers may end an epoch after their run was stopped: so much longer than its longest one its files are looked at.
 _LATE_EPOCHS, _LATE_SECONDS = 3, 60.0
 
@@ -26,24 +26,22 @@ class Run:
     `state` is running, complete, stopped (by the rule `stopped_by`; its epochs after `stopped_after` do not count) or
     failed; `values` is its point of the space, by path. Objectives are those of a complete run, or of a stopped one
     whose best epoch counts. `origin` says which of its epochs another run computed; `seeds` is how many runs its trial
-    has. `over_seeds` are those runs, where this one speaks for its trial (`seeds.trials`). `not_evaluated` says why its
-    last evaluation failed, if it did.
+    has. `not_evaluated` says why its last evaluation failed, if it did.
     """
 
     key: str
-    kind: str
+    kind: Kind
     trial: int
     values: Mapping[str, Any]
     experiment: Experiment
     folder: Path
-    state: str = "running"
+    state: State = "running"
     reason: str = ""
     objectives: tuple[float, ...] = ()
     stopped_by: str = ""
     stopped_after: int | None = None
     origin: Origin | None = None
     seeds: int = 1
-    over_seeds: tuple[Run, ...] = field(default=(), repr=False)
     records: tuple[EpochRecord, ...] = field(default=(), repr=False)
     evaluation: Evaluation | None = field(default=None, repr=False)
     not_evaluated: str = ""
@@ -98,7 +96,7 @@ def trial_number(key: str) -> int:
 
 
 def of_seed(name: str, seed: int) -> str:
-    """A name of a trial, with that of the seed unless it is the first."""
+    """The name of a trial's run: that of the trial for its first seed, `NAME-seed1` for the next."""
     return f"{name}-seed{seed}" if seed else name
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,20 +74,17 @@ def _opened(url: str) -> RDBStorage:
         raise InvalidInput.single("search.storage", f"{url!r} can't be opened: {advice(error)}") from error
 
 
-def open_database(
-    url: str, say: Callable[[str], None] | None = None, stopping: Callable[[], bool] = bool
-) -> RDBStorage:
+def open_database(url: str, patience: Patience | None = None) -> RDBStorage:
     """Optuna's storage at this address; raises at once whatever a database raises that is away.
 
-    With `say`, one that goes away later, or falls silent, is waited for, which `say` hears: ConnectionError after
-    `patience.PATIENCE_SECONDS`, or once `stopping` says that the user does not want to wait.
+    With patience, one that goes away later, or falls silent, is waited for.
     """
     import optuna
 
     # A server that was started again, or a firewall, has closed what the pool still takes for open.
     storage = optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True, "connect_args": time_limits(url)})
-    if say is not None:
-        Patience(url, say, stopping).with_engine(storage.engine)
+    if patience is not None:
+        patience.with_engine(storage.engine)
     return storage
 
 

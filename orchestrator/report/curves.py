@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from orchestrator.records.runs import Run
+from orchestrator.records.trials import Trial
 from trainers.config import Evaluation
 from trainers.diagnostics.overfitting import DELTA_ENERGY, Onset, jumps_without_collapse, onsets
 from trainers.diagnostics.phases import Phases, phases
@@ -44,11 +45,16 @@ def _detect(run: Run) -> list[Onset]:
         return []
 
 
+def trial_onset_text(trial: Trial) -> str:
+    """What `onset_text` says of its runs, by seed if there are several."""
+    if trial.seeds == 1:
+        return onset_text(trial.first)
+    texts = [(run.experiment.seed, onset_text(run)) for run in trial.runs]
+    return "; ".join(f"seed {seed}: {text}" for seed, text in texts if text)
+
+
 def onset_text(run: Run) -> str:
-    """For example `catastrophic at epoch 9 (confirmed)`, or nothing; of a trial of several seeds, by seed."""
-    if run.over_seeds:
-        texts = [(one.experiment.seed, onset_text(one)) for one in run.over_seeds]
-        return "; ".join(f"seed {seed}: {text}" for seed, text in texts if text)
+    """For example `catastrophic at epoch 9 (confirmed)`, or nothing."""
     return ", ".join(
         f"{onset.kind} at epoch {onset.epoch + 1}{'' if onset.iteration is None else f', step {onset.iteration}'} "
         f"({'confirmed' if onset.confirmed else 'unconfirmed'})"

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 
 from orchestrator.records.runs import Run
-from orchestrator.records.seeds import trials
+from orchestrator.records.trials import trials
 from orchestrator.report.curves import curve, overfitting
 from orchestrator.report.held_out import HeldOutPoint
 from orchestrator.report.importance import Importances
@@ -17,9 +17,9 @@ Line = dict[str, object]
 
 
 def energy_curve_lines(runs: Iterable[Run]) -> list[Line]:
-    """One line per trial and epoch of `energy_curves`; `onset` says what sets in there."""
+    """One line per trial (its first seed) and epoch of `energy_curves`; `onset` says what sets in there."""
     lines: list[Line] = []
-    for run in trials(runs):
+    for run in (trial.first for trial in trials(runs)):
         energies = dict(zip(*curve(run, REFERENCE_DELTA_ENERGY), strict=True))
         accuracies = dict(zip(*curve(run, ROBUST_ACCURACY), strict=True))
         onsets = {onset.epoch + 1: onset.kind for onset in overfitting(run)}

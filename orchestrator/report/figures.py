@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FormatStrFormatter, MaxNLocator, NullLocator
 
 from orchestrator.records.runs import Run
-from orchestrator.records.seeds import trials
+from orchestrator.records.trials import trials
 from orchestrator.report.curves import curve, overfitting, training_phases
 from orchestrator.report.held_out import HeldOutPoint
 from orchestrator.report.importance import Importances
@@ -52,9 +52,9 @@ _OBJECTIVE_NAMES = {CLEAN_ACCURACY: "clean accuracy", ROBUST_ACCURACY: "robust a
 def energy_curves(study: Study, runs: Sequence[Run]) -> Figure | None:
     """Mean ΔE(x) of fixed training images under PGD-10 at the training ε, above held-out robust accuracy.
 
-    One line a trial. Many trials of few methods get one column a method.
+    One line a trial, of its first seed. Many trials of few methods get one column a method.
     """
-    shown = [run for run in trials(runs) if curve(run, REFERENCE_DELTA_ENERGY)[0]]
+    shown = [trial.first for trial in trials(runs) if curve(trial.first, REFERENCE_DELTA_ENERGY)[0]]
     if not shown:
         return None
     labels = sorted({method_label(run.experiment) for run in shown})
@@ -234,7 +234,7 @@ def mean_over_epsilon(points: Iterable[HeldOutPoint]) -> dict[float, float]:
 
 def _methods(runs: Sequence[Run]) -> list[str]:
     """Of all trials, whatever a figure shows of them: a method keeps its color in all figures of a report."""
-    return sorted({method_label(run.experiment) for run in trials(runs)})
+    return sorted({method_label(trial.experiment) for trial in trials(runs)})
 
 
 def _energy_column(

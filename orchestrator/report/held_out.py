@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from orchestrator.records.constraints import feasible
 from orchestrator.records.pareto import pareto_indices
 from orchestrator.records.runs import Run
-from orchestrator.records.seeds import Spread, counting, spreads, trials
+from orchestrator.records.trials import Spread, Trial, trials
 from orchestrator.report.curves import collapsed
 from orchestrator.report.labels import epsilon_text, method_label
 from search_spaces.study import Study
@@ -41,41 +41,41 @@ class HeldOutPoint:
 def held_out_points(study: Study, runs: Sequence[Run]) -> list[HeldOutPoint]:
     """Every trial that counts with both accuracies, also those that are no objective of the study."""
     ended = []
-    for run in trials(runs):
-        if not run.objectives:
+    for trial in trials(runs):
+        if not trial.objectives:
             continue
-        means = {name: spread.mean for name, spread in objectives(study, run).items()}
-        values = counting(run, study.search.checkpoint, _ACCURACIES) | means
+        means = {name: spread.mean for name, spread in objectives(study, trial).items()}
+        values = trial.metrics_at(study.search.checkpoint, _ACCURACIES) | means
         if CLEAN_ACCURACY in values and ROBUST_ACCURACY in values:
-            ended.append((run, values[CLEAN_ACCURACY], values[ROBUST_ACCURACY], values.get(CHANCE_ACCURACY, 0.0)))
-    allowed = {run.trial for run in feasible(study, runs)}
-    candidates = [(clean, robust) for run, clean, robust, _ in ended if run.trial in allowed]
+            ended.append((trial, values[CLEAN_ACCURACY], values[ROBUST_ACCURACY], values.get(CHANCE_ACCURACY, 0.0)))
+    allowed = {trial.number for trial in feasible(study, runs)}
+    candidates = [(clean, robust) for trial, clean, robust, _ in ended if trial.number in allowed]
     front = {candidates[index] for index in pareto_indices(candidates)}
     return [
         HeldOutPoint(
-            trial=run.trial,
-            method=method_label(run.experiment),
-            epsilon=epsilon_text(run.experiment),
-            epsilon_value=float(run.experiment.attack.epsilon),
+            trial=trial.number,
+            method=method_label(trial.experiment),
+            epsilon=epsilon_text(trial.experiment),
+            epsilon_value=float(trial.experiment.attack.epsilon),
             clean=clean,
             robust=robust,
             chance=chance,
-            collapsed=any(collapsed(one) for one in run.over_seeds or (run,)),
-            allowed=run.trial in allowed,
-            on_front=run.trial in allowed and (clean, robust) in front,
+            collapsed=any(collapsed(run) for run in trial.runs),
+            allowed=trial.number in allowed,
+            on_front=trial.number in allowed and (clean, robust) in front,
         )
-        for run, clean, robust, chance in ended
+        for trial, clean, robust, chance in ended
     ]
 
 
-def objectives(study: Study, trial: Run) -> dict[str, Spread]:
+def objectives(study: Study, trial: Trial) -> dict[str, Spread]:
     """Objective -> value over the seeds of a trial that counts; empty for any other."""
-    return dict(zip(study.search.objectives, spreads(trial), strict=False))
+    return dict(zip(study.search.objectives, trial.spreads(), strict=False))
 
 
 def nothing_counts(study: Study, runs: Sequence[Run]) -> str:
     """Why there is no such point: none yet, or, where all trials have ended, how they did."""
-    states = Counter(run.state for run in trials(runs))
+    states = Counter(trial.state for trial in trials(runs))
     if states.total() < study.trials or states["running"]:
         return "No trial is complete yet."
     ended = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))

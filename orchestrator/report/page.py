@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.records.journal import STUDY_FILE, Journal
+from orchestrator.records.journal import Journal
 from orchestrator.records.rungs import climbed
+from orchestrator.records.storage import storage_url
+from orchestrator.records.study_folder import STUDY_FILE, read_study
 from orchestrator.report import sections
 from orchestrator.report.files import write_plate
 from orchestrator.report.held_out import held_out_points
@@ -22,21 +24,20 @@ from trainers.whole_files import write_whole
 REPORT_FILE = "report.html"
 
 
-def write_report(study_folder: Path) -> Path:
-    """Write `report.html` and `figures/` into a study folder, at any moment of the study; returns the page."""
-    journal = Journal.open(study_folder)
-    study, runs = journal.study(), journal.runs()
+def write_report(journal: Journal) -> Path:
+    """Write `report.html` and `figures/` into the folder of a study, at any moment of it; returns the page."""
+    study, runs = read_study(journal.folder), journal.runs()
     folder = journal.folder / sections.FIGURES_FOLDER
     folder.mkdir(exist_ok=True)
     tested, tried, points = results(runs), trial_rows(study, runs), held_out_points(study, runs)
     events = journal.events()
     write_whole(folder / "results.csv", to_csv(row.flat() for row in tested))
     write_whole(folder / "trials.csv", to_csv(row.flat() for row in tried))
-    shown = [write_plate(plate, folder) for plate in plates(study, runs, points, journal.storage_url)]
+    shown = [write_plate(plate, folder) for plate in plates(study, runs, points, storage_url(study, journal.folder))]
     parts = [
         sections.opening(study, runs, points, events),
         sections.test_results(tested, confirmations(runs)),
-        sections.ladder(climbed(events), tried, runs),
+        sections.ladder(list(climbed(events).values()), tried, runs),
         *shown,
         sections.all_trials(study, tried),
         sections.study_file((journal.folder / STUDY_FILE).read_text(encoding="utf-8")),

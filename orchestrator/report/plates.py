@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from orchestrator.host.databases import reason
 from orchestrator.records.runs import Run
-from orchestrator.records.seeds import trials
+from orchestrator.records.trials import trials
 from orchestrator.report import figures
 from orchestrator.report.figure_data import Line, energy_curve_lines, held_out_lines, importance_lines
 from orchestrator.report.held_out import HeldOutPoint, nothing_counts
@@ -88,7 +88,7 @@ def _accuracy_over_epsilon(study: Study, runs: Sequence[Run], points: Sequence[H
 def _parameter_importance(study: Study, runs: Sequence[Run], storage_url: str) -> Plate:
     importances, unread = _importances(study, storage_url)
     # A stopped trial may count with its best epoch; Optuna knows what it told of complete ones only.
-    complete = sum(run.state == "complete" for run in trials(runs))
+    complete = sum(trial.state == "complete" for trial in trials(runs))
     return Plate(
         "parameter_importance",
         "Parameter importance",

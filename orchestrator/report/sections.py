@@ -6,10 +6,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from orchestrator.records.events import Event
-from orchestrator.records.journal import STUDY_FILE
-from orchestrator.records.rungs import RungResult
+from orchestrator.records.events import Event, RungClimbed
 from orchestrator.records.runs import Run
+from orchestrator.records.study_folder import STUDY_FILE
 from orchestrator.report.held_out import HeldOutPoint
 from orchestrator.report.labels import short_names
 from orchestrator.report.markup import Markup, element, inline_svg, join, table
@@ -116,7 +115,7 @@ def _accuracy(row: ResultRow, stage: str) -> str:
     return element("strong", text) if stage in row.best else text
 
 
-def ladder(climbed: Sequence[RungResult], rows: Sequence[TrialRow], runs: Sequence[Run]) -> Markup:
+def ladder(climbed: Sequence[RungClimbed], rows: Sequence[TrialRow], runs: Sequence[Run]) -> Markup:
     """What each rung found on held-out images and whom it kept, the trials that got highest first, and whom none could
     attack; empty where there is neither.
     """
@@ -126,12 +125,12 @@ def ladder(climbed: Sequence[RungResult], rows: Sequence[TrialRow], runs: Sequen
     return element("section", element("h2", "Attacks on the finalists"), *parts) if parts else Markup()
 
 
-def _rungs(climbed: Sequence[RungResult], methods: Mapping[int, str]) -> list[Markup]:
-    order = dict.fromkeys(trial for rung in reversed(climbed) for trial in rung.accuracies)
+def _rungs(climbed: Sequence[RungClimbed], methods: Mapping[int, str]) -> list[Markup]:
+    order = dict.fromkeys(trial for rung in reversed(climbed) for trial in rung.by_trial)
     header = ["Trial", "Method", *(f"{rung.label} [%]" for rung in climbed)]
 
-    def cell(rung: RungResult, trial: int) -> str:
-        text = f"{100 * rung.accuracies[trial]:.2f}" if trial in rung.accuracies else ""
+    def cell(rung: RungClimbed, trial: int) -> str:
+        text = f"{100 * rung.by_trial[trial]:.2f}" if trial in rung.by_trial else ""
         return element("strong", text) if trial in rung.kept else text
 
     body = [[str(trial), methods.get(trial, ""), *(cell(rung, trial) for rung in climbed)] for trial in order]

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 from orchestrator.records.constraints import limits
-from orchestrator.records.events import Event
+from orchestrator.records.events import Event, State
 from orchestrator.records.runs import Run
 from orchestrator.records.savings import savings
-from orchestrator.records.seeds import trials
+from orchestrator.records.trials import trials
 from orchestrator.report.curves import energy_warnings, overfitting
 from orchestrator.report.held_out import HeldOutPoint, nothing_counts
 from orchestrator.report.labels import evaluation_epsilon, method_label
@@ -19,7 +19,7 @@ from search_spaces.study import Study
 from trainers import catalog
 from trainers.catalog.attacks import attack_label
 
-_STATES = ("complete", "stopped", "failed", "running")
+_STATES: tuple[State, ...] = ("complete", "stopped", "failed", "running")
 
 
 def what_was_run(study: Study, runs: Sequence[Run], events: Sequence[Event]) -> str:
@@ -27,15 +27,15 @@ def what_was_run(study: Study, runs: Sequence[Run], events: Sequence[Event]) -> 
     tried, confirmed = trials(runs), confirmations(runs)
     if not tried:
         return f"No trial of {study.trials} has been started yet."
-    data = _list(run.experiment.data.name for run in tried)
-    models = _list(run.experiment.model.name for run in tried)
-    states = Counter(run.state for run in tried)
+    data = _list(trial.experiment.data.name for trial in tried)
+    models = _list(trial.experiment.model.name for trial in tried)
+    states = Counter(trial.state for trial in tried)
     known = len(tried)
     # A total may be lowered below what has been started.
     total = (
         f"{known} of {study.trials} trials" if known <= study.trials else f"{known} trials, of {study.trials} wanted"
     )
-    counted = [f"{states[state]} {state}" for state in (*_STATES, *sorted(set(states) - set(_STATES))) if states[state]]
+    counted = [f"{states[state]} {state}" for state in _STATES if states[state]]
     sentences = [
         f"{models} on {data}: {total} ({', '.join(counted)}), proposed by "
         f"{study.search.sampler}, trained with seed "

@@ -10,8 +10,8 @@ from typing import Any
 
 from orchestrator.records.constraints import limits, violations
 from orchestrator.records.runs import Run
-from orchestrator.records.seeds import Spread, trials
-from orchestrator.report.curves import curve, onset_text
+from orchestrator.records.trials import Spread, Trial, trials
+from orchestrator.report.curves import curve, trial_onset_text
 from orchestrator.report.held_out import objectives
 from orchestrator.report.labels import epsilon_text, method_label
 from search_spaces.study import Study
@@ -150,19 +150,19 @@ def trial_rows(study: Study, runs: Sequence[Run]) -> list[TrialRow]:
     demanded = limits(study, runs)
     return [
         TrialRow(
-            trial=run.trial,
-            method=method_label(run.experiment),
-            epsilon=epsilon_text(run.experiment),
-            values=run.values,
-            state=run.state,
-            reason=run.reason,
-            epochs=sum(len(one.records) for one in run.over_seeds or (run,)),
-            planned_epochs=run.seeds * run.experiment.epochs,
-            objectives=objectives(study, run),
-            overfitting=onset_text(run),
-            constraints=_constraints(study, demanded, run),
+            trial=trial.number,
+            method=method_label(trial.experiment),
+            epsilon=epsilon_text(trial.experiment),
+            values=trial.values,
+            state=trial.state,
+            reason=trial.reason,
+            epochs=sum(len(run.records) for run in trial.runs),
+            planned_epochs=trial.seeds * trial.experiment.epochs,
+            objectives=objectives(study, trial),
+            overfitting=trial_onset_text(trial),
+            constraints=_constraints(study, demanded, trial),
         )
-        for run in trials(runs)
+        for trial in trials(runs)
     ]
 
 
@@ -177,7 +177,7 @@ def to_csv(lines: Iterable[Mapping[str, object]]) -> str:
     return text.getvalue()
 
 
-def _constraints(study: Study, demanded: Mapping[str, float | None], trial: Run) -> str:
+def _constraints(study: Study, demanded: Mapping[str, float | None], trial: Trial) -> str:
     if not demanded or not trial.objectives:
         return ""
     found = violations(demanded, trial, study.search.checkpoint)

@@ -19,9 +19,10 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.host.devices import reserved_device
-from orchestrator.slots.mailbox import Mailbox, Report
+from orchestrator.slots.mailbox import Mailbox
+from orchestrator.slots.messages import Job, Report, report_of
 from orchestrator.slots.reservations import note_placement_group
-from orchestrator.slots.slot import failure_of, report_of, run_job
+from orchestrator.slots.slot import failure_of, run_job
 from search_spaces.study import Resources
 
 if TYPE_CHECKING:
@@ -65,9 +66,9 @@ class GroupSlot(tune.Trainable):
         """The next epoch's report. An error of `fit` fails this trial at once; the group stays."""
         while True:
             alive = self._group.is_alive()  # before the question: its last words come first
-            report = ray.get(self._mailbox.take.remote(_POLL_SECONDS))
+            report: Report | None = ray.get(self._mailbox.take.remote(_POLL_SECONDS))
             if report is not None and (alive or not report.get("waiting")):
-                return dict(report)
+                return report
             if not alive:
                 raise self._error or RuntimeError("the worker group ended")
 
@@ -161,7 +162,7 @@ def worker_group(config: dict[str, Any]) -> None:
             ray.get(mailbox.finish.remote(outcome))
 
 
-def _fit(job: dict[str, Any], ranks: Ranks, mailbox: Any) -> None:
+def _fit(job: Job, ranks: Ranks, mailbox: Any) -> None:
     """Every epoch of a job, reported by rank 0, until its last one or until all ranks hear that it stops."""
     ranks.on_first(partial(note_placement_group, Path(job["run_dir"])))
     for record in run_job(job, ranks.device):
@@ -170,7 +171,7 @@ def _fit(job: dict[str, Any], ranks: Ranks, mailbox: Any) -> None:
             return
 
 
-def _failed(job: dict[str, Any], error: Exception, ranks: Ranks, mailbox: Any) -> Report:
+def _failed(job: Job, error: Exception, ranks: Ranks, mailbox: Any) -> Report:
     """The last report of a job in which all ranks have met an error. Where this one is alone, it says so and raises."""
     shared = ray.get(mailbox.met.remote(ranks.rank, ranks.world_size, patience(error)))
     if shared:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-Report = dict[str, Any]
+from orchestrator.slots.messages import Job, Report
 
 
 class Mailbox:
@@ -15,7 +15,7 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._changed = asyncio.Condition()
-        self._job: dict[str, Any] | None = None  # None between two jobs
+        self._job: Job | None = None  # None between two jobs
         self._at_work = False  # whether a group has taken the job
         self._stop = False  # whether the job is to stop
         self._reports: list[Report] = []  # of which the trial actor has not heard
@@ -23,7 +23,7 @@ class Mailbox:
         self._met: set[int] = set()  # ranks whose job has met an error
         self._closed = False
 
-    async def start(self, job: dict[str, Any]) -> None:
+    async def start(self, job: Job) -> None:
         """Trial actor: here is the next job."""
         async with self._change():
             self._job, self._at_work, self._stop = job, False, False
@@ -50,7 +50,7 @@ class Mailbox:
         async with self._change():
             self._closed = True
 
-    async def next_job(self) -> dict[str, Any] | None:
+    async def next_job(self) -> Job | None:
         """Rank 0: wait for a job; None means go home."""
         async with self._change():
             if self._stop:

@@ -45,6 +45,7 @@ class TellMailbox(UserCallback):
 
 def _prepare() -> None:
     """What a worker needs before there is a group."""
-    import trainers.ranks  # noqa: F401 - imports what would keep the group that there is by then
+    # It imports modules whose defaults hold on to the process group, if there is one when they are imported.
+    import trainers.ranks  # noqa: F401
 
     use_interface_of(ray.util.get_node_ip_address())

@@ -1,56 +1,19 @@
-"""Where a trial runs: a slot, a reused Tune actor that takes one run after the other. Here those of one worker.
-
-A trial's configuration is `{"key": str, "experiment": dict, "run_dir": str, "threads": int, "gpus": float, "sharing":
-Sharing}`, the last None where it leaves no prefix for others. A report is one epoch's metrics, or `{"failure": text}`:
-a Python error fails its run at once, it does not look like a crash to be retried; `{"disk_full": folder}` is no fault
-of the run; `{"waiting": True}` says that its worker group (`group_slot`) is not there yet.
-"""
+"""Where a trial runs: a slot, a reused Tune actor that takes one run after the other. Here those of one worker."""
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 from ray import tune
 
 from orchestrator.host import disk
 from orchestrator.host.devices import reserved_device
-from orchestrator.slots.mailbox import Report
-from search_spaces.study import Resources
-from trainers.config import Experiment, parse
+from orchestrator.host.tracebacks import keep_traceback
+from orchestrator.slots.messages import Job, Report, report_of
+from trainers.config import parse
 from trainers.records import EpochRecord
-
-if TYPE_CHECKING:
-    from trainers.prefix import Sharing
-
-
-def configuration(
-    key: str, experiment: Experiment, folder: Path, resources: Resources, sharing: Sharing | None = None
-) -> dict[str, Any]:
-    """A run as a slot takes it."""
-    return {
-        "key": key,
-        "experiment": experiment.to_dict(),
-        "run_dir": str(folder),
-        "threads": resources.cpus_per_worker,
-        "gpus": resources.gpus_per_worker,
-        "sharing": sharing,
-    }
-
-
-def report_of(record: EpochRecord, epochs: int) -> Report:
-    """What Tune is told after an epoch: the metrics, when they were born, whether that was the last one."""
-    return {**record.metrics, "epoch": record.epoch, "born": record.time, "done": record.epoch + 1 >= epochs}
-
-
-def record_of(report: Report) -> EpochRecord | None:
-    """Inverse of `report_of`; None for a report that carries no epoch."""
-    if "born" not in report:
-        return None
-    metrics = {name: value for name, value in report.items() if "/" in name}
-    return EpochRecord(report["epoch"], report["born"], metrics)
 
 
 class ProcessSlot(tune.Trainable):
@@ -58,12 +21,12 @@ class ProcessSlot(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         """Take the first run."""
-        self._start(config)
+        self._start(cast(Job, config))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next run in the same process."""
         self._records.close()
-        self._start(new_config)
+        self._start(cast(Job, new_config))
         return True
 
     def step(self) -> Report:
@@ -83,12 +46,12 @@ class ProcessSlot(tune.Trainable):
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Nothing: `fit` resumes by itself."""
 
-    def _start(self, config: dict[str, Any]) -> None:
-        self._epochs = int(config["experiment"]["epochs"])
-        self._records = run_job(config)
+    def _start(self, job: Job) -> None:
+        self._epochs = int(job["experiment"]["epochs"])
+        self._records = run_job(job)
 
 
-def run_job(job: dict[str, Any], device: Any = None) -> Generator[EpochRecord]:
+def run_job(job: Job, device: Any = None) -> Generator[EpochRecord]:
     """`fit` for one job in this process, with a process state that does not depend on the job before."""
     import torch
 
@@ -96,7 +59,7 @@ def run_job(job: dict[str, Any], device: Any = None) -> Generator[EpochRecord]:
     from trainers.prefix import fit_and_leave
     from trainers.ranks import Ranks
 
-    torch.set_num_threads(int(job["threads"]))
+    torch.set_num_threads(job["threads"])
     torch.manual_seed(0)
     experiment, run_dir = parse(job["experiment"]), Path(job["run_dir"])
     ranks = Ranks.current(device or reserved_device(job["gpus"]))
@@ -112,11 +75,3 @@ def failure_of(run_dir: Path, error: Exception) -> Report:
     if disk.is_full(error):
         return {"disk_full": str(run_dir), "done": True}
     return {"failure": keep_traceback(run_dir, error), "done": True}
-
-
-def keep_traceback(run_dir: Path, error: Exception, name: str = "error.txt") -> str:
-    """Write the traceback into the run folder; returns one line about it."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    file = run_dir / name
-    file.write_text("".join(traceback.format_exception(error)))
-    return f"{type(error).__name__}: {error} (traceback: {file})"

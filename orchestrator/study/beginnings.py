@@ -11,7 +11,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from orchestrator.records.journal import IDENTITY_FILE, Journal
+from orchestrator.records.journal import Journal
+from orchestrator.records.study_folder import IDENTITY_FILE
 from search_spaces.study import Resources, Study
 from trainers import checkpoint
 from trainers.branching import branching_epochs

@@ -2,53 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
-from typing import Any
 
 from ray.tune.search import Searcher
 
 from orchestrator.evaluation.protocols import protocol_for
 from orchestrator.records.constraints import feasible, limits
+from orchestrator.records.events import Evaluated
 from orchestrator.records.journal import EVALUATION_FILE, Journal
 from orchestrator.records.pareto import pareto_indices
 from orchestrator.records.runs import Run, confirmation_key
-from orchestrator.slots.slot import configuration
+from orchestrator.records.trials import Trial
+from orchestrator.slots.messages import Job, Report, job_for
 from orchestrator.study.beginnings import Beginnings
 from orchestrator.study.endings import judge_run
 from orchestrator.study.evaluations import evaluate_on_ray
 from orchestrator.study.ladder import climb
 from orchestrator.study.proposals import Outcome
-from orchestrator.study.searcher import OwnSearcher
 from orchestrator.study.session import Session
-from orchestrator.study.sweep import with_seed
 from orchestrator.study.tuning import run_on_slots
 from search_spaces.study import Study
 from trainers.config import parse
 from trainers.records import read_records
 
 
-def choose(trials: Sequence[Run], top: int) -> list[Run]:
-    """The best trials by Pareto rank, within a rank by the mean of the objectives, then by number.
+def ranked(trials: Sequence[Trial]) -> list[Trial]:
+    """Trials that count, the best first: by Pareto rank, then by the mean of the objectives, then by number."""
+    left, order = list(trials), list[Trial]()
+    while left:
+        front = pareto_indices([trial.objectives for trial in left])
+        order += sorted((left[place] for place in front), key=lambda trial: (-sum(trial.objectives), trial.number))
+        left = [trial for place, trial in enumerate(left) if place not in front]
+    return order
+
+
+def distinct(trials: Iterable[Trial]) -> list[Trial]:
+    """Trials that count, each experiment once, the first of its trials: equal ones may have run side by side.
 
     Complete ones, and stopped ones that have objectives all the same (`endings.stopped_outcome`). Confirmations of both
     run to their last epoch.
     """
-    left = [run for run in trials if run.kind == "trial" and run.objectives]
-    chosen: list[Run] = []
-    while left and len(chosen) < top:
-        front = pareto_indices([run.objectives for run in left])
-        chosen += sorted((left[place] for place in front), key=lambda run: (-sum(run.objectives), run.trial))
-        left = [run for place, run in enumerate(left) if place not in front]
-    return chosen[:top]
-
-
-def distinct(trials: Iterable[Run]) -> list[Run]:
-    """Trials that count, each experiment once, the first of its trials: equal ones may have run side by side."""
-    first: dict[str, Run] = {}
-    for run in trials:
-        if run.objectives:
-            first.setdefault(run.experiment.digest(), run)
+    first: dict[str, Trial] = {}
+    for trial in trials:
+        if trial.objectives:
+            first.setdefault(trial.experiment.digest(), trial)
     return list(first.values())
 
 
@@ -64,24 +62,23 @@ def confirm(session: Session, *, anew: bool) -> None:
     _evaluate(session, {key for _, _, key in _wanted(session.study, chosen)} if anew else set())
 
 
-def _chosen(session: Session) -> list[Run]:
+def _chosen(session: Session) -> list[Trial]:
     """The trials to confirm, the best first: those that meet the constraints and withstand the ladder."""
     study, journal, view = session.study, session.journal, session.view
-    candidates = distinct(feasible(study, journal.runs()))
-    ranked = choose(candidates, len(candidates))
-    chosen = climb(session, ranked)[: study.confirm.top]
+    candidates = ranked(distinct(feasible(study, journal.runs())))
+    chosen = climb(session, candidates)[: study.confirm.top]
     for metric, limit in limits(study, journal.runs()).items():
         if limit is None:
             view.say(f"search.constraints.{metric} is not applied: its baseline has recorded nothing")
-    if not ranked and study.search.constraints:
+    if not candidates and study.search.constraints:
         view.say("no trial meets search.constraints: nothing is confirmed")
     return chosen
 
 
-def _wanted(study: Study, chosen: Sequence[Run]) -> list[tuple[Run, int, str]]:
+def _wanted(study: Study, chosen: Sequence[Trial]) -> list[tuple[Trial, int, str]]:
     """(trial, seed, key) of each confirmation. The seeds of the trials are not fresh."""
     seeds = range(study.search.seeds, study.search.seeds + study.confirm.seeds)
-    return [(trial, seed, confirmation_key(trial.trial, seed)) for trial in chosen for seed in seeds]
+    return [(trial, seed, confirmation_key(trial.number, seed)) for trial in chosen for seed in seeds]
 
 
 def _confirmed(journal: Journal) -> list[Run]:
@@ -89,14 +86,14 @@ def _confirmed(journal: Journal) -> list[Run]:
     return [run for run in journal.runs() if run.kind == "confirmation" and run.state == "complete"]
 
 
-def _train(session: Session, chosen: Sequence[Run]) -> None:
+def _train(session: Session, chosen: Sequence[Trial]) -> None:
     """Train what is not trained yet."""
     study, journal = session.study, session.journal
     finished = {run.key for run in _confirmed(journal)}
     left = [(trial, seed) for trial, seed, key in _wanted(study, chosen) if key not in finished]
     if not left:
         return
-    trials, resources = ", ".join(str(run.trial) for run in chosen), study.confirm_resources
+    trials, resources = ", ".join(str(trial.number) for trial in chosen), study.confirm_resources
     session.view.phase(
         f"confirming trials {trials} with {study.confirm.seeds} seeds, {resources.workers} workers each",
         runs=len(left),
@@ -122,49 +119,44 @@ def _evaluate(session: Session, anew: Set[str]) -> None:
     session.view.phase(f"{attack} on {samples} test images for {len(waiting)} runs")
     for run, evaluation in evaluate_on_ray(session, waiting):
         evaluation.save(run.folder / EVALUATION_FILE)
-        session.journal.evaluated(run.key, "")  # whoever reads the journal looks for it then
+        # Whoever reads the journal looks for it then.
+        session.journal.append(Evaluated(key=run.key, problem=""))
 
 
-def _job(session: Session, beginnings: Beginnings, run: Run, seed: int) -> dict[str, Any]:
+def _job(session: Session, beginnings: Beginnings, trial: Trial, seed: int) -> Job:
     """A trial again with another seed, prepared and recorded when it is about to be issued."""
-    key, journal = confirmation_key(run.trial, seed), session.journal
-    experiment = with_seed(session.study.located(run.experiment), seed)
-    folder = journal.confirmation_folder(run.trial, seed)
+    key, journal = confirmation_key(trial.number, seed), session.journal
+    experiment = session.study.located(trial.experiment).with_seed(trial.experiment.seed + seed)
+    folder = journal.confirmation_folder(trial.number, seed)
     origin = beginnings.begin(experiment, folder)
-    journal.confirm(run.trial, seed, run.values, experiment, origin)
+    journal.confirm(trial.number, seed, trial.values, experiment, origin)
     resources = session.study.confirm_resources
-    return configuration(key, experiment, folder, resources, beginnings.sharing(experiment, folder))
+    return job_for(key, experiment, folder, resources, beginnings.sharing(experiment, folder))
 
 
-class _Jobs(OwnSearcher):
+class _Jobs:
     """Gives Tune one run after the other, made when its turn comes, and records how they end.
 
     One whose processes died, oftener than Tune tries again, comes again as long as there are new epochs each time.
     """
 
-    def __init__(self, jobs: Iterable[Mapping[str, Any]], session: Session) -> None:
-        super().__init__(metric="epoch", mode="max")
+    def __init__(self, jobs: Iterable[Job], session: Session) -> None:
         self._left = iter(jobs)
-        self._again: list[Mapping[str, Any]] = []
-        self._running: dict[str, tuple[Mapping[str, Any], int]] = {}
+        self._again: list[Job] = []
+        self._running: dict[str, tuple[Job, int]] = {}
         self._session = session
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> Job | str | None:
+        """The next run, None for "ask again later", or FINISHED."""
         job = self._again.pop(0) if self._again else next(self._left, None)
         if job is None:
             return None if self._running else str(Searcher.FINISHED)
         self._running[trial_id] = job, _epochs(job)
-        return dict(job)
+        return job
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        try:
-            self._judge(*self._running.pop(trial_id), {"crashed": True} if error else result or {})
-        except Exception as problem:
-            # Tune would take it for the run's.
-            self._session.interrupt.give_up(problem)
-
-    def _judge(self, job: Mapping[str, Any], epochs: int, report: Mapping[str, Any]) -> None:
-        session = self._session
+    def ended(self, trial_id: str, report: Report) -> None:
+        """Record how a run ended; one that was only interrupted goes on when the study does."""
+        (job, epochs), session = self._running.pop(trial_id), self._session
         experiment = parse(job["experiment"])
         outcome = judge_run(report, experiment, Path(job["run_dir"]), session.study, session.interrupt)
         if outcome is None and report.get("crashed"):
@@ -173,9 +165,9 @@ class _Jobs(OwnSearcher):
             else:
                 outcome = Outcome("failed", "its processes died, again and again without a new epoch")
         if outcome is not None:
-            session.journal.ended(job["key"], outcome.state, outcome.reason, list(outcome.objectives))
+            session.journal.append(outcome.event(job["key"]))
             session.view.ended(job["key"], outcome.state, outcome.reason)
 
 
-def _epochs(job: Mapping[str, Any]) -> int:
+def _epochs(job: Job) -> int:
     return len(read_records(Path(job["run_dir"])))

@@ -22,7 +22,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Climb:
+class RungCost:
     """A rung of the ladder: how many trials reach it, how many it leaves, and its work in TFLOP at most."""
 
     rung: Rung
@@ -82,13 +82,13 @@ def attack_tflop(study: Study, attack: str, images: int) -> float:
     return images * evaluation_passes(attack) * gigaflop / 1000
 
 
-def ladder(study: Study) -> list[Climb]:
+def rung_costs(study: Study) -> list[RungCost]:
     """Every rung of a study's ladder; one that has nobody to drop costs nothing. None where nothing is confirmed."""
-    climbs: list[Climb] = []
+    costs: list[RungCost] = []
     trials = study.trials
     for rung in study.confirm.ladder if study.confirm.top else ():
         left = min(trials, rung.keep)
         images = (trials > left) * trials * study.search.seeds * rung.samples
-        climbs.append(Climb(rung, trials, left, attack_tflop(study, rung.attack, images)))
+        costs.append(RungCost(rung, trials, left, attack_tflop(study, rung.attack, images)))
         trials = left
-    return climbs
+    return costs

@@ -17,15 +17,15 @@ from ray.tune.schedulers import FIFOScheduler
 from orchestrator.records.events import Compared, Stopped
 from orchestrator.records.journal import Journal
 from orchestrator.records.runs import trial_key, trial_number
-from orchestrator.study.searcher import DriverOnly
 from orchestrator.study.stop_rules import Stop, overfitting_stop, pruning_stop
+from orchestrator.study.tuning import DriverOnly
 from search_spaces.stopping import Stopping
 from trainers.config import Experiment, parse
 from trainers.diagnostics.overfitting import ROBUST_ACCURACY
 from trainers.records import EpochRecord, RecordsFollower
 
 
-class EarlyStopping:
+class StopDecisions:
     """The rules of one study and what they have decided."""
 
     def __init__(self, rules: Stopping, journal: Journal) -> None:
@@ -80,12 +80,12 @@ class EarlyStopping:
         return pruning_stop(pruning, method, curve, [arrived[other] for other in before])
 
 
-class StopEarly(DriverOnly, FIFOScheduler):
+class StoppingScheduler(DriverOnly, FIFOScheduler):
     """Passes every epoch that Tune hears of on to the rules, and their answer back."""
 
-    def __init__(self, stopping: EarlyStopping) -> None:
+    def __init__(self, decisions: StopDecisions) -> None:
         super().__init__()
-        self._stopping = stopping
+        self._decisions = decisions
         self._followers: dict[str, RecordsFollower] = {}
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
@@ -95,7 +95,7 @@ class StopEarly(DriverOnly, FIFOScheduler):
         config = trial.config
         follower = self._followers.setdefault(config["run_dir"], RecordsFollower(Path(config["run_dir"])))
         records = [record for record in follower.read() if record.epoch <= result["epoch"]]
-        stop = self._stopping.decide(config["key"], parse(config["experiment"]), records)
+        stop = self._decisions.decide(config["key"], parse(config["experiment"]), records)
         return str(self.CONTINUE if stop is None else self.STOP)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from orchestrator.host import disk
 from orchestrator.host.interrupt import Interrupt
 from orchestrator.host.shared_files import shows
-from orchestrator.records.seeds import selected
+from orchestrator.records.trials import selected
+from orchestrator.slots.messages import Report
 from orchestrator.study.proposals import Outcome
 from orchestrator.study.stop_rules import Stop
 from search_spaces.study import Study
@@ -19,7 +19,7 @@ from trainers.records import EpochRecord, read_records
 
 
 def judge_run(
-    report: Mapping[str, Any], experiment: Experiment, folder: Path, study: Study, interrupt: Interrupt
+    report: Report, experiment: Experiment, folder: Path, study: Study, interrupt: Interrupt
 ) -> Outcome | None:
     """How a run ended, from its last report and its records; None if it goes on later.
 
@@ -32,7 +32,7 @@ def judge_run(
         disk.check_space(folder.parent)
         return None
     if report.get("failure"):
-        return Outcome("failed", str(report["failure"]))
+        return Outcome("failed", report["failure"])
     records = _records(folder, experiment.epochs, known=bool(report.get("done")))
     if not records or records[-1].epoch + 1 < experiment.epochs:
         return None if interrupt.requested else Outcome("failed", "it ended before its last epoch")

@@ -11,6 +11,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from orchestrator.evaluation.protocols import checkpoint_folder
 from orchestrator.evaluation.shards import attempt_shard, collect, summary
+from orchestrator.records.events import Evaluated
 from orchestrator.records.runs import Run
 from orchestrator.study.session import Session
 from trainers.evaluation.result import Evaluation, Protocol
@@ -24,7 +25,7 @@ def evaluate_on_ray(session: Session, wanted: Sequence[tuple[Run, Protocol]]) ->
     """Evaluate runs, each shard a Ray task; yields each run when its last one has ended.
 
     A run that can't be evaluated is left out, and the journal says why. Shards that are done are read back, so this
-    resumes. Raises Interrupted.
+    resumes. Raises StopRequested.
     """
     pending = _submitted(session, wanted)
     while pending:
@@ -41,7 +42,7 @@ def evaluate_on_ray(session: Session, wanted: Sequence[tuple[Run, Protocol]]) ->
                 for other in others:
                     ray.cancel(other, force=True)
                     del pending[other]
-                session.journal.evaluated(run.key, problem)
+                session.journal.append(Evaluated(key=run.key, problem=problem))
                 session.view.say(f"{run.key}  not evaluated: {problem}")
             elif not others:
                 yield run, _collected(session, run, protocol)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from orchestrator.cluster.connection import local_capacity
 from orchestrator.cluster.joining import checked_address
-from orchestrator.study.costs import Cost, attack_tflop, ladder, method_costs
+from orchestrator.study.costs import Cost, attack_tflop, method_costs, rung_costs
 from orchestrator.tracking.server import tracking_uri
 from search_spaces.study import Resources, Study
 from trainers.branching import branching_epochs
@@ -18,7 +18,7 @@ _GPU_GFLOPS = 15_000.0
 
 
 def print_plan(study: Study, storage: Path, address: str | None) -> None:
-    """Print a study as resolved. Raises InvalidInput for what is no address of Ray, or if no trial fits here."""
+    """Print a study as resolved. Raises InvalidInput for what is no address of Ray, or if no run fits here."""
     costs = method_costs(study)
     print(f"study {study.name} in {storage / study.name}, tracked at {tracking_uri(study, storage)}\n")
     for part in (
@@ -27,7 +27,7 @@ def print_plan(study: Study, storage: Path, address: str | None) -> None:
         for line in part:
             print(line)
     print()
-    _print_place(study.resources, address)
+    _print_place(study, address)
 
 
 def _space(study: Study) -> Iterator[str]:
@@ -75,11 +75,11 @@ def _confirmation(study: Study) -> Iterator[str]:
     confirm = study.confirm
     if not confirm.top:
         return
-    for climb in ladder(study):
-        rung = climb.rung
+    for cost in rung_costs(study):
+        rung = cost.rung
         yield (
-            f"{rung.attack} on {rung.samples} held-out images leaves {climb.left} of {climb.trials} trials, "
-            f"at most about {_hours(climb.tflop, study.resources)}"
+            f"{rung.attack} on {rung.samples} held-out images leaves {cost.left} of {cost.trials} trials, "
+            f"at most about {_hours(cost.tflop, study.resources)}"
         )
     workers = study.confirm_resources.workers
     yield f"{confirm.top} configurations x {confirm.seeds} seeds confirmed with {workers} workers each"
@@ -89,7 +89,7 @@ def _confirmation(study: Study) -> Iterator[str]:
 
 def _total(study: Study, costs: Mapping[str, Cost]) -> Iterator[str]:
     runs = study.trials * study.search.seeds + study.confirm.top * study.confirm.seeds
-    tflop = _mean_tflop(costs) * runs + sum(climb.tflop for climb in ladder(study)) + _test_tflop(study)
+    tflop = _mean_tflop(costs) * runs + sum(cost.tflop for cost in rung_costs(study)) + _test_tflop(study)
     gigabytes = max(cost.disk for cost in costs.values()) * runs / 1e9
     disk = f"{gigabytes:{'.0f' if gigabytes >= 10 else '.2g'}} GB"
     yield f"in all about {_hours(tflop, study.resources)}, up to {disk} of checkpoints"
@@ -98,15 +98,15 @@ def _total(study: Study, costs: Mapping[str, Cost]) -> Iterator[str]:
     yield f"  (estimated at {rate}; a real run tells)"
 
 
-def _print_place(resources: Resources, address: str | None) -> None:
+def _print_place(study: Study, address: str | None) -> None:
     cluster = checked_address(address)
     if cluster is not None:
         print(f"on the Ray cluster at {cluster}; what fits there is known when it is joined")
         return
     capacity = local_capacity()
-    count, limit = capacity.concurrent_trials(resources)
+    count, limit = capacity.concurrent_trials(study.resources)
     print(f"on a private local Ray: {count} trials at once, limited by {limit}")
-    capacity.require(resources, "resources")
+    capacity.require_room(study, search=True)
 
 
 def _mean_tflop(costs: Mapping[str, Cost]) -> float:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from orchestrator.cluster.connection import local_capacity
 from orchestrator.cluster.joining import address_in_use, check_answers
 from orchestrator.host import disk
-from orchestrator.records.journal import STUDY_FILE, Journal
 from orchestrator.records.storage import check_is_ours
+from orchestrator.records.study_folder import STUDY_FILE, open_study_folder, read_identity
 from orchestrator.tracking import server
 from search_spaces.study import Study
 from trainers.config import Data
@@ -24,7 +25,8 @@ def preflight(
     """Raise InvalidInput with everything that would stop this study in its folder, before anything is started.
 
     Images that nobody has decoded yet are decoded now. A study that is known already goes on without its tracking
-    server: its journal keeps what the server misses. Without `search`, Optuna's database is not asked.
+    server: its journal keeps what the server misses. Without `search`, Optuna's database is not asked, and room for
+    the confirmation is enough.
     """
     problems: list[Problem] = []
 
@@ -43,10 +45,7 @@ def preflight(
         attempt(_check_database, study, folder)
     attempt(check_answers, address)
     if address_in_use(address) is None:
-        capacity = local_capacity()
-        attempt(capacity.require, study.resources, "resources")
-        if study.confirm.top and study.confirm.workers:
-            attempt(capacity.require, study.confirm_resources, "confirm")
+        attempt(partial(local_capacity().require_room, study, search=search))
     if problems:
         raise InvalidInput(dict.fromkeys(problems))
     for notice in _of_this_processor(study, address):
@@ -79,9 +78,9 @@ def _check_data(data: Data, say: Callable[[str], None]) -> None:
 
 
 def _check_database(study: Study, folder: Path) -> None:
-    journal = Journal.open(folder) if (folder / STUDY_FILE).exists() else None
+    journal = open_study_folder(folder) if (folder / STUDY_FILE).exists() else None
     trials = set() if journal is None else {run.trial for run in journal.runs()}
-    check_is_ours(study, None if journal is None else journal.identity, trials)
+    check_is_ours(study, None if journal is None else read_identity(journal.folder), trials)
 
 
 def _check_writable(root: Path) -> None:

@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.records.events import State
 from orchestrator.report.labels import epsilon_text
 from trainers.config import Experiment
 from trainers.diagnostics.overfitting import (
@@ -40,7 +41,7 @@ class Row:
     name: str
     experiment: Experiment
     records: list[EpochRecord] = field(default_factory=list)
-    state: str = "running"
+    state: State = "running"
     onset: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -111,7 +112,7 @@ class StudyView:
             done = f"  from epoch {records[-1].epoch + 1}" if records else ""
             self.say(f"{key}  started   {_point(experiment)}{done}")
 
-    def restore(self, key: str, experiment: Experiment, records: Sequence[EpochRecord], state: str) -> None:
+    def restore(self, key: str, experiment: Experiment, records: Sequence[EpochRecord], state: State) -> None:
         """A run as its files have it, without a word."""
         self._rows[key] = Row(key, experiment, list(records), state)
 
@@ -126,8 +127,8 @@ class StudyView:
         if self._live is None and row.onset != before:
             self.say(f"{key}  {row.onset}")
 
-    def ended(self, key: str, state: str, reason: str = "") -> None:
-        """A run has ended; `state` is complete, stopped, failed or interrupted."""
+    def ended(self, key: str, state: State, reason: str = "") -> None:
+        """A run has ended; `state` is complete, stopped or failed."""
         self._ended.add(key)
         row = self._rows.get(key)
         if row is None:
@@ -179,7 +180,7 @@ class StudyView:
         if len(shown) < len(rows):
             table.add_row(f"… {len(rows) - len(shown)} more")
         for row in shown:
-            point = settings(row.experiment)
+            point = swept(row.experiment)
             style = {"failed": "red", "running": "bold"}.get(row.state, "")
             clean, robust, energy = _values(row)
             ended = row.state if row.state in ("failed", "stopped") else ""
@@ -190,7 +191,7 @@ class StudyView:
         return table
 
 
-def settings(experiment: Experiment) -> dict[str, str]:
+def swept(experiment: Experiment) -> dict[str, str]:
     """The four things that this product sweeps, as text: method, ε, β and γ (a dash where there is none)."""
     method = experiment.method
     regularizer = method.regularizer.parameters if method.regularizer else {}
@@ -213,7 +214,7 @@ def _shown(record: EpochRecord) -> EpochRecord:
 
 
 def _point(experiment: Experiment) -> str:
-    point = settings(experiment)
+    point = swept(experiment)
     return f"{point['method']:<11} ε={point['epsilon']}  β={point['beta']}  γ={point['gamma']}"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import uuid
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,13 +18,19 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 
+from orchestrator.records.events import Ended, State
+from orchestrator.records.patience import Patience
 from orchestrator.records.storage import of_another_folder, open_database
 from search_spaces.space import suggest
 from search_spaces.study import Search, Study
 from trainers.problems import InvalidInput
 
 _DRIVER = "driver"  # the attribute of a stored study that tells its drivers apart
-_STATES = {"complete": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
+_STATES: dict[State, TrialState] = {
+    "complete": TrialState.COMPLETE,
+    "stopped": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+}
 
 
 @dataclass(frozen=True)
@@ -37,11 +43,15 @@ class Outcome:
     where one is met.
     """
 
-    state: str
+    state: State
     reason: str = ""
     objectives: tuple[float, ...] = ()
     curve: tuple[float, ...] = ()
     violations: Mapping[str, float] = field(default_factory=dict)
+
+    def event(self, key: str) -> Ended:
+        """What the journal keeps of it, for the run with this key."""
+        return Ended(key=key, state=self.state, reason=self.reason, objectives=self.objectives)
 
 
 class SeedRun(NamedTuple):
@@ -66,14 +76,10 @@ class Attempts:
 
 
 class Proposals:
-    """The stored Optuna study of one study folder. A trial is known by its number."""
+    """What Optuna has stored of a study (`open_storage`), whose driver this is now. A trial is known by its number."""
 
-    def __init__(
-        self, study: Study, storage_url: str, identity: str,
-        say: Callable[[str], None] = print, stopping: Callable[[], bool] = bool,
-    ) -> None:  # fmt: skip
-        self._study = study
-        self._stored = open_storage(storage_url, study, identity, say, stopping)
+    def __init__(self, study: Study, stored: optuna.Study) -> None:
+        self._study, self._stored = study, stored
         self._driver = uuid.uuid4().hex
         self._stored.set_user_attr(_DRIVER, self._driver)
 
@@ -146,20 +152,16 @@ class Proposals:
         self._stored._storage.set_trial_user_attr(self._trial(number)._trial_id, name, value)
 
 
-def open_storage(
-    url: str, study: Study, identity: str,
-    say: Callable[[str], None] = print, stopping: Callable[[], bool] = bool,
-) -> optuna.Study:  # fmt: skip
+def open_storage(study: Study, url: str, identity: str, patience: Patience | None) -> optuna.Study:
     """Open or create the Optuna study of the study folder with this identity.
 
-    Raises InvalidInput if it is another folder's, or was made with other objectives. `say` hears of a database that
-    goes away later, which is waited for until `stopping` says that the user has asked to stop.
+    Raises InvalidInput if it is another folder's, or was made with other objectives.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     directions = ["maximize"] * len(study.search.objectives)
     opened = optuna.create_study(
         study_name=study.name,
-        storage=open_database(url, say, stopping),
+        storage=open_database(url, patience),
         directions=directions,
         load_if_exists=True,
     )

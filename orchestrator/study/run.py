@@ -16,12 +16,13 @@ from orchestrator.cluster.connection import local_capacity
 from orchestrator.cluster.joining import JOB_VARIABLE
 from orchestrator.exit_codes import INTERRUPTED, OK, SOME_FAILED
 from orchestrator.host.environment import environment
-from orchestrator.host.interrupt import Interrupt, Interrupted, listening
+from orchestrator.host.interrupt import Interrupt, StopRequested, listening
 from orchestrator.records import events
 from orchestrator.records.driver_lock import only_driver
 from orchestrator.records.journal import Journal
 from orchestrator.records.savings import savings
 from orchestrator.records.storage import explained
+from orchestrator.records.study_folder import check_defaults, create_study_folder, open_study_folder
 from orchestrator.study.preflight import preflight
 from orchestrator.study.progress import StudyView
 from orchestrator.tracking import server
@@ -49,9 +50,9 @@ def run_study(
     folder.mkdir(parents=True, exist_ok=True)
     with only_driver(folder), listening(console.print) as interrupt:
         # A confirmation may differ from the one that the study was started with.
-        journal = Journal.create(folder, study) if search else Journal.open(folder)
+        journal = create_study_folder(folder, study) if search else open_study_folder(folder)
         if search:
-            journal.check_defaults(study)
+            check_defaults(study, journal)
         for notice in study.notices:
             console.print(f"note: {notice}", style="yellow", soft_wrap=True, markup=False)
         at_work = False
@@ -101,29 +102,27 @@ def _on_ray(
         if not capacity.private:
             nodes.require_alike(journal.folder.parent)
             reservations.release_left_over(journal)
-        if search:
-            capacity.require(study.resources, "resources")
-        if study.confirm.top:
-            capacity.require(study.confirm_resources, "confirm")  # now, and not after days of search
+        capacity.require_room(study, search=search)  # for both phases now, and not after days of search
         yield Session(study, journal, capacity, view, interrupt)
 
 
 def _run_phases(session: Session, *, search: bool) -> bool:
     """Search, then confirm; returns whether the user interrupted."""
-    from orchestrator.study import confirm, sweep
+    from orchestrator.study.confirm import confirm
+    from orchestrator.study.search import run_search
 
     with session.view:
         try:
             if search:
                 with explained(session.study):
-                    sweep.search(session)
+                    run_search(session)
                     session.interrupt.check()
             if session.study.confirm.top:
-                confirm.confirm(session, anew=not search)
+                confirm(session, anew=not search)
                 session.interrupt.check()
             if session.view.is_idle:
                 session.view.say("nothing was left to do: the study is finished")
-        except Interrupted:
+        except StopRequested:
             return True
     return False
 
@@ -160,7 +159,7 @@ def _write_report(journal: Journal) -> Path | None:
         return None
     from orchestrator.report.page import write_report
 
-    return write_report(journal.folder)
+    return write_report(journal)
 
 
 def relative(path: Path) -> str:

@@ -1,15 +1,15 @@
-"""Ray Tune asks for runs and says how they ended: a Searcher over what Optuna proposes."""
+"""Where the runs of a study's trials come from: what Optuna proposes, issued run by run, and how each one ended."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 from ray.tune.search import Searcher
 
+from orchestrator.slots.messages import Job, Report
 from orchestrator.study.proposals import Outcome, Proposals, SeedRun
-from search_spaces.study import Study
 
 MAX_ATTEMPTS = 3
 
@@ -17,8 +17,8 @@ MAX_ATTEMPTS = 3
 class Runs(Protocol):
     """The runs of the trials, as the searcher needs them. A trial has one run a seed, counted from 0."""
 
-    def propose(self, number: int, seed: int, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Tune's configuration of a run at a point of the space."""
+    def propose(self, number: int, seed: int, values: Mapping[str, Any]) -> Job:
+        """The job of a run at a point of the space."""
 
     def decided(self, number: int, seed: int) -> Outcome | None:
         """How a run ended of which Optuna has not heard, or None if it is to run."""
@@ -26,7 +26,7 @@ class Runs(Protocol):
     def epochs(self, number: int, seed: int) -> int:
         """How many epochs of a run are recorded."""
 
-    def judge(self, number: int, seed: int, report: Mapping[str, Any]) -> Outcome | None:
+    def judge(self, number: int, seed: int, report: Report) -> Outcome | None:
         """How a run ended, from its last report; None if it goes on later."""
 
     def ended(self, number: int, seed: int, outcome: Outcome) -> None:
@@ -35,30 +35,8 @@ class Runs(Protocol):
     def conclude(self, number: int, outcomes: Sequence[Outcome]) -> Outcome:
         """How a trial ended whose runs have all been told as ended: what Optuna is told."""
 
-    def give_up(self, error: Exception) -> None:
-        """Something went wrong that Tune would take for the trial's."""
 
-
-class DriverOnly:
-    """Belongs to the driver's process. Tune pickles its own snapshot for `Tuner.restore`, which we do not use: the
-    state of a study is its Optuna storage and its journal. In that snapshot such an object is None.
-    """
-
-    def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        return type(None), ()
-
-
-class OwnSearcher(DriverOnly, Searcher):
-    """A searcher of ours: its state is in files, and a fresh one is the restored one."""
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing to save."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore."""
-
-
-class StudySearcher(OwnSearcher):
+class StudySearcher:
     """Proposes trials to Tune until the study's total is reached, and tells Optuna how they ended.
 
     Each of a trial's runs, one a seed, is a trial of Tune's; Optuna is told when the last of them has ended. A run that
@@ -68,14 +46,9 @@ class StudySearcher(OwnSearcher):
     must be one driver.
     """
 
-    def __init__(
-        self, study: Study, storage_url: str, identity: str, runs: Runs,
-        say: Callable[[str], None] = print, stopping: Callable[[], bool] = bool,
-    ) -> None:  # fmt: skip
-        objectives = list(study.search.objectives)
-        super().__init__(metric=objectives, mode=["max"] * len(objectives))
-        self._seeds = range(study.search.seeds)
-        self._proposals = Proposals(study, storage_url, identity, say, stopping)
+    def __init__(self, proposals: Proposals, runs: Runs, seeds: int) -> None:
+        self._proposals = proposals
+        self._seeds = range(seeds)
         self._runs = runs
         self._waiting: list[SeedRun] = []  # to be issued, in this order
         self._running: dict[str, SeedRun] = {}  # by Tune's name for it
@@ -83,38 +56,34 @@ class StudySearcher(OwnSearcher):
         for number in self._proposals.running():
             self._take_up(number)
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Tune's question: the next configuration, None for "ask again later", or FINISHED."""
+    def suggest(self, trial_id: str) -> Job | str | None:
+        """The next run, None for "ask again later", or FINISHED."""
         while True:
             while self._waiting:
                 run = self._waiting.pop(0)
-                configuration = self._issue(run)
-                if configuration is not None:
+                job = self._issue(run)
+                if job is not None:
                     self._running[trial_id] = run
-                    return configuration
+                    return job
             number = self._proposals.ask()
             if number is None:
                 # A run that is on its way may have to be issued again.
                 return None if self._running else str(Searcher.FINISHED)
             self._waiting += [SeedRun(number, seed) for seed in self._seeds]
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def ended(self, trial_id: str, report: Report) -> None:
         """Hear how a run ended; one that was only interrupted leaves its trial running and is issued again."""
         run = self._running.pop(trial_id, None)
         if run is None:
             return
-        try:
-            # Tune stops a trial that has not started yet without a result.
-            outcome = self._runs.judge(*run, {"crashed": True} if error else result or {})
-            if outcome is not None:
-                self._end(run, outcome)
-            elif error:
-                self._waiting.append(run)
-            else:
-                # Nobody is to blame for an interruption: it counts as no attempt in vain.
-                self._proposals.note(run, replace(self._proposals.attempts(run), fruitless=0))
-        except Exception as problem:
-            self._runs.give_up(problem)
+        outcome = self._runs.judge(*run, report)
+        if outcome is not None:
+            self._end(run, outcome)
+        elif report.get("crashed"):
+            self._waiting.append(run)
+        else:
+            # Nobody is to blame for an interruption: it counts as no attempt in vain.
+            self._proposals.note(run, replace(self._proposals.attempts(run), fruitless=0))
 
     def _take_up(self, number: int) -> None:
         """Go on with a trial that a dead driver left: its runs end that are decided, the others are issued again."""
@@ -125,20 +94,20 @@ class StudySearcher(OwnSearcher):
                 self._record(run, outcome)
         self._settle(number)
 
-    def _issue(self, run: SeedRun) -> dict[str, Any] | None:
-        """Tune's configuration of a run; None where it has ended: given up, or the same as one that was stopped."""
+    def _issue(self, run: SeedRun) -> Job | None:
+        """The job of a run; None where it has ended: given up, or the same as one that was stopped."""
         attempts = self._proposals.attempts(run).again(self._runs.epochs(*run))
         if attempts.fruitless > MAX_ATTEMPTS:
             self._end(run, Outcome("failed", f"given up after {MAX_ATTEMPTS} attempts without a new epoch"))
             return None
         self._proposals.note(run, attempts)
         # As they are stored, the first time as every other: a whole number that was enqueued comes back as a float.
-        configuration = self._runs.propose(*run, self._proposals.values(run.number))
+        job = self._runs.propose(*run, self._proposals.values(run.number))
         outcome = self._runs.decided(*run)
         if outcome is not None:
             self._end(run, outcome)
             return None
-        return configuration
+        return job
 
     def _end(self, run: SeedRun, outcome: Outcome) -> None:
         self._record(run, outcome)

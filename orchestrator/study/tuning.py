@@ -1,11 +1,11 @@
-"""Ray Tune runs what a searcher gives, on slots; the view hears what happens, and an interruption is waited for."""
+"""Ray Tune runs what a source gives, on slots; the view hears what happens, and an interruption is waited for."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Set
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 from ray import tune
 from ray.tune import Callback, FailureConfig, RunConfig, Stopper, TuneConfig
@@ -15,9 +15,9 @@ from ray.tune.search import Searcher
 from orchestrator.cluster.connection import HEAD_NODE, TRIAL_SLOT
 from orchestrator.host.interrupt import Interrupt
 from orchestrator.slots.group_slot import group_slot
+from orchestrator.slots.messages import Job, Report, record_of
 from orchestrator.slots.reservations import ReleasePlacementGroups
-from orchestrator.slots.slot import ProcessSlot, record_of
-from orchestrator.study.searcher import DriverOnly, OwnSearcher
+from orchestrator.slots.slot import ProcessSlot
 from orchestrator.study.session import Session
 from search_spaces.study import Resources
 from trainers.config import parse
@@ -26,10 +26,29 @@ from trainers.records import read_records
 _MAX_CRASHES = 2
 
 
+class Source(Protocol):
+    """Where runs come from. `trial_id` is Tune's name for one."""
+
+    def suggest(self, trial_id: str) -> Job | str | None:
+        """The job of the next run, None for "ask again later", or `Searcher.FINISHED`."""
+
+    def ended(self, trial_id: str, report: Report) -> None:
+        """How a run ended: its last report, empty if it never began."""
+
+
+class DriverOnly:
+    """Belongs to the driver's process. Tune pickles its own snapshot for `Tuner.restore`, which we do not use: the
+    state of a study is its Optuna storage and its journal. In that snapshot such an object is None.
+    """
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()
+
+
 def run_on_slots(
-    session: Session, searcher: Searcher, resources: Resources, section: str, scheduler: TrialScheduler | None = None
+    session: Session, source: Source, resources: Resources, section: str, scheduler: TrialScheduler | None = None
 ) -> None:
-    """Let Tune run what the searcher gives, as many runs at once as fit. Returns early if the user interrupts."""
+    """Let Tune run what the source gives, as many runs at once as fit. Returns early if the user interrupts."""
     concurrent = session.capacity.require(resources, section)
     scratch = session.journal.folder / "ray"
     logging.getLogger("ray").setLevel(logging.CRITICAL)
@@ -37,7 +56,7 @@ def run_on_slots(
     tune.Tuner(
         _slot(resources, scratch / "groups", private=session.capacity.private),
         tune_config=TuneConfig(
-            search_alg=_UntilInterrupted(searcher, session.interrupt),
+            search_alg=SourceSearcher(source, session.interrupt),
             scheduler=scheduler,
             max_concurrent_trials=concurrent,
             num_samples=-1,
@@ -64,28 +83,44 @@ def _slot(resources: Resources, groups: Path, *, private: bool) -> Any:
     return tune.with_resources(group_slot(resources, groups, start_attempts=3 if private else -1), needs)
 
 
-class _UntilInterrupted(OwnSearcher):
-    """A searcher that proposes nothing more once the user has asked to stop."""
+class SourceSearcher(DriverOnly, Searcher):
+    """Tune's side of a source, which is asked for nothing more once the user has asked to stop.
 
-    def __init__(self, searcher: Searcher, interrupt: Interrupt) -> None:
-        super().__init__(metric=searcher.metric, mode=searcher.mode)
-        self._searcher, self._interrupt = searcher, interrupt
+    Its state is in files: a fresh one is the restored one. What goes wrong in it stops the study; Tune would take it
+    for the run's.
+    """
+
+    def __init__(self, source: Source, interrupt: Interrupt) -> None:
+        super().__init__()
+        self._source, self._interrupt = source, interrupt
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Tune's question for the next run."""
         if self._interrupt.requested:
             return str(Searcher.FINISHED)
         try:
-            proposed: dict[str, Any] | str | None = self._searcher.suggest(trial_id)
+            proposed = self._source.suggest(trial_id)
         except ConnectionError as error:
             if not self._interrupt.requested:
                 raise
             # It was asked to stop while it waited for its database: what is at work ends its epoch all the same.
             self._interrupt.give_up(error)
             return str(Searcher.FINISHED)
-        return proposed
+        return dict(proposed) if isinstance(proposed, dict) else proposed
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        self._searcher.on_trial_complete(trial_id, result, error)
+        """Tune's word that a run has ended."""
+        try:
+            # Tune stops a trial that has not started yet without a result.
+            self._source.ended(trial_id, {"crashed": True} if error else cast(Report, result or {}))
+        except Exception as problem:
+            self._interrupt.give_up(problem)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore."""
 
 
 class _StopOnInterrupt(DriverOnly, Stopper):
@@ -119,7 +154,7 @@ class _Listener(DriverOnly, Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        record = record_of(result)
+        record = record_of(cast(Report, result))
         if record is not None:
             self._view.epoch(trial.config["key"], record)
 

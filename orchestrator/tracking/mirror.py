@@ -14,9 +14,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.records.events import Event, Finished, Interrupted, Issued, RungClimbed, Started
-from orchestrator.records.journal import STUDY_FILE, Journal
+from orchestrator.records.journal import Journal
 from orchestrator.records.runs import Run, trial_key
-from orchestrator.records.seeds import spreads, trials
+from orchestrator.records.study_folder import STUDY_FILE, read_identity, read_study
+from orchestrator.records.trials import Trial, trials
 from orchestrator.tracking.mirrored_run import MirroredRun, flatten
 from orchestrator.tracking.server import (
     KIND_TAG,
@@ -57,10 +58,11 @@ class Mirror:
 
     def __init__(self, journal: Journal, uri: str) -> None:
         self._journal = journal
-        self._study = journal.study()
+        self._study = read_study(journal.folder)
+        self._identity = read_identity(journal.folder)
         self._client = connected(uri)
         self._experiment = find_experiment(self._client, uri, self._study.tracking.experiment)
-        self._parent = self._find_or_create(journal.identity, self._study.name, "study", {}).info.run_id
+        self._parent = self._find_or_create(self._identity, self._study.name, "study", {}).info.run_id
         self._client.update_run(self._parent, status="RUNNING")
         there = self._client.get_run(self._parent).data
         self._known_settings = there.params | there.tags  # as earlier starts of the study left them
@@ -96,8 +98,8 @@ class Mirror:
         for run in runs:
             yield run.key, partial(self._send_run, run, environments.get(run.key))
         for trial in trials(runs):
-            if trial.over_seeds and trial.state != "running" and trial.trial not in self._spreads_sent:
-                yield f"{trial.key} over seeds", partial(self._send_spreads, trial)
+            if trial.seeds > 1 and trial.state != "running" and trial.number not in self._spreads_sent:
+                yield f"{trial.first.key} over seeds", partial(self._send_spreads, trial)
         rungs = [event for event in events if isinstance(event, RungClimbed)]
         if rungs[self._rungs_sent :]:
             yield "the ladder", partial(self._send_rungs, rungs)
@@ -148,22 +150,22 @@ class Mirror:
 
     def _send_run(self, run: Run, environment: Mapping[str, Any] | None) -> None:
         if run.key not in self._runs:
-            identity, name = f"{self._journal.identity}/{run.key}", f"{run.key} {run.experiment.method.name}"
+            identity, name = f"{self._identity}/{run.key}", f"{run.key} {run.experiment.method.name}"
             tracked = self._find_or_create(identity, name, run.kind, {_PARENT_TAG: self._parent})
             self._runs[run.key] = MirroredRun(self._client, tracked, run, environment)
         self._runs[run.key].update(run, self._study.resources)
 
-    def _send_spreads(self, trial: Run) -> None:
+    def _send_spreads(self, trial: Trial) -> None:
         """The objectives of a trial over its seeds, with the run of the first one."""
         from mlflow.entities import Metric
 
-        time = max((int(run.records[-1].time * 1000) for run in trial.over_seeds if run.records), default=0)
+        time = max((int(run.records[-1].time * 1000) for run in trial.runs if run.records), default=0)
         values: dict[str, float | None] = {}
-        for name, spread in zip(self._study.search.objectives, spreads(trial), strict=False):
+        for name, spread in zip(self._study.search.objectives, trial.spreads(), strict=False):
             values |= {f"over_seeds/{name}/mean": spread.mean, f"over_seeds/{name}/std": spread.deviation}
         metrics = [Metric(name, value, time, 0) for name, value in values.items() if value is not None]
-        self._client.log_batch(self._runs[trial.key].run_id, metrics=metrics)
-        self._spreads_sent.add(trial.trial)
+        self._client.log_batch(self._runs[trial.first.key].run_id, metrics=metrics)
+        self._spreads_sent.add(trial.number)
 
     def _send_rungs(self, rungs: Sequence[RungClimbed]) -> None:
         for rung in rungs[self._rungs_sent :]:

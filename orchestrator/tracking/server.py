@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.host.credentials import refuse_password
 from orchestrator.host.databases import advice, try_connecting
-from orchestrator.host.disk import DEFAULT_STORAGE
+from orchestrator.records import DEFAULT_STORAGE
 from search_spaces.addresses import absolute_file, sqlite_address, sqlite_file
 from search_spaces.study import Study, Tracking
 from trainers.problems import InvalidInput

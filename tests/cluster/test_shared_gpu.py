@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from orchestrator.records.journal import Journal
+from orchestrator.records.study_folder import open_study_folder
 from tests.cluster.ray_node import RayNode, make_token
 from tests.cluster.test_bare_cluster import ROOT, free_ports
 from tests.integration.conftest import STUDY, run
@@ -51,7 +51,7 @@ def test_halves_of_a_gpu_are_two_slots_and_never_a_cpu_in_disguise(node: tuple[R
         "sweep", "halves.yaml", "--address", address, cwd=tmp_path, measured=False, PYTHONPATH=ROOT, **held
     )  # fmt: skip
     assert "2 trials on 2 slots" in swept.stdout, swept.stdout + swept.stderr
-    runs = Journal.open(tmp_path / "runs" / "halves").runs()
+    runs = open_study_folder(tmp_path / "runs" / "halves").runs()
     assert len(runs) == 2
     if torch.cuda.is_available():
         assert swept.returncode == 0, swept.stdout + swept.stderr

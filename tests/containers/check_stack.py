@@ -19,6 +19,7 @@ from mlflow import MlflowClient
 from orchestrator.exit_codes import OK
 from orchestrator.records.journal import Journal
 from orchestrator.records.runs import Run
+from orchestrator.records.study_folder import read_identity
 from orchestrator.tracking.server import RUN_TAG
 from tests.containers.stack import Stack
 from tests.faults.undisturbed import assert_tracked_once
@@ -142,7 +143,7 @@ def test_the_database_has_every_epoch_once(stack: Stack, story: Story) -> None:
         f"select t.value, count(*) from metrics m join tags t on t.run_uuid = m.run_uuid and t.key = '{RUN_TAG}' "
         f"where m.key = '{ROBUST_ACCURACY}' group by 1 order by 1"
     )
-    identity = story.journal.identity
+    identity = read_identity(story.journal.folder)
     expected = [[f"{identity}/{run.key}", str(len(run.records))] for run in story.journal.runs()]
     assert found == sorted(expected)
 
@@ -150,7 +151,7 @@ def test_the_database_has_every_epoch_once(stack: Stack, story: Story) -> None:
 def test_artifacts_go_through_the_server(stack: Stack, story: Story, client: MlflowClient, tmp_path: Path) -> None:
     run = story.journal.runs()[0]
     experiment = client.get_experiment_by_name("adversarial-training")
-    which = f"tags.`{RUN_TAG}` = '{story.journal.identity}/{run.key}'"
+    which = f"tags.`{RUN_TAG}` = '{read_identity(story.journal.folder)}/{run.key}'"
     (tracked,) = client.search_runs([experiment.experiment_id], which)
     assert tracked.info.artifact_uri.startswith("mlflow-artifacts:")
 

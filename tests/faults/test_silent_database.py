@@ -14,6 +14,7 @@ import pytest
 
 from orchestrator.records import patience
 from orchestrator.records.journal import Journal
+from orchestrator.records.patience import Patience
 from orchestrator.records.storage import open_database
 from tests.faults.processes import wait_until
 from tests.faults.servers import DatabaseServer
@@ -48,7 +49,7 @@ def test_an_answer_that_comes_late_is_waited_for_aloud(frozen: DatabaseServer, m
         heard.append(text)
         frozen.thaw()
 
-    storage = open_database(frozen.url, say)
+    storage = open_database(frozen.url, Patience(frozen.url, say, lambda: False))
     assert storage.create_new_study(MAXIMIZE, "first") == 1
     frozen.freeze()
     assert storage.create_new_study(MAXIMIZE, "second") == 2
@@ -60,7 +61,7 @@ def test_who_asks_to_stop_meanwhile_is_let_go_and_nothing_waits_again(
 ) -> None:
     monkeypatch.setattr(patience, "_SILENT_SECONDS", 0.5)
     heard: list[str] = []
-    storage = open_database(frozen.url, heard.append, lambda: bool(heard))
+    storage = open_database(frozen.url, Patience(frozen.url, heard.append, lambda: bool(heard)))
     frozen.freeze()
     began = time.monotonic()
     for _ in range(2):

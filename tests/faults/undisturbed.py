@@ -18,12 +18,15 @@ from safetensors.torch import load_file
 from orchestrator.host.interrupt import Interrupt
 from orchestrator.records.journal import Journal
 from orchestrator.records.runs import Run, trial_key
+from orchestrator.records.storage import storage_url
+from orchestrator.records.study_folder import create_study_folder, read_identity
 from orchestrator.study.endings import judge_run
-from orchestrator.study.proposals import Outcome
+from orchestrator.study.proposals import Outcome, Proposals, open_storage
 from orchestrator.study.searcher import StudySearcher
 from orchestrator.tracking.server import RUN_TAG
 from search_spaces.study import Study
 from tests.integration.conftest import unmeasured
+from tests.orchestrator.made_up import end_run
 from trainers.config import Experiment
 from trainers.diagnostics.overfitting import REFERENCE_DELTA_ENERGY, ROBUST_ACCURACY
 from trainers.loop import fit
@@ -56,15 +59,16 @@ def train_on_two_ranks(experiment: Experiment, run_dir: Path) -> None:
 
 def undisturbed(study: Study, folder: Path, train: Train) -> Journal:
     """The whole search of a study, from its first trial to its last."""
-    runs = Runs(study, Journal.create(folder, study))
-    searcher = StudySearcher(study, runs.journal.storage_url, runs.journal.identity, runs)
+    runs = Runs(study, create_study_folder(folder, study))
+    url, identity = storage_url(study, runs.journal.folder), read_identity(runs.journal.folder)
+    searcher = StudySearcher(Proposals(study, open_storage(study, url, identity, None)), runs, study.search.seeds)
     while isinstance(job := searcher.suggest("only"), dict):
         report = {}
         try:
             train(runs.experiments[job["number"]], Path(job["run_dir"]))
         except Diverged as error:
             report = {"failure": str(error)}
-        searcher.on_trial_complete("only", report)
+        searcher.ended("only", report)
     return runs.journal
 
 
@@ -100,20 +104,18 @@ class Runs:
         return judge_run(report, self.experiments[number], run_dir, self.study, Interrupt(print))
 
     def ended(self, number: int, seed: int, outcome: Outcome) -> None:
-        self.journal.ended(trial_key(number), outcome.state, outcome.reason, list(outcome.objectives))
+        end_run(self.journal, trial_key(number), outcome.state, outcome.reason, list(outcome.objectives))
 
     def conclude(self, number: int, outcomes: Sequence[Outcome]) -> Outcome:
         return outcomes[0]
-
-    def give_up(self, error: Exception) -> None:
-        raise error
 
 
 def assert_same_optuna_trials(study: Study, ours: Journal, theirs: Journal) -> None:
     """Numbers, states, parameters and values."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     here, there = (
-        optuna.load_study(study_name=study.name, storage=journal.storage_url).trials for journal in (ours, theirs)
+        optuna.load_study(study_name=study.name, storage=storage_url(study, journal.folder)).trials
+        for journal in (ours, theirs)
     )
     assert [t.number for t in here] == list(range(study.search.trials))
     for one, other in zip(here, there, strict=True):
@@ -147,7 +149,7 @@ def assert_same_epochs(ours: Run, theirs: Run) -> None:
 
 def tracked_epochs(client: MlflowClient, journal: Journal, key: str, metric: str = ROBUST_ACCURACY) -> list[int]:
     """Every epoch that MLflow holds of one metric of the run with this key, doubled ones and all."""
-    (run,) = _tracked(client, f"tags.`{RUN_TAG}` = '{journal.identity}/{key}'")
+    (run,) = _tracked(client, f"tags.`{RUN_TAG}` = '{read_identity(journal.folder)}/{key}'")
     return sorted(entry.step for entry in client.get_metric_history(run.info.run_id, metric))
 
 
@@ -155,9 +157,9 @@ def assert_tracked_once(client: MlflowClient, journal: Journal) -> None:
     """One run in MLflow for the study and for each of its runs, closed, each epoch of several metrics once."""
     tracked = {run.data.tags[RUN_TAG]: run for run in _tracked(client, "")}
     assert len(tracked) == len(_tracked(client, "")) == 1 + len(journal.runs())
-    assert tracked[journal.identity].info.status == "FINISHED"
+    assert tracked[read_identity(journal.folder)].info.status == "FINISHED"
     for trial in journal.runs():
-        run = tracked[f"{journal.identity}/{trial.key}"]
+        run = tracked[f"{read_identity(journal.folder)}/{trial.key}"]
         assert run.info.status == {"complete": "FINISHED", "failed": "FAILED"}[trial.state]
         assert float(run.data.params["attack.epsilon"]) == trial.experiment.attack.epsilon
         for metric in (ROBUST_ACCURACY, "train/loss", REFERENCE_DELTA_ENERGY):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator.records.journal import Journal
+from orchestrator.records.study_folder import create_study_folder
 from search_spaces.study import parse_study
 from tests.integration.conftest import Command, write_study
 
@@ -177,7 +177,7 @@ def test_a_folder_that_is_no_study_is_named(answer: Command, tmp_path: Path) -> 
 def test_a_place_that_can_not_be_written_is_named(answer: Command, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     study = parse_study({"name": "tiny"})
-    (Journal.create(tmp_path / "tiny", study).folder / "figures").write_text("in the way")
+    (create_study_folder(tmp_path / "tiny", study).folder / "figures").write_text("in the way")
     tiny = ["data.size=8", "data.train_samples=100", "epochs=1", "model.width=4", "evaluation.probe_samples=10"]
     for words, place in ((["report", "tiny"], "tiny/figures"), (["train", *tiny, "--run-dir", "file"], "file")):
         result = answer(*words)

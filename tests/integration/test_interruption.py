@@ -18,8 +18,9 @@ import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
-from orchestrator.records.journal import Journal
 from orchestrator.records.runs import Run
+from orchestrator.records.storage import storage_url
+from orchestrator.records.study_folder import open_study_folder, read_identity, read_study
 from orchestrator.tracking.server import RUN_TAG
 from tests.integration.conftest import command, run, unmeasured, write_study
 from trainers.loop import fit
@@ -112,7 +113,7 @@ def test_a_second_driver_of_a_running_study_is_refused(survived: Survived) -> No
 
 
 def test_every_trial_ends_bit_for_bit_as_if_never_interrupted(survived: Survived, tmp_path: Path) -> None:
-    journal = Journal.open(survived[0] / "runs" / "tiny")
+    journal = open_study_folder(survived[0] / "runs" / "tiny")
     assert [(run.trial, run.state) for run in journal.runs()] == [(0, "complete"), (1, "complete")]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -129,7 +130,7 @@ def test_every_trial_ends_bit_for_bit_as_if_never_interrupted(survived: Survived
 
 
 def test_the_second_trial_trained_what_differs_alone_and_says_so(survived: Survived) -> None:
-    first, second = Journal.open(survived[0] / "runs" / "tiny").runs()
+    first, second = open_study_folder(survived[0] / "runs" / "tiny").runs()
     assert (first.origin, second.origin) == (None, Origin("prefix", "trial-0000", BRANCH))
     assert second.records[:BRANCH] == first.records[:BRANCH]
     assert timeless(first)[BRANCH] != timeless(second)[BRANCH]
@@ -138,20 +139,22 @@ def test_the_second_trial_trained_what_differs_alone_and_says_so(survived: Survi
 
 def test_the_budget_is_a_total(survived: Survived) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    journal = Journal.open(survived[0] / "runs" / "tiny")
-    stored = optuna.load_study(study_name="tiny", storage=journal.storage_url)
+    journal = open_study_folder(survived[0] / "runs" / "tiny")
+    stored = optuna.load_study(study_name="tiny", storage=storage_url(read_study(journal.folder), journal.folder))
     assert [trial.state.name for trial in stored.trials] == ["COMPLETE", "COMPLETE"]
     assert [trial.user_attrs["attempts"] for trial in stored.trials] == [2, 2]
 
 
 def test_mlflow_holds_every_run_and_every_epoch_exactly_once(survived: Survived) -> None:
     folder = survived[0]
-    journal = Journal.open(folder / "runs" / "tiny")
+    journal = open_study_folder(folder / "runs" / "tiny")
     client = MlflowClient(tracking_uri=f"sqlite:///{folder}/runs/mlflow.db")
     experiment = client.get_experiment_by_name("adversarial-training")
     tracked = client.search_runs([experiment.experiment_id])
     identities = [entry.data.tags[RUN_TAG] for entry in tracked]
-    assert sorted(identities) == sorted({journal.identity, *(f"{journal.identity}/{r.key}" for r in journal.runs())})
+    assert sorted(identities) == sorted(
+        {read_identity(journal.folder), *(f"{read_identity(journal.folder)}/{r.key}" for r in journal.runs())}
+    )
     for entry in tracked:
         assert entry.info.status == "FINISHED"
         if "mlflow.parentRunId" in entry.data.tags:

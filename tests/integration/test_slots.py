@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
@@ -19,7 +18,7 @@ from safetensors.torch import load_file
 
 from orchestrator.cluster import connection
 from orchestrator.host.interrupt import Interrupt
-from orchestrator.records.journal import Journal
+from orchestrator.records.study_folder import create_study_folder
 from orchestrator.study.progress import StudyView
 from search_spaces.study import Resources, parse_study
 from tests.integration.conftest import STUDY, environment
@@ -70,9 +69,9 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp(f"slot{workers}")
     resources = Resources(workers=workers, concurrent_trials=1)
     study = parse_study({**STUDY, "resources": resources.model_dump()})
-    journal = Journal.create(folder / "study", study)
+    journal = create_study_folder(folder / "study", study)
     with planted_credentials(), connection.connect(None, trial_slots=1) as capacity:
-        from orchestrator.slots import slot
+        from orchestrator.slots.messages import Job, job_for
         from orchestrator.study import confirm, tuning
         from orchestrator.study.session import Session
 
@@ -82,9 +81,8 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         assert not {"MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY"} & set(inherited)
 
         session = Session(study, journal, capacity, StudyView(Console(quiet=True)), Interrupt(print))
-        jobs: list[dict[str, Any]] = [
-            slot.configuration(f"run{i}", experiment, folder / f"run{i}", resources)
-            for i, experiment in enumerate(experiments())
+        jobs: list[Job] = [
+            job_for(f"run{i}", experiment, folder / f"run{i}", resources) for i, experiment in enumerate(experiments())
         ]
         tuning.run_on_slots(session, confirm._Jobs(jobs, session), resources, "resources")
         assert not ray.util.placement_group_table() or all(

@@ -15,8 +15,9 @@ from mlflow import MlflowClient
 from rich.console import Console
 
 from orchestrator.records import events
-from orchestrator.records.journal import Journal
 from orchestrator.records.runs import Run
+from orchestrator.records.storage import storage_url
+from orchestrator.records.study_folder import create_study_folder, open_study_folder, read_identity, read_study
 from orchestrator.tracking.server import RUN_TAG
 from search_spaces.study import parse_study
 from tests.integration.conftest import command, run, unmeasured, write_study
@@ -77,7 +78,7 @@ class Stopped:
         first.communicate()
         self.result = run("resume", "runs/tiny", cwd=folder, measured=False)
         self.folder = folder
-        self.journal = Journal.open(folder / "runs" / "tiny")
+        self.journal = open_study_folder(folder / "runs" / "tiny")
         self.trials = self.journal.runs()
         self.decisions = [event for event in self.journal.events() if isinstance(event, events.Stopped)]
 
@@ -106,7 +107,9 @@ def test_trials_end_in_the_epoch_of_the_onset_and_resuming_changes_no_decision(s
 
 def test_optuna_knows_stopped_trials_as_pruned_and_the_first_was_not_issued_again(study: Stopped) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    stored = optuna.load_study(study_name="tiny", storage=study.journal.storage_url)
+    stored = optuna.load_study(
+        study_name="tiny", storage=storage_url(read_study(study.journal.folder), study.journal.folder)
+    )
     assert [trial.state.name for trial in stored.trials] == ["PRUNED", "COMPLETE", "PRUNED"]
     assert [trial.user_attrs["attempts"] for trial in stored.trials] == [1, 1, 1]
     assert stored.trials[0].user_attrs["reason"] == study.trials[0].reason == study.decisions[0].reason
@@ -126,7 +129,7 @@ def test_mlflow_and_the_report_give_the_reason_and_what_was_saved(study: Stopped
     experiment = client.get_experiment_by_name("adversarial-training")
     page = (study.journal.folder / "report.html").read_text()
     for trial in (study.trials[0], study.trials[2]):
-        identity = f"{study.journal.identity}/{trial.key}"
+        identity = f"{read_identity(study.journal.folder)}/{trial.key}"
         (tracked,) = client.search_runs([experiment.experiment_id], f"tags.`{RUN_TAG}` = '{identity}'")
         assert tracked.info.status == "KILLED"
         assert (tracked.data.tags["stopped_by"], tracked.data.tags["reason"]) == ("catastrophic", trial.reason)
@@ -140,16 +143,16 @@ def test_mlflow_and_the_report_give_the_reason_and_what_was_saved(study: Stopped
 def test_a_group_of_workers_stops_within_one_epoch_and_takes_the_next_trial(tmp_path: Path) -> None:
     content = yaml.safe_load(write_study(tmp_path, **SECTIONS).read_text())
     study = parse_study({**content, "resources": {"workers": 2, "concurrent_trials": 1}})
-    journal = Journal.create(tmp_path / "study", study)
+    journal = create_study_folder(tmp_path / "study", study)
     from orchestrator.cluster import connection
     from orchestrator.host.interrupt import Interrupt
     from orchestrator.study.progress import StudyView
 
     with connection.connect(None, trial_slots=1) as capacity:
-        from orchestrator.study import sweep
+        from orchestrator.study.search import run_search
         from orchestrator.study.session import Session
 
-        sweep.search(Session(study, journal, capacity, StudyView(Console(quiet=True)), Interrupt(print)))
+        run_search(Session(study, journal, capacity, StudyView(Console(quiet=True)), Interrupt(print)))
     first, second, third = journal.runs()
     assert [trial.state for trial in (first, second, third)] == ["stopped", "complete", "stopped"]
     assert len(second.records) == EPOCHS

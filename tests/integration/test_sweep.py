@@ -13,9 +13,10 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from orchestrator.records.journal import Journal
 from orchestrator.records.rungs import climbed
 from orchestrator.records.runs import Run
+from orchestrator.records.storage import storage_url
+from orchestrator.records.study_folder import open_study_folder, read_identity, read_study
 from orchestrator.tracking.mirror import sync
 from orchestrator.tracking.server import RUN_TAG
 from tests.integration.conftest import run, write_study
@@ -39,12 +40,12 @@ class Finished:
 
     def __init__(self, folder: Path, result: subprocess.CompletedProcess[str]) -> None:
         self.folder, self.result = folder, result
-        self.journal = Journal.open(folder / "runs" / "tiny")
+        self.journal = open_study_folder(folder / "runs" / "tiny")
         self.runs = self.journal.runs()
         self.client = MlflowClient(tracking_uri=f"sqlite:///{folder}/runs/mlflow.db")
         experiment = self.client.get_experiment_by_name("adversarial-training")
         self.tracked = {
-            tracked.data.tags[RUN_TAG].removeprefix(self.journal.identity).removeprefix("/"): tracked
+            tracked.data.tags[RUN_TAG].removeprefix(read_identity(self.journal.folder)).removeprefix("/"): tracked
             for tracked in self.client.search_runs([experiment.experiment_id])
         }
 
@@ -100,7 +101,9 @@ def test_starting_points_come_first_and_conditions_hold(study: Finished) -> None
 
 def test_optuna_knows_every_trial_with_the_objectives_of_its_best_epoch(study: Finished) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    stored = optuna.load_study(study_name="tiny", storage=study.journal.storage_url)
+    stored = optuna.load_study(
+        study_name="tiny", storage=storage_url(read_study(study.journal.folder), study.journal.folder)
+    )
     assert [trial.state.name for trial in stored.trials] == ["COMPLETE"] * 4
     for trial, of_ours in zip(stored.trials, study.of_kind("trial"), strict=True):
         best = max(record.metrics["val/pgd10_accuracy"] for record in of_ours.records)
@@ -114,14 +117,14 @@ def test_confirmations_differ_in_the_seed_alone(study: Finished) -> None:
     original = next(trial for trial in study.of_kind("trial") if trial.trial == confirmed[0].trial)
     assert [run.experiment.seed for run in confirmed] == [1, 2]
     for run_ in confirmed:
-        assert run_.experiment.model_copy(update={"seed": original.experiment.seed}) == original.experiment
+        assert run_.experiment.with_seed(original.experiment.seed) == original.experiment
 
 
 def test_the_most_robust_trial_of_the_last_rung_is_confirmed(study: Finished) -> None:
-    (rung,) = climbed(study.journal.events())
-    assert sorted(rung.accuracies) == [trial.trial for trial in study.of_kind("trial")]
+    (rung,) = climbed(study.journal.events()).values()
+    assert sorted(rung.by_trial) == [trial.trial for trial in study.of_kind("trial")]
     assert {run_.trial for run_ in study.of_kind("confirmation")} == {rung.kept[0]}
-    assert rung.accuracies[rung.kept[0]] == max(rung.accuracies.values())
+    assert rung.by_trial[rung.kept[0]] == max(rung.by_trial.values())
 
 
 def test_flags_are_those_of_attacking_the_checkpoint_again(study: Finished) -> None:
@@ -199,13 +202,13 @@ def test_running_it_again_does_nothing_twice(study: Finished) -> None:
     assert again.returncode == 0, again.stdout + again.stderr
     assert again.stdout.startswith("nothing was left to do: the study is finished\n")
     assert {file: file.stat().st_mtime_ns for file in study.journal.folder.rglob("records.jsonl")} == before
-    assert len(Journal.open(study.journal.folder).runs()) == len(study.runs)
+    assert len(open_study_folder(study.journal.folder).runs()) == len(study.runs)
 
 
 def test_it_can_be_confirmed_again_with_other_settings(study: Finished) -> None:
     again = run("confirm", "runs/tiny", "--seeds", "1", "--samples", "8", "--attack", "pgd20", cwd=study.folder)
     assert again.returncode == 0, again.stdout + again.stderr
-    runs = Journal.open(study.journal.folder).runs()
+    runs = open_study_folder(study.journal.folder).runs()
     assert len(runs) == len(study.runs)
     protocols = [run_.evaluation.protocol for run_ in runs if run_.evaluation]
     assert [(protocol.attack, protocol.samples) for protocol in protocols] == [("pgd20", 8), ("autoattack", 12)]

@@ -10,8 +10,8 @@ from statistics import mean
 
 import pytest
 
-from orchestrator.records.journal import Journal
 from orchestrator.records.runs import Run
+from orchestrator.records.study_folder import open_study_folder
 from trainers.diagnostics.overfitting import onsets
 
 # Epochs in which ε grows.
@@ -30,7 +30,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Run]]:
             [sys.executable, "-m", "orchestrator.cli", "sweep", "co_small"], cwd=folder.parents[1], check=True
         )
     found: dict[str, list[Run]] = {}
-    for run in sorted(Journal.open(folder).runs(), key=lambda run: run.experiment.seed):
+    for run in sorted(open_study_folder(folder).runs(), key=lambda run: run.experiment.seed):
         found.setdefault(run.experiment.method.name, []).append(run)
     assert [len(found["fgsm"]), len(found["fgsm_der"])] == [2, 2]
     return found

@@ -9,8 +9,11 @@ from typing import Any
 
 import optuna
 
+from orchestrator.records.events import Ended, State
 from orchestrator.records.journal import Journal
 from orchestrator.records.runs import Run
+from orchestrator.records.storage import storage_url
+from orchestrator.records.study_folder import create_study_folder
 from orchestrator.report.held_out import held_out_points
 from orchestrator.report.summary import headlines
 from search_spaces.study import Study, parse_study
@@ -106,17 +109,22 @@ def confirm_run(
     return journal.confirmation_folder(trial, seed)
 
 
+def end_run(journal: Journal, key: str, state: State, reason: str = "", objectives: Sequence[float] = ()) -> None:
+    """Write into the journal how a run ended."""
+    journal.append(Ended(key=key, state=state, reason=reason, objectives=objectives))
+
+
 def write_study(root: Path) -> Path:
     """Four complete trials (FGSM collapses at its sixth epoch), one running, one failed; three are confirmed."""
     study = made_up_study()
-    journal = Journal.create(root / "collapse", study)
+    journal = create_study_folder(root / "collapse", study)
     for number, values in POINTS.items():
         run_folder = propose_run(journal, number, values, study.experiment_for(values))
         for epoch in range(4 if number == 3 else 0 if number == 5 else EPOCHS):
             append_record(run_folder, record(epoch, 5 if number == 0 else None, 0.2 + 0.01 * number))
         if number in OBJECTIVES:
-            journal.ended(f"trial-{number:04d}", "complete", "completed", list(OBJECTIVES[number]))
-    journal.ended("trial-0005", "failed", HOSTILE)
+            end_run(journal, f"trial-{number:04d}", "complete", "completed", list(OBJECTIVES[number]))
+    end_run(journal, "trial-0005", "failed", HOSTILE)
     tested = {
         (1, 1): counts(80, 43), (1, 2): counts(84, 47), (2, 1): counts(90, 44), (2, 2): counts(91, 45),
         (4, 1): {"clean": 85, "pgd20": 40}, (4, 2): None,
@@ -128,8 +136,10 @@ def write_study(root: Path) -> Path:
         if stages is not None:
             attack = "autoattack" if "square" in stages else "pgd20"
             evaluation(experiment.digest(), stages, attack).save(run_folder / "evaluation.json")
-            journal.ended(f"{number:04d}-seed{seed}", "complete", "completed")
-    stored = optuna.create_study(storage=journal.storage_url, study_name=study.name, directions=["maximize"] * 2)
+            end_run(journal, f"{number:04d}-seed{seed}", "complete", "completed")
+    stored = optuna.create_study(
+        storage=storage_url(study, journal.folder), study_name=study.name, directions=["maximize"] * 2
+    )
     space = {name: optuna.distributions.CategoricalDistribution(choices) for name, choices in CHOICES.items()}
     for number, objectives in OBJECTIVES.items():
         values = {name: POINTS[number][name] for name in space}

@@ -12,10 +12,10 @@ import pytest
 
 from orchestrator.cli import main
 from orchestrator.commands.compare import differences, rankings
-from orchestrator.records.journal import Journal
+from orchestrator.records.study_folder import create_study_folder
 from orchestrator.report.tables import ResultRow, Spread
 from search_spaces.study import parse_study
-from tests.orchestrator.made_up import confirm_run
+from tests.orchestrator.made_up import confirm_run, end_run
 from trainers.evaluation.result import Evaluation, Flags, Protocol
 
 PROTOCOL = Protocol("digits 32x32", "test", 100, "8/255", "autoattack", 0, 50, 25, "best")
@@ -48,7 +48,7 @@ def test_another_protocol_is_apart_and_says_why():
 def write(folder: Path, standing: int | None, epsilon: str = "8/255", attack: str = "square") -> Path:
     """A study with one confirmed trial, of which so many of 100 images still stand."""
     study = parse_study({"name": folder.name, "experiment": {"data": "digits"}, "search": {"trials": 1}})
-    journal = Journal.create(folder, study)
+    journal = create_study_folder(folder, study)
     if standing is not None:
         experiment = study.experiment_for({"seed": 1})
         run = confirm_run(journal, 0, 1, {}, experiment)
@@ -56,7 +56,7 @@ def write(folder: Path, standing: int | None, epsilon: str = "8/255", attack: st
         Evaluation(replace(PROTOCOL, epsilon=epsilon, attack=attack), experiment.digest(), 1, flags).save(
             run / "evaluation.json"
         )
-        journal.ended("0000-seed1", "complete", "")
+        end_run(journal, "0000-seed1", "complete", "")
     return folder
 
 

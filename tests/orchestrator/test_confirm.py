@@ -11,6 +11,7 @@ from rich.console import Console
 from orchestrator.host.interrupt import Interrupt
 from orchestrator.records.journal import Journal
 from orchestrator.records.runs import Run
+from orchestrator.records.trials import Trial
 from orchestrator.study.progress import StudyView
 from trainers.config import parse
 from trainers.records import EpochRecord, append_record
@@ -18,13 +19,14 @@ from trainers.records import EpochRecord, append_record
 pytest.importorskip("ray")
 
 
-def trial(number: int, *objectives: float, state: str = "complete", seed: int = 0) -> Run:
-    return Run(f"trial-{number:04d}", "trial", number, {}, parse({"seed": seed}), Path(), state, "", objectives)
+def trial(number: int, *objectives: float, state: str = "complete", seed: int = 0) -> Trial:
+    experiment = parse({"seed": seed})
+    return Trial((Run(f"trial-{number:04d}", "trial", number, {}, experiment, Path(), state, "", objectives),))
 
 
 def test_the_front_comes_first_then_the_next_front_each_by_its_mean() -> None:
     from orchestrator.records.pareto import pareto_indices
-    from orchestrator.study.confirm import choose
+    from orchestrator.study.confirm import ranked
 
     trials = [
         trial(0, 0.9, 0.1),
@@ -32,26 +34,24 @@ def test_the_front_comes_first_then_the_next_front_each_by_its_mean() -> None:
         trial(2, 0.7, 0.4),  # beaten by 1
         trial(3, 0.5, 0.6),
         trial(4, 0.6, 0.45),  # beaten by 1
-        trial(5, state="failed"),
-        trial(6, state="stopped"),  # pruned
-        trial(7, 0.75, 0.45, state="stopped"),  # overfitted after its best epoch; beaten by 1
+        trial(5, 0.75, 0.45, state="stopped"),  # overfitted after its best epoch; beaten by 1
     ]
-    assert pareto_indices([run.objectives for run in trials[:5]]) == {0, 1, 3}
-    assert [run.trial for run in choose(trials, 4)] == [1, 3, 0, 7]
-    assert choose(trials, 0) == []
+    assert pareto_indices([one.objectives for one in trials[:5]]) == {0, 1, 3}
+    assert [one.number for one in ranked(trials)] == [1, 3, 0, 5, 2, 4]
 
 
 def test_equals_do_not_push_each_other_off_the_front() -> None:
-    from orchestrator.study.confirm import choose
+    from orchestrator.study.confirm import ranked
 
-    assert [run.trial for run in choose([trial(3, 0.5, 0.5), trial(1, 0.5, 0.5)], 2)] == [1, 3]
+    assert [one.number for one in ranked([trial(3, 0.5, 0.5), trial(1, 0.5, 0.5)])] == [1, 3]
 
 
 def test_trials_of_one_experiment_stand_for_one_whoever_came_first() -> None:
     from orchestrator.study.confirm import distinct
 
     side_by_side = [trial(0, state="failed"), trial(1, 0.5, 0.5), trial(2, 0.4, 0.4, seed=1), trial(3, 0.5, 0.5)]
-    assert [run.trial for run in distinct(side_by_side)] == [1, 2]
+    side_by_side.append(trial(4, state="stopped", seed=2))  # pruned
+    assert [one.number for one in distinct(side_by_side)] == [1, 2]
 
 
 def test_a_confirmation_whose_processes_die_comes_again_as_long_as_it_gets_on(tmp_path: Path) -> None:
@@ -67,10 +67,10 @@ def test_a_confirmation_whose_processes_die_comes_again_as_long_as_it_gets_on(tm
         assert jobs.suggest(f"{attempt}") == job
         assert jobs.suggest("another") is None, "it may have to be issued again"
         append_record(tmp_path / "run", EpochRecord(attempt, 0.0, {}))
-        jobs.on_trial_complete(f"{attempt}", error=True)
+        jobs.ended(f"{attempt}", {"crashed": True})
         assert session.journal.events() == []
     assert jobs.suggest("last") == job
-    jobs.on_trial_complete("last", error=True)
+    jobs.ended("last", {"crashed": True})
     (ended,) = session.journal.events()
     assert (ended.key, ended.state) == ("0000-seed1", "failed")
     assert jobs.suggest("none") == Searcher.FINISHED

@@ -11,17 +11,18 @@ import pytest
 
 from orchestrator.records import constraints
 from orchestrator.records.constraints import feasible, limits, violations
-from orchestrator.records.journal import Journal
 from orchestrator.records.runs import Run
+from orchestrator.records.study_folder import create_study_folder, read_study
+from orchestrator.records.trials import trials
 from orchestrator.report import figures, held_out
 from orchestrator.report.held_out import held_out_points
 from orchestrator.report.page import write_report
 from orchestrator.report.plates import plates
 from orchestrator.report.sections import all_trials
 from orchestrator.report.tables import trial_rows
-from orchestrator.study.confirm import choose
+from orchestrator.study.confirm import distinct
 from search_spaces.study import Study, parse_study
-from tests.orchestrator.made_up import record, said
+from tests.orchestrator.made_up import end_run, record, said
 from tests.orchestrator.test_searcher import Driver, made_up_study, url
 from trainers.problems import InvalidInput
 from trainers.records import EpochRecord, append_record
@@ -59,26 +60,29 @@ def runs(of: Study, folder: Path, ended: dict[int, tuple[float, float]] = ENDED)
 )
 def test_only_trials_that_meet_the_constraint_are_chosen(constraint, numbers, tmp_path):
     of = study(**constraint)
-    candidates = feasible(of, runs(of, tmp_path))
-    chosen = choose(candidates, 5)
-    assert sorted(run.trial for run in chosen) == numbers
+    chosen = distinct(feasible(of, runs(of, tmp_path)))
+    assert sorted(trial.number for trial in chosen) == numbers
 
 
 def test_a_baseline_that_has_not_ended_constrains_nobody_yet(tmp_path):
     of = study(baseline=0, minus=0.01)
     known = runs(of, tmp_path, {1: ENDED[1]})
-    assert violations(limits(of, known), known[1], of.search.checkpoint) == {}
+    assert violations(limits(of, known), trials(known)[1], of.search.checkpoint) == {}
     known = runs(of, tmp_path)
-    assert violations(limits(of, known), known[1], of.search.checkpoint) == {"val/clean_accuracy": pytest.approx(0.01)}
-    assert violations(limits(of, known), known[0], of.search.checkpoint) == {"val/clean_accuracy": pytest.approx(-0.01)}
-    assert violations(limits(of, known), known[3], of.search.checkpoint) == {}
+    assert violations(limits(of, known), trials(known)[1], of.search.checkpoint) == {
+        "val/clean_accuracy": pytest.approx(0.01)
+    }
+    assert violations(limits(of, known), trials(known)[0], of.search.checkpoint) == {
+        "val/clean_accuracy": pytest.approx(-0.01)
+    }
+    assert violations(limits(of, known), trials(known)[3], of.search.checkpoint) == {}
 
 
 def test_a_report_groups_runs_and_finds_its_points_as_often_for_many_trials_as_for_few(tmp_path, monkeypatch):
     of = study(baseline=0, minus=0.01)
     counts = []
     for number, copies in enumerate((1, 10)):
-        journal = Journal.create(tmp_path / f"{number}", of)
+        journal = create_study_folder(tmp_path / f"{number}", of)
         for trial in range(3 * copies):
             objectives = ENDED[trial % 3]
             folder = journal.trial_folder(trial)
@@ -86,11 +90,11 @@ def test_a_report_groups_runs_and_finds_its_points_as_often_for_many_trials_as_f
             append_record(
                 folder, EpochRecord(0, 0.0, record(0, None, 0.2).metrics | dict(zip(NAMES, objectives, strict=True)))
             )
-            journal.ended(f"trial-{trial:04d}", "complete", "", list(objectives))
+            end_run(journal, f"trial-{trial:04d}", "complete", "", list(objectives))
         calls = Counter()
         for module, name in ((constraints, "trials"), (constraints, "limits"), (held_out, "pareto_indices")):
             counted(module, name, calls, monkeypatch)
-        write_report(journal.folder)
+        write_report(journal)
         monkeypatch.undo()
         counts.append(calls)
     assert counts[0] == counts[1]
@@ -112,7 +116,7 @@ def test_a_baseline_that_does_not_count_constrains_by_what_it_reached(state, tmp
     of = study(baseline=0, minus=0.01)
     known = [replace(run, state=state, objectives=()) if run.trial == 0 else run for run in runs(of, tmp_path)]
     assert limits(of, known) == {"val/clean_accuracy": pytest.approx(0.89)}
-    assert [run.trial for run in choose(feasible(of, known), 5)] == [2]
+    assert [trial.number for trial in distinct(feasible(of, known))] == [2]
 
 
 def test_a_constraint_whose_baseline_recorded_nothing_is_said_not_to_act(tmp_path):
@@ -153,8 +157,8 @@ def test_a_constraint_that_makes_no_sense_is_named(constraints, says):
 
 def test_a_study_whose_trials_all_violate_confirms_nothing_and_is_readable_again(tmp_path):
     of = study(at_least=0.95)
-    journal = Journal.create(tmp_path / "s", of)
-    assert journal.study().search.constraints == of.search.constraints
+    journal = create_study_folder(tmp_path / "s", of)
+    assert read_study(journal.folder).search.constraints == of.search.constraints
     assert parse_study(of.to_raw()) == of
 
 

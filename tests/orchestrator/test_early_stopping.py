@@ -12,10 +12,11 @@ from orchestrator.records.events import Compared, Stopped
 from orchestrator.records.journal import Journal
 from orchestrator.records.runs import trial_key
 from orchestrator.records.savings import savings
+from orchestrator.records.study_folder import create_study_folder
 from search_spaces.stopping import Pruning, Stopping
 from search_spaces.study import Resources, Study, parse_study
 from tests.orchestrator.curves import records
-from tests.orchestrator.made_up import confirm_run, propose_run, said
+from tests.orchestrator.made_up import confirm_run, end_run, propose_run, said
 from trainers.origin import Origin
 from trainers.records import append_record
 
@@ -33,16 +34,16 @@ def study() -> Study:
 
 @pytest.fixture
 def journal(tmp_path: Path, study: Study) -> Journal:
-    return Journal.create(tmp_path / "s", study)
+    return create_study_folder(tmp_path / "s", study)
 
 
 class Trials:
     """Feeds curves to the rules epoch by epoch, as a study does."""
 
     def __init__(self, journal: Journal, study: Study, rules: Stopping) -> None:
-        from orchestrator.study.early_stopping import EarlyStopping
+        from orchestrator.study.early_stopping import StopDecisions
 
-        self.study, self.stopping = study, EarlyStopping(rules, journal)
+        self.study, self.stopping = study, StopDecisions(rules, journal)
 
     def stopped_at(self, number: int, curve: list[float], method: str = "fgsm", seed: int = 0) -> int | None:
         made, experiment = records(curve), self.study.experiment_for({"method.name": method})
@@ -88,14 +89,14 @@ def test_a_new_driver_decides_as_the_one_that_died_would_have(journal: Journal, 
 
 
 def test_an_epoch_that_nobody_judged_before_the_kill_is_judged_afterwards(journal: Journal, study: Study) -> None:
-    from orchestrator.study.early_stopping import EarlyStopping
+    from orchestrator.study.early_stopping import StopDecisions
 
-    stopping = EarlyStopping(Stopping(catastrophic=True), journal)
+    stopping = StopDecisions(Stopping(catastrophic=True), journal)
     made, experiment = records(COLLAPSE), study.experiment_for({"method.name": "fgsm"})
     stop = stopping.decide("trial-0000", experiment, made)  # epoch 3 is on disk as well: a group runs ahead
     assert stop is not None
     assert (stop.rule, stop.epoch) == ("catastrophic", 2)
-    again = EarlyStopping(Stopping(catastrophic=True), journal)
+    again = StopDecisions(Stopping(catastrophic=True), journal)
     assert again.decide("trial-0000", experiment, records([*COLLAPSE, 0.9, 0.9, 0.9, 0.9])) == stop
     assert [type(event) for event in journal.events()] == [Stopped]
 
@@ -104,10 +105,10 @@ def test_an_epoch_that_nobody_judged_before_the_kill_is_judged_afterwards(journa
 def test_a_collapse_before_the_last_epoch_stops_a_run_whether_or_not_that_is_on_disk(
     on_disk: int, journal: Journal, study: Study
 ) -> None:
-    from orchestrator.study.early_stopping import EarlyStopping
+    from orchestrator.study.early_stopping import StopDecisions
 
     made = records([0.5] * (EPOCHS - 2) + [0.01, 0.9])[:on_disk]
-    stopping = EarlyStopping(Stopping(catastrophic=True), journal)
+    stopping = StopDecisions(Stopping(catastrophic=True), journal)
     stop = stopping.decide("trial-0000", study.experiment_for({"method.name": "fgsm"}), made)
     assert stop is not None
     assert (stop.rule, stop.epoch) == ("catastrophic", EPOCHS - 2)
@@ -129,9 +130,9 @@ def test_a_run_that_fell_behind_before_its_last_epoch_is_pruned_whether_or_not_t
 def test_records_are_held_for_trials_at_work_alone(
     ends: tuple[Any, ...], journal: Journal, study: Study, tmp_path: Path
 ) -> None:
-    from orchestrator.study.early_stopping import EarlyStopping, StopEarly
+    from orchestrator.study.early_stopping import StopDecisions, StoppingScheduler
 
-    scheduler = StopEarly(EarlyStopping(Stopping(catastrophic=True), journal))
+    scheduler = StoppingScheduler(StopDecisions(Stopping(catastrophic=True), journal))
     config = {"run_dir": str(tmp_path), "key": "trial-0000", "experiment": study.experiment_for({}).to_dict()}
     trial = SimpleNamespace(config=config)
     end, *more = ends
@@ -146,9 +147,9 @@ def test_records_are_held_for_trials_at_work_alone(
 
 
 def test_a_run_that_got_to_its_end_is_not_stopped(journal: Journal, study: Study) -> None:
-    from orchestrator.study.early_stopping import EarlyStopping
+    from orchestrator.study.early_stopping import StopDecisions
 
-    stopping = EarlyStopping(Stopping(catastrophic=True), journal)
+    stopping = StopDecisions(Stopping(catastrophic=True), journal)
     made = records([0.5] * (EPOCHS - 1) + [0.01])
     assert stopping.decide("trial-0000", study.experiment_for({"method.name": "fgsm"}), made) is None
 
@@ -184,10 +185,10 @@ def test_savings_are_the_epochs_not_run_at_the_trials_own_pace(journal: Journal,
         )
         for record in records([0.5] * epochs):
             append_record(folder, record)
-    journal.ended("trial-0000", "complete", "", [0.9, 0.5])
+    end_run(journal, "trial-0000", "complete", "", [0.9, 0.5])
     for number in (1, 2):
         journal.append(Stopped(key=trial_key(number), rule="catastrophic", epoch=2, reason=""))
-        journal.ended(trial_key(number), "stopped", "because")
+        end_run(journal, trial_key(number), "stopped", "because")
     # Epochs took 2, 3, 4, … seconds: medians 3 and 4; 5 and 3 epochs were not run, on two workers of two CPUs.
     two = study.model_copy(update={"resources": Resources(workers=2, cpus_per_worker=2)})
     (saving,) = savings(journal.runs(), two)

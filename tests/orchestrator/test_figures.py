@@ -10,8 +10,9 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from orchestrator.records.journal import Journal
 from orchestrator.records.runs import Run
+from orchestrator.records.storage import storage_url
+from orchestrator.records.study_folder import open_study_folder
 from orchestrator.report import figures
 from orchestrator.report.curves import training_phases
 from orchestrator.report.figure_data import energy_curve_lines
@@ -28,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(folder: Path) -> list[Run]:
-    return Journal.open(folder).runs()
+    return open_study_folder(folder).runs()
 
 
 def test_energy_data_follow_the_records(runs: list[Run]) -> None:
@@ -109,7 +110,7 @@ def test_accuracy_over_epsilon_joins_means(runs: list[Run]) -> None:
 
 
 def test_importances_are_shares_and_need_four_trials(folder: Path, tmp_path: Path) -> None:
-    found = parameter_importances(made_up_study(), Journal.open(folder).storage_url)
+    found = parameter_importances(made_up_study(), storage_url(made_up_study(), folder.absolute()))
     assert set(found) == {"val/clean_accuracy", "val/pgd10_accuracy"}
     assert all(sum(shares.values()) == pytest.approx(1) for shares in found.values())
     assert parameter_importances(made_up_study(), f"sqlite:///{tmp_path}/none.db") == {}

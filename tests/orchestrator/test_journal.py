@@ -10,11 +10,18 @@ from pathlib import Path
 import pytest
 
 from orchestrator.records import events
-from orchestrator.records.events import Ended, Proposed
+from orchestrator.records.events import Ended, Evaluated, Proposed
 from orchestrator.records.journal import EVALUATION_FILE, JOURNAL_FILE, Journal
 from orchestrator.records.runs import Run, trial_key
+from orchestrator.records.study_folder import (
+    check_defaults,
+    create_study_folder,
+    open_study_folder,
+    read_identity,
+    read_study,
+)
 from search_spaces.study import Study, parse_study
-from tests.orchestrator.made_up import propose_run
+from tests.orchestrator.made_up import end_run, propose_run
 from trainers.config import Experiment, apply_values, parse
 from trainers.evaluation.result import Evaluation, Flags, Protocol
 from trainers.problems import InvalidInput
@@ -53,7 +60,7 @@ def bytes_read(step: Callable[[], object]) -> int:
 
 
 def test_a_step_of_a_study_of_200_trials_reads_only_what_is_new(tmp_path: Path) -> None:
-    journal = Journal.create(tmp_path / "s", STUDY)
+    journal = create_study_folder(tmp_path / "s", STUDY)
     lines = "".join(record(epoch).to_json() + "\n" for epoch in range(50))
     experiment = STUDY.experiment_for({}).to_dict()
     for number in range(200):
@@ -74,7 +81,7 @@ def test_a_step_of_a_study_of_200_trials_reads_only_what_is_new(tmp_path: Path) 
     def a_trial() -> None:
         assert propose(journal, 200) == folder
         append_record(folder, record(0))
-        journal.ended(trial_key(199), "failed", "made up")
+        end_run(journal, trial_key(199), "failed", "made up")
 
     # Appending looks at the last byte of each file; one event of a trial holds its whole experiment.
     assert bytes_read(an_epoch) <= 1
@@ -88,7 +95,7 @@ def test_a_step_of_a_study_of_200_trials_reads_only_what_is_new(tmp_path: Path) 
 @pytest.mark.parametrize("seed", range(5))
 def test_what_is_remembered_is_what_a_fresh_look_finds_after_any_sequence_of_events(seed: int, tmp_path: Path) -> None:
     draw = random.Random(seed)
-    journal = Journal.create(tmp_path / "s", STUDY)
+    journal = create_study_folder(tmp_path / "s", STUDY)
     other = Journal(journal.folder)  # another process that writes
     folders: list[Path] = []
     epochs: dict[int, int] = {}
@@ -107,7 +114,7 @@ def test_what_is_remembered_is_what_a_fresh_look_finds_after_any_sequence_of_eve
             append_record(folders[number], record(epochs.get(number, 0)))
             epochs[number] = epochs.get(number, 0) + 1
         elif action == "end":
-            writer.ended(trial_key(number), draw.choice(["complete", "failed"]), "", [draw.random()])
+            end_run(writer, trial_key(number), draw.choice(["complete", "failed"]), "", [draw.random()])
         elif action == "tear journal":
             tear(journal.folder / JOURNAL_FILE)
         elif action == "tear records" and epochs.get(number):
@@ -120,18 +127,18 @@ def test_what_is_remembered_is_what_a_fresh_look_finds_after_any_sequence_of_eve
 
 
 def test_a_trial_that_was_issued_again_is_running_until_it_ends_again(tmp_path: Path) -> None:
-    journal = Journal.create(tmp_path / "s", STUDY)
+    journal = create_study_folder(tmp_path / "s", STUDY)
     states = []
     for end in ("failed", "complete"):
         propose(journal, 0)
         states.append(journal.runs()[0].state)
-        journal.ended(trial_key(0), end, "", [0.5])
+        end_run(journal, trial_key(0), end, "", [0.5])
         states.append(journal.runs()[0].state)
     assert states == ["running", "failed", "running", "complete"]
 
 
 def test_runs_are_in_the_order_of_their_numbers_and_a_twin_is_of_an_earlier_trial(tmp_path: Path) -> None:
-    journal = Journal.create(tmp_path / "s", STUDY)
+    journal = create_study_folder(tmp_path / "s", STUDY)
     for number in (10_000, 9_999):
         propose(journal, number)
     for seed in (10, 2):
@@ -142,7 +149,7 @@ def test_runs_are_in_the_order_of_their_numbers_and_a_twin_is_of_an_earlier_tria
     experiment = STUDY.experiment_for({})
     for number in (10_001, 9_998):
         propose_run(journal, number, {}, experiment)
-        journal.ended(trial_key(number), "complete", "", [0.5])
+        end_run(journal, trial_key(number), "complete", "", [0.5])
     found = [journal.twin(number, experiment) for number in (9_998, 9_999, 10_001)]
     assert [run and run.key for run in found] == [None, "trial-9998", "trial-9998"]
 
@@ -150,12 +157,12 @@ def test_runs_are_in_the_order_of_their_numbers_and_a_twin_is_of_an_earlier_tria
 def test_a_twin_is_sought_without_a_look_at_the_runs_that_are_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    journal = Journal.create(tmp_path / "s", STUDY)
+    journal = create_study_folder(tmp_path / "s", STUDY)
     for number in range(5):
         propose(journal, number)
-        journal.ended(trial_key(number), "complete", "", [0.5])
+        end_run(journal, trial_key(number), "complete", "", [0.5])
     journal.confirm(0, 9, {}, STUDY.experiment_for({"seed": 9}))
-    journal.ended("0000-seed9", "complete", "")
+    end_run(journal, "0000-seed9", "complete", "")
     journal.runs()
     hashed: list[int] = []
     digest = Experiment.digest
@@ -174,7 +181,7 @@ def evaluated(folder: Path, standing: tuple[bool, ...]) -> Evaluation:
 
 
 def test_an_evaluation_is_seen_when_it_appears_and_when_it_is_replaced(tmp_path: Path) -> None:
-    journal = Journal.create(tmp_path / "s", STUDY)
+    journal = create_study_folder(tmp_path / "s", STUDY)
     folder = propose(journal, 0)
     assert journal.runs()[0].evaluation is None
     for standing in ((True, True), (True, False)):
@@ -188,7 +195,7 @@ def study_with(**sections: object) -> Study:
 
 
 def test_the_files_of_a_run_that_ended_some_time_ago_are_not_looked_at_until_it_is_spoken_of(tmp_path: Path) -> None:
-    journal = Journal.create(tmp_path / "s", STUDY)
+    journal = create_study_folder(tmp_path / "s", STUDY)
     for number, ago in enumerate((0.0, 3600.0)):
         folder = propose(journal, number)
         append_record(folder, record(0))
@@ -204,32 +211,32 @@ def test_the_files_of_a_run_that_ended_some_time_ago_are_not_looked_at_until_it_
         append_record(journal.trial_folder(number), record(1))
     assert epochs() == [2, 1]
     saved = evaluated(journal.trial_folder(1), (True, True))
-    journal.evaluated(trial_key(1), "")
+    journal.append(Evaluated(key=trial_key(1), problem=""))
     assert epochs() == [2, 2]
     assert journal.runs()[1].evaluation == saved
     assert journal.runs() == afresh(journal)
 
 
 def test_what_may_change_when_a_study_is_started_again_is_kept(tmp_path: Path) -> None:
-    first = Journal.create(tmp_path / "s", study_with(search={"trials": 2}))
+    first = create_study_folder(tmp_path / "s", study_with(search={"trials": 2}))
     changed = study_with(
         search={"trials": 6}, resources={"cpus_per_worker": 2}, tracking={"uri": "http://elsewhere:5000"}
     )
-    assert Journal.create(tmp_path / "s", changed).identity == first.identity
-    assert Journal.open(tmp_path / "s").study() == changed
+    assert read_identity(create_study_folder(tmp_path / "s", changed).folder) == read_identity(first.folder)
+    assert read_study(tmp_path / "s") == changed
 
 
 def test_data_that_have_moved_are_looked_for_where_they_are_now(tmp_path: Path) -> None:
     for number, data in enumerate(({}, {"data": "digits"}, {"data": {"name": "digits", "download": True}})):
         short = study_with(experiment={"epochs": 9} | data)
-        Journal.create(tmp_path / f"{number}", short)
-        Journal.create(tmp_path / f"{number}", short.with_data_in(tmp_path / "new"))
+        create_study_folder(tmp_path / f"{number}", short)
+        create_study_folder(tmp_path / f"{number}", short.with_data_in(tmp_path / "new"))
     there = study_with(experiment={"data": {"name": "digits", "directory": "/old"}, "epochs": 9})
-    journal = Journal.create(tmp_path / "s", there)
+    journal = create_study_folder(tmp_path / "s", there)
     propose_run(journal, 0, {}, there.experiment_for({}))
     here = there.with_data_in(tmp_path / "new")
-    Journal.create(tmp_path / "s", here).check_defaults(here)
-    study, (run,) = journal.study(), journal.runs()
+    check_defaults(here, create_study_folder(tmp_path / "s", here))
+    study, (run,) = read_study(journal.folder), journal.runs()
     assert (study, run.experiment.data.directory) == (here, "/old")
     moved = study.located(run.experiment)
     assert moved.data.directory == str(tmp_path / "new")
@@ -238,41 +245,41 @@ def test_data_that_have_moved_are_looked_for_where_they_are_now(tmp_path: Path) 
 
 def test_what_may_not_change_is_refused_with_its_field_and_both_values(tmp_path: Path) -> None:
     held = study_with(search={"trials": 2}, space={"method.name": ["fgsm", "sat"]})
-    journal = Journal.create(tmp_path / "s", held)
+    journal = create_study_folder(tmp_path / "s", held)
     journal.propose(0, {}, held.experiment_for({}), folder=journal.trial_folder(0))
     changed = study_with(search={"trials": 3, "seed": 4}, confirm={"top": 1}, space={"method.name": ["fgsm", "trades"]})
     with pytest.raises(InvalidInput) as refused:
-        Journal.create(tmp_path / "s", changed)
+        create_study_folder(tmp_path / "s", changed)
     said = {problem.field: problem.message for problem in refused.value.problems}
     assert list(said) == ["search.seed", "confirm.top", "space.method.name.choices"]
     assert said["confirm.top"].startswith(f"1, but the study in {tmp_path / 's'} has 3; use another name")
     assert "['fgsm', 'trades']" in said["space.method.name.choices"]
-    assert Journal.open(tmp_path / "s").study() == held
+    assert read_study(tmp_path / "s") == held
 
 
 def test_a_study_that_has_no_trial_may_still_change(tmp_path: Path) -> None:
     held, other = study_with(search={"trials": 2}), study_with(search={"trials": 2, "seed": 4}, confirm={"top": 1})
-    first = Journal.create(tmp_path / "s", held)
-    assert Journal.create(tmp_path / "s", other).identity == first.identity
-    assert Journal.open(tmp_path / "s").study() == other
+    first = create_study_folder(tmp_path / "s", held)
+    assert read_identity(create_study_folder(tmp_path / "s", other).folder) == read_identity(first.folder)
+    assert read_study(tmp_path / "s") == other
     (tmp_path / "s" / "optuna.db").touch()
     with pytest.raises(InvalidInput, match="but the study in"):
-        Journal.create(tmp_path / "s", held)
+        create_study_folder(tmp_path / "s", held)
     workers = study_with(search={"trials": 2, "seed": 4}, confirm={"top": 1, "workers": 2})
-    assert Journal.create(tmp_path / "s", workers).study() == workers
+    assert read_study(create_study_folder(tmp_path / "s", workers).folder) == workers
 
 
 def test_a_run_that_was_begun_with_other_defaults_is_named_with_what_to_write(tmp_path: Path) -> None:
     study = study_with(space={"method.name": ["fgsm", "sat"]})
-    journal = Journal.create(tmp_path / "s", study)
+    journal = create_study_folder(tmp_path / "s", study)
     point = {"method.name": "sat"}
     today = study.experiment_for(point)
     propose_run(journal, 0, point, today, seed=1)
-    journal.check_defaults(study)
+    check_defaults(study, journal)
     raw = apply_values(today.to_dict(), {"evaluation.probe_samples": 1024, "seed": 3})
     propose_run(journal, 1, point, parse(raw), seed=3)
     with pytest.raises(InvalidInput) as refused:
-        journal.check_defaults(study)
+        check_defaults(study, journal)
     said = {problem.field: problem.message for problem in refused.value.problems}
     assert list(said) == ["experiment.evaluation.probe_samples"]
     assert "but trial-0001-seed3 was begun with 1024; write that into" in said["experiment.evaluation.probe_samples"]
@@ -280,11 +287,11 @@ def test_a_run_that_was_begun_with_other_defaults_is_named_with_what_to_write(tm
     fixed = study_with(space={"method.name": ["fgsm", "sat"]}, experiment=told)
     (journal.folder / "study.yaml").write_text(fixed.to_yaml())
     with pytest.raises(InvalidInput, match="trial-0000-seed1 was begun with 512"):
-        Journal.open(journal.folder).check_defaults(journal.study())
+        check_defaults(read_study(journal.folder), open_study_folder(journal.folder))
 
 
 def test_a_broken_line_is_named_every_time_and_nothing_is_read_past_it(tmp_path: Path) -> None:
-    journal = Journal.create(tmp_path / "s", STUDY)
+    journal = create_study_folder(tmp_path / "s", STUDY)
     propose(journal, 0)
     file = journal.folder / JOURNAL_FILE
     whole = file.read_text()
@@ -301,7 +308,7 @@ def test_a_broken_line_is_named_every_time_and_nothing_is_read_past_it(tmp_path:
 
 @pytest.mark.parametrize("content", ["", '{"protocol": {"data"', "[]", "{}", '{"protocol": {}, "flags": []}', "\udcff"])
 def test_an_evaluation_that_is_torn_is_named_with_its_file(content: str, tmp_path: Path) -> None:
-    journal = Journal.create(tmp_path / "s", STUDY)
+    journal = create_study_folder(tmp_path / "s", STUDY)
     file = propose(journal, 0) / EVALUATION_FILE
     file.parent.mkdir(parents=True)
     file.write_bytes(content.encode(errors="surrogateescape"))
@@ -316,11 +323,11 @@ def test_an_evaluation_that_is_torn_is_named_with_its_file(content: str, tmp_pat
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{}"])
 def test_an_identity_that_is_lost_is_named_with_its_file(content: str | None, tmp_path: Path) -> None:
-    journal = Journal.create(tmp_path / "s", STUDY)
+    journal = create_study_folder(tmp_path / "s", STUDY)
     file = journal.folder / "study.json"
     file.unlink() if content is None else file.write_text(content)
     with pytest.raises(InvalidInput, match=r"study\.json: can't be read"):
-        _ = journal.identity
+        _ = read_identity(journal.folder)
 
 
 def test_every_event_comes_back_as_it_was_written() -> None:

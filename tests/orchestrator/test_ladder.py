@@ -14,18 +14,19 @@ from orchestrator.cluster import connection
 from orchestrator.host.interrupt import Interrupt
 from orchestrator.records.events import RungClimbed
 from orchestrator.records.journal import Journal
-from orchestrator.records.rungs import RungResult, climbed
+from orchestrator.records.rungs import climbed
 from orchestrator.records.runs import trial_key
-from orchestrator.records.seeds import trials
+from orchestrator.records.study_folder import create_study_folder, read_identity
+from orchestrator.records.trials import trials
 from orchestrator.report.page import write_report
-from orchestrator.study.ladder import climb, rank
+from orchestrator.study.ladder import climb, climb_of
 from orchestrator.study.progress import StudyView
 from orchestrator.study.session import Session
 from orchestrator.tracking.mirror import sync
 from orchestrator.tracking.server import RUN_TAG
 from search_spaces.study import Rung, parse_study
 from tests.conftest import TINY
-from tests.orchestrator.made_up import propose_run
+from tests.orchestrator.made_up import end_run, propose_run
 from trainers import checkpoint
 from trainers.config import apply_values
 from trainers.data.images import load_splits
@@ -46,24 +47,25 @@ STUDY = parse_study(
 
 
 def test_the_most_robust_are_kept_and_of_equals_the_first_in_the_order_of_the_search() -> None:
-    found = rank(Rung(attack="cw", samples=9, keep=2), [5, 3, 1], {1: 0.5, 3: 0.5, 5: 0.2})
-    assert found == RungResult("cw", 9, False, {3: 0.5, 1: 0.5, 5: 0.2}, (3, 1))
+    found = climb_of(Rung(attack="cw", samples=9, keep=2), {5: 0.2, 3: 0.5, 1: 0.5})
+    assert (found.attack, found.samples, found.fast, found.kept) == ("cw", 9, False, [3, 1])
+    assert found.accuracies == [(3, 0.5), (1, 0.5), (5, 0.2)]
 
 
 def test_a_rung_that_kept_more_later_is_one_rung() -> None:
     event = RungClimbed(attack="cw", samples=9, fast=False, accuracies=[(3, 0.5), (1, 0.4)], kept=[3])
     found = climbed([event, replace(event, attack="pgd20"), replace(event, kept=[3, 1])])
-    assert [(rung.attack, rung.kept) for rung in found] == [("cw", (3, 1)), ("pgd20", (3,))]
+    assert [(rung.attack, rung.kept) for rung in found.values()] == [("cw", [3, 1]), ("pgd20", [3])]
 
 
 @pytest.fixture(scope="module")
 def journal(tmp_path_factory: pytest.TempPathFactory) -> Journal:
-    journal = Journal.create(tmp_path_factory.mktemp("runs") / "s", STUDY)
+    journal = create_study_folder(tmp_path_factory.mktemp("runs") / "s", STUDY)
     for number, epsilon in enumerate((0.01, 0.05, 0.2)):
         experiment = STUDY.experiment_for({"attack.epsilon": epsilon})
         folder = propose_run(journal, number, {"attack.epsilon": epsilon}, experiment)
         list(fit(experiment, folder, ranks=Ranks.current("cpu")))
-        journal.ended(trial_key(number), "complete", "", [0.5, 0.5])
+        end_run(journal, trial_key(number), "complete", "", [0.5, 0.5])
     return journal
 
 
@@ -84,43 +86,43 @@ def test_every_rung_attacks_those_that_are_left_and_is_climbed_once(journal: Jou
     with connection.connect(None, trial_slots=1) as capacity:
         session = Session(STUDY, journal, capacity, StudyView(Console(quiet=True)), Interrupt(print))
         left = climb(session, trials(journal.runs()))
-    first, second = climbed(journal.events())
-    assert first.accuracies == {number: expected(journal, number, "pgd20", 30, FAST) for number in (0, 1, 2)}
-    assert second.accuracies == {number: expected(journal, number, "margin-t", 50) for number in first.kept}
-    best = sorted(first.accuracies.values(), reverse=True)
-    assert [first.accuracies[number] for number in first.kept] == best[:2]
-    assert [run.trial for run in left] == list(second.kept)
-    assert second.accuracies[second.kept[0]] == max(second.accuracies.values())
+    first, second = climbed(journal.events()).values()
+    assert first.by_trial == {number: expected(journal, number, "pgd20", 30, FAST) for number in (0, 1, 2)}
+    assert second.by_trial == {number: expected(journal, number, "margin-t", 50) for number in first.kept}
+    best = sorted(first.by_trial.values(), reverse=True)
+    assert [first.by_trial[number] for number in first.kept] == best[:2]
+    assert [trial.number for trial in left] == list(second.kept)
+    assert second.by_trial[second.kept[0]] == max(second.by_trial.values())
     assert all(run.evaluation is None for run in journal.runs())  # the test set was not touched
     # Again, without Ray: nothing is left to do.
     again = Session(STUDY, Journal(journal.folder), capacity, StudyView(Console(quiet=True)), Interrupt(print))
     assert climb(again, trials(journal.runs())) == left
     assert len(climbed(journal.events())) == 2
-    page = write_report(journal.folder).read_text()
+    page = write_report(journal).read_text()
     assert "PGD-20 (fast), n = 30 [%]" in page
     assert "Margin-T, n = 50 [%]" in page
-    assert f"<strong>{100 * second.accuracies[second.kept[0]]:.2f}</strong>" in page
+    assert f"<strong>{100 * second.by_trial[second.kept[0]]:.2f}</strong>" in page
     uri = f"sqlite:///{journal.folder}/mlflow.db"
     sync(journal, uri)
     client = MlflowClient(tracking_uri=uri)
-    for number, accuracy in second.accuracies.items():
-        (run,) = client.search_runs(["1"], f"tags.`{RUN_TAG}` = '{journal.identity}/{trial_key(number)}'")
+    for number, accuracy in second.by_trial.items():
+        (run,) = client.search_runs(["1"], f"tags.`{RUN_TAG}` = '{read_identity(journal.folder)}/{trial_key(number)}'")
         assert run.data.metrics["held_out/margin-t_n50_accuracy"] == accuracy
 
 
 def test_more_are_kept_where_more_are_to_be_confirmed_and_nobody_is_attacked_again(tmp_path: Path) -> None:
-    journal = Journal.create(tmp_path / "s", STUDY)
+    journal = create_study_folder(tmp_path / "s", STUDY)
     for number in range(4):
-        experiment = STUDY.experiment_for({"attack.epsilon": 0.05}).model_copy(update={"seed": number})
+        experiment = STUDY.experiment_for({"attack.epsilon": 0.05}).with_seed(number)
         propose_run(journal, number, {}, experiment)
-        journal.ended(trial_key(number), "complete", "", [0.5, 0.5])
+        end_run(journal, trial_key(number), "complete", "", [0.5, 0.5])
     accuracies = [(2, 0.4), (0, 0.3), (3, 0.2), (1, 0.1)]
     journal.append(RungClimbed(attack="pgd20", samples=30, fast=True, accuracies=accuracies, kept=[2, 0]))
     more = STUDY.confirm.model_copy(update={"ladder": STUDY.confirm.ladder_for(3)})
     study = STUDY.model_copy(update={"confirm": more})
     session = Session(study, journal, None, StudyView(Console(quiet=True)), Interrupt(print))  # type: ignore[arg-type]
     for _ in range(2):
-        assert [run.trial for run in climb(session, trials(journal.runs()))] == [2, 0, 3]
+        assert [trial.number for trial in climb(session, trials(journal.runs()))] == [2, 0, 3]
     assert [event.kept for event in journal.events() if isinstance(event, RungClimbed)] == [[2, 0], [2, 0, 3]]
 
 
@@ -136,9 +138,9 @@ def test_the_ladder_of_more_finalists_keeps_as_many_and_has_no_rung_for_nothing(
 
 
 def test_a_rung_that_would_drop_nobody_attacks_nobody(tmp_path: Path) -> None:
-    journal = Journal.create(tmp_path / "s", STUDY)
+    journal = create_study_folder(tmp_path / "s", STUDY)
     propose_run(journal, 0, {}, STUDY.experiment_for({"attack.epsilon": 0.05}))
     session = Session(STUDY, journal, None, StudyView(Console(quiet=True)), Interrupt(print))  # type: ignore[arg-type]
     (only,) = climb(session, trials(journal.runs()))
-    assert only.trial == 0
-    assert climbed(journal.events()) == []
+    assert only.number == 0
+    assert climbed(journal.events()) == {}

@@ -18,12 +18,13 @@ from mlflow import MlflowClient
 from orchestrator.records.events import Started
 from orchestrator.records.journal import EVALUATION_FILE, Journal
 from orchestrator.records.runs import trial_key
+from orchestrator.records.study_folder import create_study_folder, read_identity
 from orchestrator.tracking.mirror import Mirror, NotSent
 from orchestrator.tracking.mirrored_run import flatten
 from orchestrator.tracking.server import RUN_TAG, log_folder
 from search_spaces.study import Tracking, parse_study
 from tests.conftest import TINY
-from tests.orchestrator.made_up import propose_run
+from tests.orchestrator.made_up import end_run, propose_run
 from trainers.config import parse
 from trainers.evaluation.result import Evaluation, Flags, Protocol
 from trainers.loop import fit
@@ -50,7 +51,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def journal(tmp_path: Path, trained: Path) -> Journal:
     """A study of one trial that has run all its epochs."""
-    journal = Journal.create(tmp_path / "s", STUDY)
+    journal = create_study_folder(tmp_path / "s", STUDY)
     journal.append(Started(pid=1, environment={"git_commit": "aaaa"}))
     shutil.copytree(trained, propose_run(journal, 0, {}, STUDY.experiment_for({})))
     return journal
@@ -61,14 +62,14 @@ def two_ended(journal: Journal, trained: Path) -> Journal:
     """With a second trial; both have ended."""
     shutil.copytree(trained, propose_run(journal, 1, {}, STUDY.experiment_for({})))
     for number in (0, 1):
-        journal.ended(trial_key(number), "failed", "made up")
+        end_run(journal, trial_key(number), "failed", "made up")
     return journal
 
 
 def tracked(uri: str, journal: Journal, trial: int = 0) -> tuple[MlflowClient, Any]:
     client = MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name(STUDY.tracking.experiment)
-    tag = f"tags.`{RUN_TAG}` = '{journal.identity}/{trial_key(trial)}'"
+    tag = f"tags.`{RUN_TAG}` = '{read_identity(journal.folder)}/{trial_key(trial)}'"
     (run,) = client.search_runs([experiment.experiment_id], tag)
     return client, run
 
@@ -100,7 +101,7 @@ def test_an_outage_at_any_call_is_made_up_for_by_the_next_update(
     call: str, uri: str, journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mirror = Mirror(journal, uri)
-    journal.ended(trial_key(0), "failed", "made up")
+    end_run(journal, trial_key(0), "failed", "made up")
     take_away(mirror, call, 2, monkeypatch)
     for _ in range(2):
         with pytest.raises(ConnectionError):
@@ -146,7 +147,7 @@ def test_every_empty_slot_is_a_value_to_compare_by() -> None:
 def test_a_new_process_sends_nothing_again_of_a_trial_that_has_ended_and_is_closed(
     state: str, status: str, uri: str, journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    journal.ended(trial_key(0), state, "", [0.9, 0.5])
+    end_run(journal, trial_key(0), state, "", [0.9, 0.5])
     Mirror(journal, uri).update(ended=False)
     client, run = tracked(uri, journal)
     again = Mirror(Journal(journal.folder), uri)
@@ -160,7 +161,7 @@ def test_a_new_process_sends_nothing_again_of_a_trial_that_has_ended_and_is_clos
 def test_a_closed_trial_that_has_gone_on_is_sent_by_the_next_process(
     uri: str, journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    journal.ended(trial_key(0), "stopped", "")
+    end_run(journal, trial_key(0), "stopped", "")
     Mirror(journal, uri).update(ended=False)
     client, run = tracked(uri, journal)
     (stopped,) = journal.runs()
@@ -180,7 +181,7 @@ def test_a_closed_trial_that_has_gone_on_is_sent_by_the_next_process(
     assert len(client.get_metric_history(run.info.run_id, "train/loss")) == EPOCHS + 1
     # It may also end otherwise, with no record more.
     for state, reason, status in (("failed", "a", "FAILED"), ("failed", "b", "FAILED"), ("complete", "c", "FINISHED")):
-        journal.ended(trial_key(0), state, reason, [])
+        end_run(journal, trial_key(0), state, reason, [])
         again.update(ended=False)
         _, run = tracked(uri, journal)
         assert (run.info.status, run.data.tags["reason"]) == (status, reason)
@@ -276,7 +277,7 @@ def test_a_store_that_refuses_checkpoints_keeps_no_run_from_its_end(tmp_path: Pa
         return 200
 
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    journal.ended(trial_key(0), "complete", "", [0.9, 0.5])
+    end_run(journal, trial_key(0), "complete", "", [0.9, 0.5])
     with artifact_store(answer) as location:
         MlflowClient(tracking_uri=uri).create_experiment(STUDY.tracking.experiment, artifact_location=location)
         why = r"a proxy before it refuses requests of that size \(413\); raise its limit"
@@ -322,7 +323,7 @@ def test_what_takes_too_long_to_fail_is_tried_last_the_next_time(
 def test_what_a_later_start_of_a_study_changed_is_a_tag_beside_what_it_was(uri: str, journal: Journal) -> None:
     Mirror(journal, uri).update(ended=False)
     for trials in (7, STUDY.search.trials):
-        Journal.create(
+        create_study_folder(
             journal.folder, STUDY.model_copy(update={"search": STUDY.search.model_copy(update={"trials": trials})})
         )
         Mirror(Journal(journal.folder), uri).update(ended=False)
@@ -363,7 +364,7 @@ def test_an_evaluation_is_sent_by_one_process_and_whole_after_a_crash(
     uri: str, journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluated(journal, 16)
-    journal.ended(trial_key(0), "complete", "", [0.9, 0.5])
+    end_run(journal, trial_key(0), "complete", "", [0.9, 0.5])
     cut_short = Mirror(journal, uri)
 
     def die(_run: str, path: str) -> None:

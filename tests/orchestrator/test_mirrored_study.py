@@ -10,12 +10,15 @@ from mlflow.entities import Run as TrackedRun
 
 from orchestrator.host import environment
 from orchestrator.records import events
+from orchestrator.records.events import Evaluated
 from orchestrator.records.journal import Journal
 from orchestrator.records.runs import trial_key
+from orchestrator.records.study_folder import create_study_folder, read_identity
 from orchestrator.report.page import write_report
 from orchestrator.tracking.mirror import sync
 from orchestrator.tracking.server import RUN_TAG
 from search_spaces.study import parse_study
+from tests.orchestrator.made_up import end_run
 
 STUDY = parse_study({"name": "s", "experiment": {"evaluation": {"epsilon": 0.1}}})
 
@@ -28,11 +31,11 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def journal(tmp_path: Path) -> Journal:
     """A study of two trials that have ended."""
-    journal = Journal.create(tmp_path / "s", STUDY)
+    journal = create_study_folder(tmp_path / "s", STUDY)
     start(journal, "aaaa")
     for number in (0, 1):
         propose(journal, number)
-        journal.ended(trial_key(number), "complete", "", [0.9, 0.5])
+        end_run(journal, trial_key(number), "complete", "", [0.9, 0.5])
     return journal
 
 
@@ -48,7 +51,7 @@ def tracked(uri: str, journal: Journal, key: str = "") -> tuple[MlflowClient, Tr
     """A run of the study, or its parent."""
     client = MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name(STUDY.tracking.experiment)
-    identity = f"{journal.identity}/{key}" if key else journal.identity
+    identity = f"{read_identity(journal.folder)}/{key}" if key else read_identity(journal.folder)
     (run,) = client.search_runs([experiment.experiment_id], f"tags.`{RUN_TAG}` = '{identity}'")
     return client, run
 
@@ -87,7 +90,7 @@ def test_the_last_start_of_a_study_says_how_it_ended(
             start(journal, "bbbb")
         if end is not None:
             journal.append(end())
-    journal.evaluated(trial_key(0), "")
+    journal.append(Evaluated(key=trial_key(0), problem=""))
     sync(journal, uri)
     assert tracked(uri, journal)[1].info.status == status
 
@@ -111,18 +114,18 @@ def test_a_finalist_that_could_not_be_attacked_is_named_with_the_reason_until_it
     def told() -> tuple[str, str]:
         sync(Journal(journal.folder), uri)
         tags = tracked(uri, journal, key)[1].data.tags
-        return tags.get("not_evaluated", ""), write_report(journal.folder).read_text()
+        return tags.get("not_evaluated", ""), write_report(journal).read_text()
 
     assert told()[0] == ""
     assert "Attacks on the finalists" not in told()[1]
-    journal.evaluated(key, problem)
+    journal.append(Evaluated(key=key, problem=problem))
     tag, page = told()  # as an interruption of the rung leaves it
     assert tag == problem
     assert "Attacks on the finalists" in page
     assert f"{key} was not evaluated: RuntimeError: out of memory &lt;b&gt;" in page
     journal.append(events.RungClimbed(attack="pgd20", samples=9, fast=False, accuracies=[(0, 0.5)], kept=[0]))
     assert f"{key} was not evaluated: RuntimeError" in told()[1]
-    journal.evaluated(key, "")
+    journal.append(Evaluated(key=key, problem=""))
     tag, page = told()
     assert (tag, "was not evaluated" in page) == ("", False)
     assert "PGD-20, n = 9 [%]" in page

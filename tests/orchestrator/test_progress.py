@@ -11,13 +11,13 @@ import pytest
 from rich.console import Console
 
 from orchestrator.host.interrupt import Interrupt
-from orchestrator.records.journal import Journal
 from orchestrator.records.runs import trial_key
+from orchestrator.records.study_folder import create_study_folder
 from orchestrator.study import progress
 from orchestrator.study.progress import StudyView
 from search_spaces.study import parse_study
 from tests.orchestrator.curves import records
-from tests.orchestrator.made_up import record
+from tests.orchestrator.made_up import end_run, record
 from trainers.config import apply_values, parse
 
 REASON = "RuntimeError: [/gloo/tcp/pair.cc:545] [bold]closed[/bold] by peer"
@@ -137,18 +137,18 @@ def test_a_search_that_goes_on_has_the_runs_that_have_not_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("ray")
-    from orchestrator.study import sweep
+    from orchestrator.study import search
     from orchestrator.study.session import Session
 
     study = parse_study({"name": "s", "experiment": {"epochs": 3}, "search": {"trials": 4, "seeds": 2}})
-    journal = Journal.create(tmp_path / "s", study)
+    journal = create_study_folder(tmp_path / "s", study)
     for number, seed in ((0, 0), (0, 1), (1, 0)):
         experiment = study.experiment_for({"seed": seed})
         journal.propose(number, {}, experiment, seed=seed, seeds=2, folder=journal.trial_folder(number, seed))
-        journal.ended(trial_key(number, seed), "complete", "", [0.9, 0.5])
+        end_run(journal, trial_key(number, seed), "complete", "", [0.9, 0.5])
     told: dict[str, Any] = {}
-    monkeypatch.setattr(sweep, "run_on_slots", lambda *_: None)
+    monkeypatch.setattr(search, "run_on_slots", lambda *_: None)
     view: Any = SimpleNamespace(say=print, phase=lambda _text, **counts: told.update(counts))
     capacity: Any = SimpleNamespace(concurrent_trials=lambda _: (2, ""))
-    sweep.search(Session(study, journal, capacity, view, Interrupt(print)))
+    search.run_search(Session(study, journal, capacity, view, Interrupt(print)))
     assert told == {"runs": 5, "epochs": 15}

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.records.journal import Journal
 from orchestrator.records.pareto import pareto_indices
 from orchestrator.records.runs import Run
+from orchestrator.records.study_folder import create_study_folder, open_study_folder
 from orchestrator.report.curves import onset_text
 from orchestrator.report.held_out import held_out_points
 from orchestrator.report.labels import epsilon_text, method_label, short_names
@@ -36,12 +36,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(folder: Path) -> list[Run]:
-    return Journal.open(folder).runs()
+    return open_study_folder(folder).runs()
 
 
 @pytest.fixture(scope="module")
 def page(folder: Path) -> str:
-    return write_report(folder).read_text()
+    return write_report(open_study_folder(folder)).read_text()
 
 
 def test_a_spread_is_mean_and_sample_deviation_in_percent() -> None:
@@ -249,13 +249,13 @@ def test_files_lie_beside_the_page_and_a_second_report_is_the_same(folder: Path,
     assert [(line["trial"], line["clean"], line["robust"]) for line in lines][1] == ("1", "0.8", "0.45")
     tested = list(csv.DictReader(io.StringIO(before["results.csv"].decode())))
     assert float(tested[0]["square/std"]) == pytest.approx(0.04 / 2**0.5)
-    assert write_report(folder).read_text() == page
+    assert write_report(open_study_folder(folder)).read_text() == page
     assert {file.name: file.read_bytes() for file in (folder / "figures").iterdir()} == before
 
 
 def test_a_study_that_has_not_begun_has_a_report(tmp_path: Path) -> None:
-    Journal.create(tmp_path / "empty", made_up_study())
-    page = write_report(tmp_path / "empty").read_text()
+    create_study_folder(tmp_path / "empty", made_up_study())
+    page = write_report(open_study_folder(tmp_path / "empty")).read_text()
     for line in ("No trial of 8 has been started yet.", "No epoch has been recorded yet.", "No trial is complete yet."):
         assert line in page
     assert Reader(page).complaints == []

@@ -17,6 +17,7 @@ from orchestrator.cli import main
 from orchestrator.cluster.connection import Capacity, NodeCapacity
 from orchestrator.cluster.joining import JOB_VARIABLE
 from orchestrator.records.journal import EVALUATION_FILE, Journal
+from orchestrator.records.study_folder import create_study_folder
 from orchestrator.study import run
 from search_spaces.study import Study, parse_study
 from tests.orchestrator.made_up import confirm_run, evaluation
@@ -64,7 +65,7 @@ def drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 def a_study(folder: Path) -> Study:
     study = parse_study({"name": "tiny", "search": {"trials": 2}})
-    Journal.create(folder, study)
+    create_study_folder(folder, study)
     return study
 
 
@@ -157,7 +158,7 @@ def test_a_confirmation_of_nothing_is_refused_before_ray_starts(
     tmp_path: Path, drive: Drive, capsys: pytest.CaptureFixture[str], top: int, words: list[str]
 ) -> None:
     study = parse_study({"name": "tiny", "confirm": {"top": top}})
-    Journal.create(tmp_path / "tiny", study)
+    create_study_folder(tmp_path / "tiny", study)
     assert main(["confirm", "tiny", *words]) == 2
     said = "confirm.top: 0: nothing would be confirmed; say how many configurations, at least 1, with --top N"
     assert said in capsys.readouterr().err
@@ -166,5 +167,5 @@ def test_a_confirmation_of_nothing_is_refused_before_ray_starts(
 
 def test_more_are_confirmed_than_the_ladder_of_the_study_leaves(tmp_path: Path, drive: Drive) -> None:
     ladder = [{"attack": "cw", "samples": 9, "keep": 1}]
-    Journal.create(tmp_path / "tiny", parse_study({"name": "tiny", "confirm": {"top": 1, "ladder": ladder}}))
+    create_study_folder(tmp_path / "tiny", parse_study({"name": "tiny", "confirm": {"top": 1, "ladder": ladder}}))
     assert drive("confirm", "tiny", "--top", "2")[-1] == "resume with: orchestrator confirm tiny --top 2"

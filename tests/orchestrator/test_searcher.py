@@ -10,8 +10,10 @@ from statistics import fmean
 import optuna
 import pytest
 
-from orchestrator.study.proposals import Outcome, make_sampler, open_storage
+from orchestrator.host.interrupt import Interrupt
+from orchestrator.study.proposals import Outcome, Proposals, make_sampler, open_storage
 from orchestrator.study.searcher import MAX_ATTEMPTS, StudySearcher
+from orchestrator.study.tuning import SourceSearcher
 from search_spaces.space import suggest
 from search_spaces.study import Study, parse_study
 from trainers.problems import InvalidInput
@@ -41,10 +43,10 @@ class Driver:
         self.judge_values: Callable[[float], tuple[float, ...]] = lambda epsilon: (1 - epsilon, epsilon)
         self.known = dict(known or ())
         self.recorded = 0
-        self.problems: list[Exception] = []
         self.violations: Callable[[int], dict[str, float]] = lambda number: {}
         self.issued: list[tuple[int, int]] = []
-        self.searcher = StudySearcher(study, url, "its folder", self)
+        stored = open_storage(study, url, "its folder", None)
+        self.searcher = StudySearcher(Proposals(study, stored), self, study.search.seeds)
 
     # What the searcher asks
 
@@ -77,9 +79,6 @@ class Driver:
         means = tuple(map(fmean, zip(*(outcome.objectives for outcome in outcomes), strict=True)))
         return Outcome("complete", "", means, violations=self.violations(number))
 
-    def give_up(self, error: Exception) -> None:
-        self.problems.append(error)
-
     # What a test does
 
     def start(self) -> int | None:
@@ -88,7 +87,7 @@ class Driver:
 
     def run_to_the_end(self) -> None:
         while self.start() is not None:
-            self.searcher.on_trial_complete("tune-id", {})
+            self.searcher.ended("tune-id", {})
 
 
 def url(folder: Path, name: str) -> str:
@@ -104,7 +103,7 @@ def test_a_killed_study_proposes_what_an_uninterrupted_one_does(tmp_path: Path, 
     first = Driver(url(tmp_path, "killed"), study)
     for _ in range(3):
         first.start()
-        first.searcher.on_trial_complete("tune-id", {})
+        first.searcher.ended("tune-id", {})
     first.start()  # the driver dies while trial 3 runs
     second = Driver(url(tmp_path, "killed"), study)
     second.run_to_the_end()
@@ -123,7 +122,7 @@ def test_a_driver_that_dies_while_it_draws_a_proposal_leaves_no_trace(
     first = Driver(url(tmp_path, "killed"), study)
     for _ in range(3):
         first.start()
-        first.searcher.on_trial_complete("tune-id", {})
+        first.searcher.ended("tune-id", {})
     ask = first.searcher._proposals._stored.ask
 
     def die_while_drawing() -> optuna.trial.Trial:
@@ -140,22 +139,20 @@ def test_a_driver_that_dies_while_it_draws_a_proposal_leaves_no_trace(
     assert [outcome.state for _, outcome in second.heard] == ["complete"]
 
 
-@pytest.mark.parametrize("result", [None, {}, {"interrupted": True}])
-def test_an_interrupted_trial_stays_open_whether_it_had_begun_or_not(
-    tmp_path: Path, result: dict[str, object] | None
-) -> None:
+@pytest.mark.parametrize("report", [{}, {"interrupted": True}])
+def test_an_interrupted_trial_stays_open_whether_it_had_begun_or_not(tmp_path: Path, report: dict[str, object]) -> None:
     for _ in range(MAX_ATTEMPTS + 1):  # however often the user does that
         driver = Driver(url(tmp_path, "s"), made_up_study())
         driver.judge = lambda number, seed, report: None  # type: ignore[method-assign]
         assert driver.start() == 0
-        driver.searcher.on_trial_complete("tune-id", result)
+        driver.searcher.ended("tune-id", report)
         assert driver.heard == []
 
 
 def test_a_trial_that_fails_is_not_issued_again(tmp_path: Path) -> None:
     driver = Driver(url(tmp_path, "s"), made_up_study())
     driver.start()
-    driver.searcher.on_trial_complete("tune-id", {"failure": "the loss is not finite"})
+    driver.searcher.ended("tune-id", {"failure": "the loss is not finite"})
     assert driver.heard == [(0, Outcome("failed", "the loss is not finite"))]
     assert Driver(url(tmp_path, "s"), made_up_study()).start() == 1
 
@@ -165,7 +162,7 @@ def test_a_trial_whose_processes_die_is_issued_again_until_it_makes_no_more_prog
     for epochs in (0, 3, 5, 5, 5, 5):
         assert driver.start() == 0
         driver.recorded = epochs
-        driver.searcher.on_trial_complete("tune-id", None, error=True)
+        driver.searcher.ended("tune-id", {"crashed": True})
     assert driver.start() == 1
     assert driver.heard == [(0, Outcome("failed", f"given up after {MAX_ATTEMPTS} attempts without a new epoch"))]
 
@@ -174,9 +171,9 @@ def test_the_last_trial_is_awaited_for_it_may_have_to_be_issued_again(tmp_path: 
     driver = Driver(url(tmp_path, "s"), made_up_study(trials=1))
     assert driver.start() == 0
     assert driver.searcher.suggest("another") is None
-    driver.searcher.on_trial_complete("tune-id", None, error=True)
+    driver.searcher.ended("tune-id", {"crashed": True})
     assert driver.start() == 0
-    driver.searcher.on_trial_complete("tune-id", {})
+    driver.searcher.ended("tune-id", {})
     assert driver.searcher.suggest("another") == "FINISHED"
 
 
@@ -200,9 +197,28 @@ def test_what_goes_wrong_when_a_trial_ends_stops_the_study_and_leaves_the_trial_
         raise full
 
     driver.ended = fail  # type: ignore[method-assign]
-    driver.searcher.on_trial_complete("tune-id", {})
-    assert driver.problems == [full]
+    interrupt = Interrupt(print)
+    tuned = SourceSearcher(driver.searcher, interrupt)
+    tuned.on_trial_complete("tune-id", {})
+    with pytest.raises(OSError, match="no space left"):
+        interrupt.check()
+    assert tuned.suggest("another") == "FINISHED"
     assert Driver(url(tmp_path, "s"), made_up_study()).start() == 0
+
+
+@pytest.mark.parametrize(
+    ("result", "error", "report"),
+    [(None, False, {}), ({"done": True}, False, {"done": True}), (None, True, {"crashed": True})],
+)
+def test_a_source_hears_in_one_way_how_tune_ended_a_run(
+    tmp_path: Path, result: dict[str, object] | None, error: bool, report: dict[str, object]
+) -> None:
+    driver = Driver(url(tmp_path, "s"), made_up_study())
+    heard: list[Mapping[str, object]] = []
+    driver.judge = lambda number, seed, report: heard.append(report)  # type: ignore[method-assign]
+    driver.start()
+    SourceSearcher(driver.searcher, Interrupt(print)).on_trial_complete("tune-id", result, error)
+    assert heard == [report]
 
 
 @pytest.mark.parametrize("objectives", [["val/pgd10_accuracy"], ["val/clean_accuracy", "val/pgd10_accuracy"]])
@@ -263,7 +279,7 @@ def test_starting_points_are_tried_first_and_once(tmp_path: Path) -> None:
     for number in (0, 1):
         driver = Driver(url(tmp_path, "s"), study)
         assert driver.start() == number
-        driver.searcher.on_trial_complete("tune-id", {})
+        driver.searcher.ended("tune-id", {})
         if number == 0:
             assert driver.proposed[0] == {"method.name": "trades", "method.beta": 3, "attack.epsilon": 0.1}
         else:
@@ -299,7 +315,7 @@ def test_a_kill_while_starting_points_are_queued_loses_none_of_them(
 
     monkeypatch.setattr(optuna.Study, "enqueue_trial", dying)
     with pytest.raises(KeyboardInterrupt):
-        open_storage(url(tmp_path, "s"), study, "its folder")
+        open_storage(study, url(tmp_path, "s"), "its folder", None)
     monkeypatch.undo()
     driver = Driver(url(tmp_path, "s"), study)
     driver.run_to_the_end()
@@ -322,9 +338,9 @@ def test_optuna_hears_of_a_trial_when_its_last_seed_has_ended_whatever_came_firs
     for name in ("first", "second"):
         assert driver.searcher.suggest(name) == {"number": 0}
     assert driver.searcher.suggest("third") is None
-    driver.searcher.on_trial_complete("second", {})
+    driver.searcher.ended("second", {})
     assert optuna.load_study(study_name="s", storage=url(tmp_path, "s")).trials[0].state.name == "RUNNING"
-    driver.searcher.on_trial_complete("first", {})
+    driver.searcher.ended("first", {})
     assert optuna.load_study(study_name="s", storage=url(tmp_path, "s")).trials[0].state.name == "COMPLETE"
 
 
@@ -349,7 +365,7 @@ def test_a_seed_without_objectives_ends_its_trial_and_those_not_begun_are_not(tm
     if dies:
         driver = Driver(url(tmp_path, "s"), study, {(0, 0): diverged})
     else:
-        driver.searcher.on_trial_complete("tune-id", {"failure": diverged.reason})
+        driver.searcher.ended("tune-id", {"failure": diverged.reason})
     assert driver.start() is None
     (trial,) = optuna.load_study(study_name="s", storage=url(tmp_path, "s")).trials
     assert (trial.state.name, trial.user_attrs["reason"]) == ("FAIL", diverged.reason)
@@ -366,23 +382,22 @@ def test_whoever_opened_a_study_last_has_it_and_who_had_it_stops(tmp_path: Path)
     first = Driver(url(tmp_path, "s"), made_up_study())
     assert first.start() == 0
     second = Driver(url(tmp_path, "s"), made_up_study())
-    first.searcher.on_trial_complete("tune-id", {})
-    (problem,) = first.problems
-    assert str(problem).startswith("search.storage: another driver goes on with the study 's'")
+    with pytest.raises(ConnectionError, match=r"search\.storage: another driver goes on with the study 's'"):
+        first.searcher.ended("tune-id", {})
     with pytest.raises(ConnectionError, match="another driver"):
         first.start()
     second.run_to_the_end()
-    assert (sorted(second.proposed), second.problems) == (list(range(8)), [])
+    assert sorted(second.proposed) == list(range(8))
     trials = optuna.load_study(study_name="s", storage=url(tmp_path, "s")).trials
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 8
 
 
 def test_two_studies_of_one_name_do_not_meet_in_one_database(tmp_path: Path) -> None:
     study = made_up_study()
-    open_storage(url(tmp_path, "s"), study, "one folder")
-    open_storage(url(tmp_path, "s"), study, "one folder")
+    open_storage(study, url(tmp_path, "s"), "one folder", None)
+    open_storage(study, url(tmp_path, "s"), "one folder", None)
     with pytest.raises(InvalidInput, match=r"search\.storage: .* holds a study 's' of another folder"):
-        open_storage(url(tmp_path, "s"), study, "another folder")
+        open_storage(study, url(tmp_path, "s"), "another folder", None)
 
 
 @pytest.mark.filterwarnings("error")
@@ -427,7 +442,7 @@ def test_a_limit_that_becomes_known_in_mid_study_suits_every_sampler(sampler: st
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         driver.run_to_the_end()
-    assert (driver.problems, len(driver.proposed)) == ([], 8)
+    assert len(driver.proposed) == 8
 
 
 @pytest.mark.parametrize("sampler", ["qmc", "grid"])

@@ -21,7 +21,8 @@ from orchestrator.records.events import Evaluated
 from orchestrator.records.journal import Journal
 from orchestrator.records.rungs import climbed
 from orchestrator.records.runs import Run, confirmation_key, trial_key
-from orchestrator.records.seeds import trials
+from orchestrator.records.study_folder import create_study_folder
+from orchestrator.records.trials import trials
 from orchestrator.report.page import write_report
 from orchestrator.study import evaluations
 from orchestrator.study.confirm import confirm
@@ -30,7 +31,7 @@ from orchestrator.study.progress import StudyView
 from orchestrator.study.session import Session
 from search_spaces.study import Study, parse_study
 from tests.conftest import TINY
-from tests.orchestrator.made_up import confirm_run, propose_run
+from tests.orchestrator.made_up import confirm_run, end_run, propose_run
 from trainers import checkpoint
 from trainers.config import apply_values
 from trainers.loop import fit
@@ -53,15 +54,15 @@ STUDY = parse_study(
 @pytest.fixture
 def journal(tmp_path: Path) -> Journal:
     """Two trials and their confirmations, trained; the best checkpoint of the second confirmation is broken."""
-    journal = Journal.create(tmp_path / "s", STUDY)
+    journal = create_study_folder(tmp_path / "s", STUDY)
     for number, epsilon in enumerate((0.01, 0.05)):
         experiment = STUDY.experiment_for({"attack.epsilon": epsilon})
         folder = propose_run(journal, number, {"attack.epsilon": epsilon}, experiment)
         confirmed = confirm_run(journal, number, 1, {"attack.epsilon": epsilon}, experiment)
         for run_dir in (folder, confirmed):
             list(fit(experiment, run_dir, ranks=Ranks.current("cpu")))
-        journal.ended(trial_key(number), "complete", "", [0.5, 0.5])
-        journal.ended(confirmation_key(number, 1), "complete", "", [0.5, 0.5])
+        end_run(journal, trial_key(number), "complete", "", [0.5, 0.5])
+        end_run(journal, confirmation_key(number, 1), "complete", "", [0.5, 0.5])
     return journal
 
 
@@ -93,15 +94,15 @@ def test_a_run_that_fails_is_left_out_with_its_reason_until_it_can_be_evaluated(
         assert f"{second.key}  not evaluated: {second.not_evaluated}" in said
         assert "\x1b" not in said
         assert "Traceback" in (second.folder / shards.ERROR_FILE).read_text()
-        assert f"{second.key} was not evaluated" in write_report(journal.folder).read_text()
+        assert f"{second.key} was not evaluated" in write_report(journal).read_text()
 
         laddered = with_ladder(STUDY)
         session = replace(session, study=laddered)
         with broken(journal.trial_folder(0)):
             for _ in range(2):
-                assert [trial.trial for trial in climb(session, trials(journal.runs()))] == [1]
-        (found,) = climbed(journal.events())
-        assert list(found.accuracies) == [1]
+                assert [trial.number for trial in climb(session, trials(journal.runs()))] == [1]
+        (found,) = climbed(journal.events()).values()
+        assert list(found.by_trial) == [1]
         assert "model.safetensors" in run(journal, trial_key(0)).not_evaluated
 
         session = replace(session, study=STUDY)

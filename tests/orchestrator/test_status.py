@@ -15,9 +15,9 @@ from rich.console import Console
 from orchestrator.cli import main
 from orchestrator.commands import status
 from orchestrator.records.driver_lock import is_driven, only_driver
-from orchestrator.records.journal import Journal
+from orchestrator.records.study_folder import create_study_folder
 from search_spaces.study import parse_study
-from tests.orchestrator.made_up import propose_run
+from tests.orchestrator.made_up import end_run, propose_run
 from trainers.problems import InvalidInput
 from trainers.records import EpochRecord, append_record
 
@@ -30,20 +30,20 @@ METRICS = {
 
 def test_it_shows_every_run_and_whether_a_driver_works(tmp_path, capsys):
     study = parse_study({"name": "seen", "experiment": {"epochs": 2}, "search": {"trials": 3}})
-    journal = Journal.create(tmp_path / "seen", study)
+    journal = create_study_folder(tmp_path / "seen", study)
     for number, epochs in enumerate((2, 1)):
         folder = propose_run(journal, number, {}, study.experiment_for({"seed": number}))
         for epoch in range(epochs):
             append_record(folder, EpochRecord(epoch, 0.0, METRICS))
-    journal.ended("trial-0000", "complete", "")
+    end_run(journal, "trial-0000", "complete", "")
     assert main(["status", str(journal.folder)]) == 0
     printed = capsys.readouterr().out
     assert "2/2" in printed
     assert "1/2" in printed
     assert "seen: 1 of 3 trials ended, 0 confirmations; no driver is running" in printed
     fewer = study.model_copy(update={"search": study.search.model_copy(update={"trials": 1})})
-    Journal.create(journal.folder, fewer)
-    journal.ended("trial-0001", "stopped", "")
+    create_study_folder(journal.folder, fewer)
+    end_run(journal, "trial-0001", "stopped", "")
     assert main(["status", str(journal.folder)]) == 0
     assert "seen: 2 trials ended, of 1 wanted, 0 confirmations; no driver is running" in capsys.readouterr().out
 
@@ -57,7 +57,7 @@ def test_it_shows_every_run_and_whether_a_driver_works(tmp_path, capsys):
 
 
 def test_a_driver_that_starts_while_somebody_looks_waits_a_moment_and_not_for_another_driver(tmp_path):
-    journal = Journal.create(tmp_path / "seen", parse_study({"name": "seen"}))
+    journal = create_study_folder(tmp_path / "seen", parse_study({"name": "seen"}))
     with open(journal.folder / "lock", "w") as looking:
         fcntl.flock(looking, fcntl.LOCK_SH)
         threading.Timer(0.15, fcntl.flock, (looking, fcntl.LOCK_UN)).start()
@@ -74,7 +74,7 @@ def test_without_locks_no_driver_starts_and_the_status_says_so(code, tmp_path, m
     def flock(*_):
         raise OSError(code, os.strerror(code))
 
-    journal = Journal.create(tmp_path / "seen", parse_study({"name": "seen"}))
+    journal = create_study_folder(tmp_path / "seen", parse_study({"name": "seen"}))
     monkeypatch.setattr(fcntl, "flock", flock)
     said = rf"--storage: '{tmp_path}': its file system has no locks \({os.strerror(code)}\).* -o flock"
     with pytest.raises(InvalidInput, match=said), only_driver(journal.folder):
@@ -85,7 +85,7 @@ def test_without_locks_no_driver_starts_and_the_status_says_so(code, tmp_path, m
 
 def test_following_into_a_pipe_prints_what_changed_only(tmp_path, monkeypatch: pytest.MonkeyPatch):
     study = parse_study({"name": "seen", "experiment": {"epochs": 3}, "search": {"trials": 1}})
-    journal = Journal.create(tmp_path / "seen", study)
+    journal = create_study_folder(tmp_path / "seen", study)
     folder = propose_run(journal, 0, {}, study.experiment_for({}))
     looks = itertools.count(1)
     driven = True

@@ -9,8 +9,9 @@ import optuna
 import pytest
 
 from orchestrator.records import patience
-from orchestrator.records.journal import STUDY_FILE, Journal
-from orchestrator.records.storage import check_is_ours, explained, open_database
+from orchestrator.records.patience import Patience
+from orchestrator.records.storage import check_is_ours, explained, open_database, storage_url
+from orchestrator.records.study_folder import STUDY_FILE, create_study_folder, open_study_folder, read_study
 from orchestrator.report.page import write_report
 from orchestrator.study.preflight import preflight
 from orchestrator.study.proposals import open_storage
@@ -27,8 +28,8 @@ def study(storage: str | None) -> Study:
 
 
 def test_by_default_it_is_a_file_in_the_study_folder(tmp_path: Path) -> None:
-    journal = Journal.create(tmp_path / "s", study(None))
-    assert journal.storage_url == f"sqlite:///{tmp_path}/s/optuna.db"
+    journal = create_study_folder(tmp_path / "s", study(None))
+    assert storage_url(read_study(journal.folder), journal.folder) == f"sqlite:///{tmp_path}/s/optuna.db"
     check_is_ours(study(None), None, ())
     assert not (tmp_path / "s" / "optuna.db").exists()
 
@@ -37,11 +38,11 @@ def test_a_file_of_the_users_own_is_the_same_one_wherever_the_study_is_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    journal = Journal.create(tmp_path / "s", study("sqlite:///mine.db"))
+    journal = create_study_folder(tmp_path / "s", study("sqlite:///mine.db"))
     monkeypatch.chdir("/")
-    assert journal.storage_url == f"sqlite:///{tmp_path}/mine.db"
-    check_is_ours(journal.study(), None, ())
-    assert optuna.study.get_all_study_names(journal.storage_url) == []
+    assert storage_url(read_study(journal.folder), journal.folder) == f"sqlite:///{tmp_path}/mine.db"
+    check_is_ours(read_study(journal.folder), None, ())
+    assert optuna.study.get_all_study_names(storage_url(read_study(journal.folder), journal.folder)) == []
 
 
 @pytest.mark.parametrize("storage", ["nonsense", "sqlite:////nowhere/at/all.db", "nosuchdb://host/db"])
@@ -80,11 +81,11 @@ def test_one_that_is_away_or_has_no_driver_here_costs_a_report_one_plate(
     storage: str, why: str, tmp_path: Path
 ) -> None:
     folder = made_up.write_study(tmp_path)
-    assert write_report(folder).read_text().count("<figure") == 4
+    assert write_report(open_study_folder(folder)).read_text().count("<figure") == 4
     before = {file.name for file in (folder / "figures").iterdir()}
     raw = made_up.made_up_study().to_raw()
     (folder / STUDY_FILE).write_text(parse_study(raw | {"search": raw["search"] | {"storage": storage}}).to_yaml())
-    page = write_report(folder).read_text()
+    page = write_report(open_study_folder(folder)).read_text()
     assert page.count("<figure") == 3
     assert "Optuna's storage (search.storage) can't be read: " in page
     assert why in page
@@ -102,7 +103,8 @@ def test_an_address_of_no_database_or_driver_says_what_may_be_written(storage: s
 
 def test_a_connection_that_the_server_has_closed_is_made_anew_without_a_word(tmp_path: Path) -> None:
     said: list[str] = []
-    storage = open_database(f"sqlite:///{tmp_path}/mine.db", said.append)
+    url = f"sqlite:///{tmp_path}/mine.db"
+    storage = open_database(url, Patience(url, said.append, lambda: False))
     closed = storage.engine.raw_connection()
     closed.driver_connection.close()
     closed.close()
@@ -126,7 +128,8 @@ def test_a_database_that_goes_away_is_waited_for_aloud(away: Path) -> None:
         if "is away" in text:
             away.with_name("there").rename(away)
 
-    storage = open_database(f"sqlite:///{away}/mine.db", say)
+    url = f"sqlite:///{away}/mine.db"
+    storage = open_database(url, Patience(url, say, lambda: False))
     storage.engine.dispose()
     away.rename(away.with_name("there"))
     assert storage.create_new_study([optuna.study.StudyDirection.MAXIMIZE], "s") == 1
@@ -138,7 +141,8 @@ def test_a_database_that_goes_away_is_waited_for_aloud(away: Path) -> None:
 
 def test_one_that_stays_away_ends_the_study_with_its_name(away: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.1)
-    storage = open_database(f"sqlite:///{away}/mine.db", lambda _: None)
+    url = f"sqlite:///{away}/mine.db"
+    storage = open_database(url, Patience(url, lambda _: None, lambda: False))
     storage.engine.dispose()
     away.rename(away.with_name("there"))
     with pytest.raises(ConnectionError, match=r"search\.storage: .*mine\.db' did not answer for .* minutes: unable"):
@@ -159,7 +163,7 @@ def test_what_breaks_in_the_middle_of_a_call_is_no_internal_error(tmp_path: Path
 
 def ended_elsewhere(url: str, trials: int) -> None:
     """What the database holds of the study when `one` has run so many trials."""
-    opened = open_storage(url, study(url), "one")
+    opened = open_storage(study(url), url, "one", None)
     for number in range(trials):
         opened.ask()
         opened.tell(number, [0.5, 0.5])
@@ -187,7 +191,7 @@ def test_a_copy_of_a_folder_from_before_some_results_does_not_go_on_without_them
 
 def test_results_are_confirmed_while_the_database_is_away(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/nowhere/mine.db"
-    Journal.create(tmp_path / "tiny", study(url))
+    create_study_folder(tmp_path / "tiny", study(url))
     with pytest.raises(InvalidInput, match="can't be opened"):
         preflight(study(url), tmp_path / "tiny", None, True, say=print)
     preflight(study(url), tmp_path / "tiny", None, False, say=print)

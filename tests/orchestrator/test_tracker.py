@@ -13,6 +13,7 @@ import pytest
 
 from orchestrator.host.interrupt import Interrupt, listening
 from orchestrator.records.journal import Journal
+from orchestrator.records.study_folder import create_study_folder, read_study
 from orchestrator.tracking import tracker
 from orchestrator.tracking.mirror import sync
 from orchestrator.tracking.tracker import Tracker
@@ -55,7 +56,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Journal:
-    return Journal.create(tmp_path / "s", parse_study({"name": "s"}))
+    return create_study_folder(tmp_path / "s", parse_study({"name": "s"}))
 
 
 def test_an_outage_that_lasts_is_told_once_and_so_is_its_end(server: Server, journal: Journal) -> None:
@@ -88,7 +89,7 @@ def test_a_study_whose_ray_does_not_start_is_tracked_at_its_end_if_it_has_runs(
 ) -> None:
     for runs in (0, 1):
         if runs:
-            journal.propose(0, {}, journal.study().experiment_for({}), folder=journal.trial_folder(0))
+            journal.propose(0, {}, read_study(journal.folder).experiment_for({}), folder=journal.trial_folder(0))
         with Tracker(journal, "", pytest.fail, Interrupt(pytest.fail)):
             time.sleep(0.1)
             assert server.updates == 0

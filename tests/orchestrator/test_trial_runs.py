@@ -17,13 +17,15 @@ from orchestrator.records.constraints import feasible
 from orchestrator.records.journal import Journal
 from orchestrator.records.runs import Run, trial_key
 from orchestrator.records.savings import savings
-from orchestrator.records.seeds import trials
+from orchestrator.records.storage import storage_url
+from orchestrator.records.study_folder import create_study_folder, read_identity, read_study
+from orchestrator.records.trials import trials
 from orchestrator.report.tables import trial_rows
-from orchestrator.study.confirm import choose
+from orchestrator.study.confirm import distinct, ranked
 from orchestrator.study.progress import StudyView
 from search_spaces.study import Study, parse_study
 from tests.conftest import TINY
-from tests.orchestrator.made_up import propose_run
+from tests.orchestrator.made_up import end_run, propose_run
 from trainers import checkpoint
 from trainers.config import apply_values
 from trainers.loop import fit
@@ -61,15 +63,17 @@ def run_here(of: Study, root: Path, *, kill_after: int | None = None) -> Journal
     """Every trial in this process, as a slot would run it; with `kill_after`, only so many epochs in all."""
     from orchestrator.host.interrupt import Interrupt
     from orchestrator.slots.slot import run_job
-    from orchestrator.study.early_stopping import EarlyStopping
+    from orchestrator.study.early_stopping import StopDecisions
+    from orchestrator.study.proposals import Proposals, open_storage
     from orchestrator.study.searcher import StudySearcher
     from orchestrator.study.session import Session
-    from orchestrator.study.sweep import TrialRuns
+    from orchestrator.study.trial_runs import TrialRuns
 
-    journal = Journal.create(root / of.name, of)
-    stopping = EarlyStopping(of.search.stop, journal)
+    journal = create_study_folder(root / of.name, of)
+    stopping = StopDecisions(of.search.stop, journal)
     session = Session(of, journal, None, StudyView(Console(quiet=True)), Interrupt(print))  # type: ignore[arg-type]
-    searcher = StudySearcher(of, journal.storage_url, journal.identity, TrialRuns(session, stopping))
+    stored = open_storage(of, storage_url(of, journal.folder), read_identity(journal.folder), None)
+    searcher = StudySearcher(Proposals(of, stored), TrialRuns(session, stopping), of.search.seeds)
     epochs = 0
     while isinstance(job := searcher.suggest("only"), dict):
         for _ in run_job(job):
@@ -79,7 +83,7 @@ def run_here(of: Study, root: Path, *, kill_after: int | None = None) -> Journal
                 return journal
             if stopping.decide(run.key, run.experiment, run.records) is not None:
                 break
-        searcher.on_trial_complete("only", {})
+        searcher.ended("only", {})
         session.interrupt.check()
     return journal
 
@@ -145,7 +149,7 @@ def test_every_trial_says_where_it_began(shared: Journal) -> None:
 def test_what_was_shared_is_counted_as_saved(shared: Journal) -> None:
     runs = shared.runs()
     seconds = [record.metrics["epoch/seconds"] for record in runs[0].records]
-    prefix, twin = savings(runs, shared.study())
+    prefix, twin = savings(runs, read_study(shared.folder))
     assert (prefix.runs, prefix.epochs, prefix.of_epochs) == (2, 2 * START, 4 * EPOCHS)
     assert prefix.seconds == pytest.approx(2 * sum(seconds[:START]))
     assert (twin.how, twin.epochs) == ("Not trained twice", EPOCHS)
@@ -187,9 +191,14 @@ def test_a_twin_of_a_stopped_trial_is_stopped_with_it_and_not_trained(stopped: J
     assert twin.own_records == ()
     assert (twin.stopped_by, twin.stopped_after) == (first.stopped_by, first.stopped_after)
     assert (first.stopped_by, first.stopped_after) == ("catastrophic", len(first.records) - 1)
-    states = [trial.state.name for trial in optuna.load_study(study_name="stopped", storage=stopped.storage_url).trials]
+    states = [
+        trial.state.name
+        for trial in optuna.load_study(
+            study_name="stopped", storage=storage_url(read_study(stopped.folder), stopped.folder)
+        ).trials
+    ]
     assert states == ["PRUNED", "COMPLETE", "PRUNED"]
-    rule, twins = savings(stopped.runs(), stopped.study())
+    rule, twins = savings(stopped.runs(), read_study(stopped.folder))
     assert (rule.runs, rule.epochs) == (1, EPOCHS - len(first.records))
     assert (twins.runs, twins.epochs) == (1, len(first.records))
 
@@ -224,7 +233,10 @@ def test_a_run_that_another_study_finished_is_taken_over_if_its_checkpoints_are_
     of = study("two", *points, search={"reuse": True}, resources={"workers": 2})
     from orchestrator.study.beginnings import Beginnings
 
-    assert Beginnings(of, Journal.create(root / "two", of), of.resources).begin(first.experiment, root / "run") is None
+    assert (
+        Beginnings(of, create_study_folder(root / "two", of), of.resources).begin(first.experiment, root / "run")
+        is None
+    )
     assert checkpoint.latest(root / "run") is None
 
 
@@ -241,7 +253,7 @@ def test_of_runs_of_other_studies_only_the_new_ones_are_looked_at(
         return folder
 
     of = study("mine", SAT, search={"reuse": True})
-    beginnings = Beginnings(of, Journal.create(tmp_path / "mine", of), of.resources)
+    beginnings = Beginnings(of, create_study_folder(tmp_path / "mine", of), of.resources)
     first = [begun(number, "a" if number % 10 else "b") for number in range(40)]
     (tmp_path / "other" / "study.json").write_text("{}")
     assert beginnings._finished_elsewhere("b") == first[::10]
@@ -299,7 +311,7 @@ def test_runs_on_images_that_are_known_by_their_file_alone_are_not_taken_over(tm
     (run,) = run_here(parse_study(raw), tmp_path / "runs").runs()
     np.savez(file, image=np.ones((20, 8, 8, 1), np.uint8), label=np.arange(20) % 10)
     of = parse_study(raw | {"name": "after"})
-    after = Beginnings(of, Journal.create(tmp_path / "runs" / "after", of), of.resources)
+    after = Beginnings(of, create_study_folder(tmp_path / "runs" / "after", of), of.resources)
     assert of.experiment_for(SAT | NEVER).digest() == run.experiment.digest()
     assert after.begin(run.experiment, tmp_path / "runs" / "after" / "trials" / "0000") is None
 
@@ -314,14 +326,16 @@ def seeded(tmp_path_factory: pytest.TempPathFactory) -> Journal:
 
 
 def test_objectives_of_a_trial_are_means_over_its_seeds_for_optuna_and_for_readers(seeded: Journal) -> None:
-    stored = optuna.load_study(study_name="seeded", storage=seeded.storage_url).trials
+    stored = optuna.load_study(
+        study_name="seeded", storage=storage_url(read_study(seeded.folder), seeded.folder)
+    ).trials
     for trial, of_optuna, row in zip(
-        trials(seeded.runs()), stored, trial_rows(seeded.study(), seeded.runs()), strict=True
+        trials(seeded.runs()), stored, trial_rows(read_study(seeded.folder), seeded.runs()), strict=True
     ):
-        runs = [run for run in seeded.runs() if run.trial == trial.trial]
+        runs = [run for run in seeded.runs() if run.trial == trial.number]
         assert [run.experiment.seed for run in runs] == [0, 1, 2]
         assert len({run.experiment.digest() for run in runs}) == 3
-        for place, name in enumerate(seeded.study().search.objectives):
+        for place, name in enumerate(read_study(seeded.folder).search.objectives):
             each = [run.objectives[place] for run in runs]
             best = [max(run.records, key=lambda r: r.metrics["val/pgd10_accuracy"]).metrics[name] for run in runs]
             assert each == best
@@ -332,21 +346,21 @@ def test_objectives_of_a_trial_are_means_over_its_seeds_for_optuna_and_for_reade
 
 def test_optuna_sees_a_trial_of_which_one_seed_was_stopped_by_the_mean_of_all_seeds(tmp_path: Path) -> None:
     from orchestrator.host.interrupt import Interrupt
-    from orchestrator.study.early_stopping import EarlyStopping
+    from orchestrator.study.early_stopping import StopDecisions
     from orchestrator.study.proposals import Outcome
     from orchestrator.study.session import Session
-    from orchestrator.study.sweep import TrialRuns
+    from orchestrator.study.trial_runs import TrialRuns
 
     of = study("half", SAT | NEVER, search={"seeds": 2, "objectives": ["val/pgd10_accuracy"]})
-    journal = Journal.create(tmp_path / "half", of)
+    journal = create_study_folder(tmp_path / "half", of)
     for seed, (state, values) in enumerate([("complete", (0.2, 0.4, 0.6, 0.5)), ("stopped", (0.4, 0.0))]):
         folder = propose_run(journal, 0, {}, of.experiment_for(SAT | NEVER), seed=seed, seeds=2)
         records = (EpochRecord(epoch, 0.0, {"val/pgd10_accuracy": value}) for epoch, value in enumerate(values))
         append_record(folder, *records)
-        journal.ended(trial_key(0, seed), state, "", [max(values)])
+        end_run(journal, trial_key(0, seed), state, "", [max(values)])
     session = Session(of, journal, None, StudyView(Console(quiet=True)), Interrupt(print))  # type: ignore[arg-type]
     ended = [Outcome("complete", "", (0.6,)), Outcome("stopped", "collapsed", (0.4,), (0.4, 0.0))]
-    told = TrialRuns(session, EarlyStopping(of.search.stop, journal)).conclude(0, ended)
+    told = TrialRuns(session, StopDecisions(of.search.stop, journal)).conclude(0, ended)
     assert (told.state, told.objectives) == ("stopped", (0.5,))
     assert told.curve == pytest.approx((0.3, 0.2))
 
@@ -359,6 +373,6 @@ def test_seeds_share_prefixes_with_the_same_seed_of_other_trials(seeded: Journal
 
 
 def test_the_best_mean_is_chosen(seeded: Journal) -> None:
-    (chosen,) = choose(feasible(seeded.study(), seeded.runs()), 1)
-    assert chosen.objectives in [trial.objectives for trial in trials(seeded.runs())]
-    assert len(choose(feasible(seeded.study(), seeded.runs()), 5)) == 2
+    chosen = ranked(distinct(feasible(read_study(seeded.folder), seeded.runs())))
+    assert len(chosen) == 2
+    assert sum(chosen[0].objectives) == max(sum(trial.objectives) for trial in trials(seeded.runs()))

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.records.constraints import limits, violations
 from orchestrator.records.runs import Run
-from orchestrator.records.seeds import counting, spreads, trials
+from orchestrator.records.trials import trials
 from tests.orchestrator.test_searcher import made_up_study
 from trainers.config import parse
 from trainers.records import EpochRecord
@@ -44,19 +44,23 @@ def test_a_trial_is_what_its_seeds_leave_of_it(runs, state, objectives, reason):
     (trial,) = trials([run(seed, *ended) for seed, ended in enumerate(runs)])
     assert (trial.state, trial.objectives, trial.reason) == (state, objectives, reason)
     assert trial.experiment.seed == 0
-    assert len(trial.over_seeds) == len(runs)
+    assert len(trial.runs) == len(runs)
 
 
 def test_one_seed_is_its_own_trial_and_confirmations_belong_to_none():
     alone = run(0, "complete", GOOD, planned=1)
     confirmed = Run("0003-seed1", "confirmation", 3, {}, alone.experiment, Path(), "complete", objectives=BETTER)
-    assert trials([alone, confirmed]) == [alone]
-    assert [(spread.mean, spread.deviation) for spread in spreads(alone)] == [(0.8, None), (0.4, None)]
+    (trial,) = trials([alone, confirmed])
+    assert trial.runs == (alone,)
+    assert [(spread.mean, spread.deviation) for spread in trial.spreads()] == [(0.8, None), (0.4, None)]
 
 
 def test_deviations_are_those_of_a_sample():
     (trial,) = trials([run(0, "complete", GOOD), run(1, "complete", BETTER)])
-    assert [spread.deviation for spread in spreads(trial)] == [pytest.approx(0.1 / 2**0.5), pytest.approx(0.2 / 2**0.5)]
+    assert [spread.deviation for spread in trial.spreads()] == [
+        pytest.approx(0.1 / 2**0.5),
+        pytest.approx(0.2 / 2**0.5),
+    ]
 
 
 @pytest.mark.parametrize("rule", ["best", "last"])
@@ -73,6 +77,6 @@ def test_what_workers_ended_after_the_decision_to_stop_counts_for_nothing(rule: 
     known[0] = replace(known[0], stopped_by="catastrophic", stopped_after=1)
     (trial,) = trials(known)
     clean = {"best": (0.8 + 0.7) / 2, "last": (0.8 + 0.6) / 2}[rule]
-    assert counting(trial, rule, ["val/clean_accuracy", "val/unknown"]) == {"val/clean_accuracy": pytest.approx(clean)}
+    assert trial.metrics_at(rule, ["val/clean_accuracy", "val/unknown"]) == {"val/clean_accuracy": pytest.approx(clean)}
     of = made_up_study(checkpoint=rule, constraints={"val/clean_accuracy": {"at_least": 0.69}})
     assert violations(limits(of, known), trial, rule) == {"val/clean_accuracy": pytest.approx(0.69 - clean)}
