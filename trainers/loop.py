@@ -147,7 +147,7 @@ def _train_epoch(
     rows, first = batches.rows
     noise = Noise(generator(ranks.device, experiment.seed, "attack", epoch), rows, first)
     progress = epoch / experiment.epochs
-    totals = EpochTotals(ranks, rows, comparable=method.reuses_start(progress))
+    totals = EpochTotals(ranks, rows, comparable=method.tells_abnormal(progress))
     with tf32(allowed=experiment.precision == "tf32"):
         for step, (images, labels, attacked) in enumerate(batches.epoch(epoch)):
             now = settings[step]

@@ -44,6 +44,10 @@ class TrainingMethod:
         """Whether the logits and gradients at the attack's start are those that the update would compute there."""
         return catalog.sees_attack_as_update(self.batch_norm, perturbed=self.perturbs(progress))
 
+    def tells_abnormal(self, progress: float) -> bool:
+        """Whether the start's logits are as the update sees the start: reused, or computed again for a regularizer."""
+        return self.reuses_start(progress) or "start_logits" in self.objective.needs(progress)
+
 
 def build_method(experiment: Experiment) -> TrainingMethod:
     """The functions behind a validated experiment's method and attack."""
