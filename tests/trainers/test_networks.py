@@ -8,7 +8,9 @@ import torch
 from benchmarks.counting import HostSyncs
 from trainers import catalog, checkpoint
 from trainers.attacks.attacker import training_attack
+from trainers.attacks.pgd import pgd_kl
 from trainers.data.batches import TrainingBatches
+from trainers.evaluation.searching import for_fast_search
 from trainers.loop import fit
 from trainers.models.autocast import Autocast
 from trainers.models.build import build_model
@@ -78,6 +80,35 @@ def test_bfloat16_does_not_round_the_pixels(name, experiment, digits):
     Autocast(model)(digits[0][:4])
     assert torch.equal(*seen)
     assert seen[1].dtype == torch.float32
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", catalog.MODELS)
+def test_bfloat16_does_not_round_the_logits(name, training, experiment, digits):
+    """Energies and losses, which are compared and thresholded, are as exact as the features that they come from."""
+    size = {"depth": 10, "widen_factor": 1} if name.startswith("wide") else {"width": 2}
+    model = build_model(experiment({"model": {"name": name, **size}})).train(training)
+    last = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
+    seen = []
+    for lowered in (Autocast(model), for_fast_search(model)):
+        head = [module for module in lowered.modules() if isinstance(module, torch.nn.Linear)][-1]
+        head.register_forward_hook(lambda _module, inputs, logits: seen.append((inputs[0], logits)))
+        logits = lowered(digits[0][:16])
+        features, from_head = seen[-1]
+        assert features.dtype == torch.bfloat16
+        assert torch.equal(logits, from_head)
+        assert torch.equal(logits, torch.nn.functional.linear(features.float(), last.weight, last.bias))
+
+
+def test_in_bfloat16_the_first_gradient_of_the_kl_is_there(experiment, digits):
+    """At x + 0.001 N(0,1) rounded logits are now and then those at x: the divergence had no gradient at all there."""
+    model = build_model(experiment({"model": {"name": "preact_resnet18", "width": 16}}))
+    images, labels = digits[0][:128], digits[1][:128]
+    noise = Noise(generator("cpu", 0, "attack"))
+    attacked = pgd_kl(
+        Autocast(model), images, labels, epsilon=0.1, step_size=0.025, steps=1, batch_norm="eval", noise=noise
+    )
+    assert (attacked.start_gradient.flatten(1).abs().sum(1) > 0).all()
 
 
 @pytest.mark.parametrize("name", ["trades", "weat_adv", "sat_awp"])
