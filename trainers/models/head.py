@@ -9,8 +9,8 @@ from torch import Tensor, nn
 class Head(nn.Linear):
     """A linear layer that computes logits in float32 under autocast too.
 
-    bfloat16 would round them to 8 bits: at the 0.001 noise that TRADES starts from, p(x*) would be p(x) for some images,
-    whose KL then has no gradient, and small differences of energies and losses would vanish.
+    bfloat16 would round them to 8 bits: at the noise of 0.001 that TRADES starts from, p(x*) would be p(x) for some
+    images, whose KL then has no gradient, and small differences of energies and losses would vanish.
     """
 
     def forward(self, features: Tensor) -> Tensor:
