@@ -217,7 +217,10 @@ class Experiment(Section):
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
     def identity(self) -> dict[str, Any]:
-        """What changes the result. Not where data lie, values came from, or what is kept and read."""
+        """What changes the result. Not where data lie, values came from, or what is kept and read.
+
+        What `data.extra` holds is known by the name of its file alone: it need not be where experiments are parsed.
+        """
         content = self.to_dict()
         for how in ("recipe", "keep_every"):
             del content[how]

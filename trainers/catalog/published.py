@@ -80,6 +80,16 @@ def _n_fgsm(setting: Setting) -> dict[str, Any]:
     return {"noise_scale": exceptions.get(at, 2.0)}
 
 
+def published_step_size(inner: str, data: str, model: str, epsilon: float) -> str | None:
+    """The step of an inner attack where it is no multiple of ε: N-FGSM's 8/255 on SVHN with a wide residual network.
+
+    De Jorge et al. 2022, arXiv 2202.01181, at ε of 10/255 and 12/255.
+    """
+    levels = round(255 * epsilon, 6)
+    exception = inner == "n_fgsm" and data == "svhn" and model == "wide_resnet28_10" and levels in (10, 12)
+    return "8/255" if exception else None
+
+
 def published_beta(method: str, model: str) -> float | None:
     """β of a preset where it depends on the network: MART's is 6 on wide residual networks (ICLR 2020)."""
     return 6.0 if method.removesuffix("_der") == "mart" and model.startswith("wide_resnet") else None
