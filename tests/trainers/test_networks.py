@@ -22,7 +22,7 @@ from trainers.step import build_method, train_step
 
 
 def test_the_average_is_that_of_the_recursion_over_the_weights_after_each_step(experiment, splits, alone, tmp_path):
-    """θ̄ ← d θ̄ + (1 − d) θ from the initial weights on, batch-norm statistics included; done here by hand."""
+    """θ̄ ← d θ̄ + (1 − d) θ from the weights after the first step on, batch-norm statistics included; here by hand."""
     settings = experiment({"method.name": "fgsm_rs", "optimizer.ema_decay": 0.9, "epochs": 1, "schedule": "constant"})
     list(fit(settings, tmp_path, ranks=alone, splits=splits))
     kept = checkpoint.latest(tmp_path).weights()

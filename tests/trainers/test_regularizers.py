@@ -151,10 +151,9 @@ def test_alignment_of_tiny_single_precision_gradients_is_not_lost(b):
 # Two ranks, each with its own rows: the mean of their terms and gradients is the term of the whole batch
 
 
-def halves(b, rows):
-    """The rank's rows, and a `mean_over_ranks` that answers from what both ranks ask, in order."""
-    parts = {name: getattr(b, name)[rows] for name in vars(b)}
-    return type(b)(**parts)
+def part(b, rows):
+    """The part of a batch that one rank has."""
+    return type(b)(**{name: value[rows] for name, value in vars(b).items()})
 
 
 @pytest.mark.parametrize(
@@ -166,12 +165,12 @@ def halves(b, rows):
         (grad_align, {"strength": 0.7}),
     ],
 )
-def test_the_mean_over_ranks_is_the_term_of_the_global_batch(regularizer, settings):
-    b = batch(seed=8)
-    b = type(b)(**{name: value[:8] for name, value in vars(b).items()})
+def test_the_mean_over_ranks_is_the_term_of_the_global_batch_and_has_its_gradients(regularizer, settings):
+    b = part(batch(seed=8), slice(0, 8))
     b.natural_gradient[1] = 0
-    whole = regularizer(step(replace(b, adversarial=b.adversarial.requires_grad_())), **settings)
-    ranks = [halves(b, slice(0, 4)), halves(b, slice(4, 8))]
+    leaves = [tensor.requires_grad_() for tensor in (b.natural, b.adversarial, b.noisy_gradient)]
+    whole = regularizer(step(b), **settings)
+    ranks = [part(b, slice(0, 4)), part(b, slice(4, 8))]
     assert len({int(abnormal(r.start, r.adversarial, r.labels).sum()) for r in ranks}) == 2
 
     # Each rank's questions are answered by asking both: replay until every answer is known.
@@ -192,7 +191,14 @@ def test_the_mean_over_ranks_is_the_term_of_the_global_batch(regularizer, settin
             break
         place = len(answers)
         answers.append((asked[0][place] + asked[1][place]) / 2)
-    torch.testing.assert_close((terms[0] + terms[1]) / 2, whole)
+    together = (terms[0] + terms[1]) / 2
+    torch.testing.assert_close(together, whole)
+    gradients = [torch.autograd.grad(term, leaves, allow_unused=True) for term in (together, whole)]
+    assert any(gradient is not None for gradient in gradients[0])
+    for ours, theirs in zip(*gradients, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            torch.testing.assert_close(ours, theirs)
 
 
 # Settings of the papers
