@@ -210,7 +210,7 @@ REGULARIZER: dict[str, Entry] = {
                 0.2, "λ; default 0.02 · 10^(255 ε / 8), on svhn 1.5625 · 1.6^(255 ε / 8), ε up to 16/255", low=0.0
             )
         },
-        needs=frozenset({"input_gradients"}),
+        needs=frozenset({"natural_gradient", "noisy_gradient"}),
         placement={"start": _start()},
         passes=5,
     ),
@@ -255,7 +255,7 @@ def training_passes(
             needs, own = needs | entry.needed(slot[1]), own + entry.passes
     loss = 3 + 3 * ("natural_logits" in needs) + own
     as_updated = sees_attack_as_update(batch_norm, perturbed=weight_perturbation is not None)
-    loss += 2 * ("input_gradients" in needs and not (attack.starts_at_image and as_updated))
+    loss += 2 * ("natural_gradient" in needs and not (attack.starts_at_image and as_updated))
     loss += "start_logits" in needs and not as_updated
     return 2 * steps + attack.passes + (1 if weight_perturbation is None else 2) * loss
 

@@ -102,7 +102,7 @@ def _differentiated_twice(regularizer: Any) -> str | None:
     """The regularizer's name if its loss has gradients with respect to the image in it."""
     name = str(regularizer.get("name")) if isinstance(regularizer, dict) else ""
     entry = catalog.REGULARIZER.get(name)
-    return name if entry is not None and "input_gradients" in entry.needed(regularizer) else None
+    return name if entry is not None and "noisy_gradient" in entry.needed(regularizer) else None
 
 
 def _fill_data(data: dict[str, Any], problems: list[Problem]) -> catalog.Dataset:
