@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from trainers import checkpoint
-from trainers.loop import Diverged, TakenOver, fit
+from trainers.loop import fit
 from trainers.problems import InvalidInput
 from trainers.records import RECORDS_FILE, EpochRecord, append_record, read_records
+from trainers.run_folder import TakenOver
 from trainers.step import StepResult
-from trainers.totals import EpochTotals
+from trainers.totals import Diverged, EpochTotals
 
 RUNS = {
     "fgsm_rs_der": {"method.name": "fgsm_rs_der", "data.augment": True},
