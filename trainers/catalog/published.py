@@ -53,7 +53,7 @@ def nearest_of_aaer(data: str, inner: str, epsilon: float) -> tuple[int, dict[st
     table = _AAER.get((data, start), _AAER["cifar10", start])
     levels = min(table, key=lambda published: round(abs(published - 255 * epsilon), 6))
     loss, variation = table[levels]
-    return levels, {"loss": loss, "variation": variation}
+    return levels, {"loss_strength": loss, "variation_strength": variation}
 
 
 def _aaer(setting: Setting) -> dict[str, Any]:

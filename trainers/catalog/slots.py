@@ -191,9 +191,9 @@ REGULARIZER: dict[str, Entry] = {
         "λ1 |A|/B (λ2 mean loss drop over A + λ3 max(V_A − V_N, 0)) over abnormal examples A, normal ones N",
         "AAER, Lin et al. 2023, arXiv 2404.08154",
         parameters={
-            "share": Parameter(1.0, "λ1: strength of the whole term, which grows with the abnormal share", low=0.0),
-            "loss": Parameter(2.5, "λ2: strength of the mean drop of the loss", low=0.0),
-            "variation": Parameter(1.5, "λ3: strength of the excess variation of the logits", low=0.0),
+            "strength": Parameter(1.0, "λ1: strength of the whole term, which grows with the abnormal share", low=0.0),
+            "loss_strength": Parameter(2.5, "λ2: strength of the mean drop of the loss", low=0.0),
+            "variation_strength": Parameter(1.5, "λ3: strength of the excess variation of the logits", low=0.0),
             "loss_gradient": Parameter(
                 False, "let the loss at x* in the λ2 term carry gradient; the published code detaches it"
             ),
