@@ -78,7 +78,7 @@ def fit(
         metrics = totals.metrics(epoch, recorded.get(epoch - 1)) | checks.metrics()
         seconds = time.perf_counter() - began
         networks.after_epoch()
-        metrics |= measure(networks.kept) | {
+        metrics |= measure(networks.evaluated) | {
             "train/learning_rate": of_epoch[-1].learning_rate,
             "train/seconds": seconds,
             "train/images_per_second": len(batches) * batches.rows[0] / seconds,
@@ -92,7 +92,7 @@ def fit(
         # A recorded epoch is never recorded again: after falling back to an older checkpoint its record stands.
         record = ranks.broadcast(recorded.get(epoch) or EpochRecord(epoch, time.time(), metrics))
         state = {"optimizer": optimizer.state_dict(), **networks.state()}
-        ranks.on_first(partial(keep, run_dir, writer, experiment, networks.kept, state, record, recorded))
+        ranks.on_first(partial(keep, run_dir, writer, experiment, networks.evaluated, state, record, recorded))
         recorded[epoch] = record
         yield record
 
@@ -147,5 +147,5 @@ def _train_epoch(
             )  # fmt: skip
             networks.after_step()
             totals.add(result)
-            checks.after_step(networks.kept, step)
+            checks.after_step(networks.evaluated, step)
     return totals

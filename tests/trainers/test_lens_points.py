@@ -13,7 +13,7 @@ from trainers.catalog.attacks import STAGES
 from trainers.evaluation.ranges import evaluate_range, fixed_subset
 from trainers.evaluation.result import Protocol
 from trainers.lens.measure import measure_range
-from trainers.lens.points import Points, delta_energies, points, standing
+from trainers.lens.points import Points, point_delta_energies, points, standing
 
 PROTOCOL = Protocol("digits 8x8", "test", 40, "0.1", "clean", 0, 40, 20, "weights")
 CHEAP = ("pgd20", "pgd20-t", "kl20", "cw", "apgd-ce", "apgd-dlr")
@@ -34,7 +34,7 @@ def seen(natural_net, splits):
 
 
 def mean_deltas(seen, stage, epsilon="0.1"):
-    marginal, joint = delta_energies(seen("clean"), seen(stage, epsilon))
+    marginal, joint = point_delta_energies(seen("clean"), seen(stage, epsilon))
     return marginal.mean(), joint.mean()
 
 

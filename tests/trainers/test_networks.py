@@ -140,7 +140,7 @@ def test_the_average_follows_weights_that_are_loaded_and_lists_them_in_no_step(e
         with monkeypatch.context() as patch:
             patch.setattr(torch.nn.Module, "state_dict", None)
             networks.after_step()
-    assert all((tensor == 2).all() for tensor in networks.kept.state_dict().values())
+    assert all((tensor == 2).all() for tensor in networks.evaluated.state_dict().values())
 
 
 def test_what_a_network_counts_is_copied_into_the_average(experiment, alone, monkeypatch):
@@ -149,7 +149,7 @@ def test_what_a_network_counts_is_copied_into_the_average(experiment, alone, mon
     networks.after_step()
     networks.trained.train()(torch.rand(4, 1, 8, 8))
     networks.after_step()
-    kept, trained = networks.kept.state_dict(), networks.trained.state_dict()
+    kept, trained = networks.evaluated.state_dict(), networks.trained.state_dict()
     counts = [name for name in kept if name.endswith("num_batches_tracked")]
     assert counts
     assert all(kept[name] == trained[name] == 1 for name in counts)

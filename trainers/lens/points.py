@@ -91,7 +91,7 @@ def standing(natural: Points, adversarial: Points) -> Array:
     return result
 
 
-def delta_energies(natural: Points, adversarial: Points) -> tuple[Array, Array]:
+def point_delta_energies(natural: Points, adversarial: Points) -> tuple[Array, Array]:
     """(ΔE(x), ΔE(x,y)) [N] each in float64, natural minus adversarial."""
     marginal = natural.energy.astype(np.float64) - adversarial.energy
     return marginal, natural.joint_energy.astype(np.float64) - adversarial.joint_energy
