@@ -134,8 +134,8 @@ def _train_epoch(
     networks.parallel.train()
     rows, first = batches.rows
     noise = Noise(generator(ranks.device, experiment.seed, "attack", epoch), rows, first)
-    progress = epoch / experiment.epochs
-    totals = EpochTotals(ranks, rows, comparable=method.tells_abnormal(progress))
+    epoch_fraction = epoch / experiment.epochs
+    totals = EpochTotals(ranks, rows, comparable=method.tells_abnormal(epoch_fraction))
     with tf32(allowed=experiment.precision == "tf32"):
         for step, (images, labels, attacked) in enumerate(batches.epoch(epoch)):
             now = settings[step]
@@ -143,7 +143,7 @@ def _train_epoch(
             result = train_step(
                 networks.parallel, method, optimizer,
                 images.contiguous(memory_format=torch.channels_last), labels, noise, attacked=attacked,
-                progress=progress, epsilon_scale=now.epsilon_scale, mean_over_ranks=ranks.mean,
+                epoch_fraction=epoch_fraction, epsilon_scale=now.epsilon_scale, mean_over_ranks=ranks.mean,
             )  # fmt: skip
             networks.after_step()
             totals.add(result)

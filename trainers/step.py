@@ -25,7 +25,8 @@ class TrainingMethod:
     """What a configured method does in a step. `epsilon` is the training attack's, in pixels of [0,1].
 
     `batch_norm` is the attack's mode. `starts_at_image`: the attack's first gradient is taken at the image itself.
-    `weight_perturbation` is None where the method has none; it acts from the fraction `perturbation_start` of the run.
+    `weight_perturbation` is None where the method has none; it acts in epochs that begin at the fraction
+    `perturbation_start` of all, or later.
     """
 
     attacker: Attacker
@@ -36,24 +37,24 @@ class TrainingMethod:
     weight_perturbation: Callable[..., dict[str, Tensor]] | None = None
     perturbation_start: float = 0.0
 
-    def perturbs(self, progress: float) -> bool:
-        """Whether the update sees perturbed weights at this fraction of the run."""
-        return self.weight_perturbation is not None and progress >= self.perturbation_start
+    def perturbs(self, epoch_fraction: float) -> bool:
+        """Whether the update sees perturbed weights in an epoch that begins at this fraction of all."""
+        return self.weight_perturbation is not None and epoch_fraction >= self.perturbation_start
 
-    def reuses_start(self, progress: float) -> bool:
+    def reuses_start(self, epoch_fraction: float) -> bool:
         """Whether the logits and gradients at the attack's start are those that the update would compute there."""
-        return catalog.sees_attack_as_update(self.batch_norm, perturbed=self.perturbs(progress))
+        return catalog.sees_attack_as_update(self.batch_norm, perturbed=self.perturbs(epoch_fraction))
 
-    def seen_by_attack(self, adversarial: Adversarial, progress: float) -> dict[str, Tensor]:
+    def seen_by_attack(self, adversarial: Adversarial, epoch_fraction: float) -> dict[str, Tensor]:
         """What the update needs not compute: the attack has, at its start. By the names of `StepTensors`."""
-        if not self.reuses_start(progress):
+        if not self.reuses_start(epoch_fraction):
             return {}
         seen = {"start_logits": adversarial.start_logits}
         return seen | ({"natural_gradient": adversarial.start_gradient} if self.starts_at_image else {})
 
-    def tells_abnormal(self, progress: float) -> bool:
+    def tells_abnormal(self, epoch_fraction: float) -> bool:
         """Whether the start's logits are as the update sees the start: reused, or computed again for a regularizer."""
-        return self.reuses_start(progress) or "start_logits" in self.objective.needs(progress)
+        return self.reuses_start(epoch_fraction) or "start_logits" in self.objective.needs(epoch_fraction)
 
 
 def build_method(experiment: Experiment) -> TrainingMethod:
@@ -93,7 +94,7 @@ class StepResult:
 
 def train_step(
     model: nn.Module, method: TrainingMethod, optimizer: torch.optim.Optimizer,
-    images: Tensor, labels: Tensor, noise: Noise, *, progress: float, attacked: Tensor | None = None,
+    images: Tensor, labels: Tensor, noise: Noise, *, epoch_fraction: float, attacked: Tensor | None = None,
     epsilon_scale: float = 1.0, mean_over_ranks: Callable[[Tensor], Tensor] = identity,
 ) -> StepResult:  # fmt: skip
     """One update: images [B, C, H, W] in [0,1] and labels [B] of this rank. No host synchronization.
@@ -105,25 +106,25 @@ def train_step(
     batch, with x* = x.
     """
     bare = model.module if isinstance(model, DistributedDataParallel) else model
-    objective, needs = method.objective, method.objective.needs(progress)
+    objective, needs = method.objective, method.objective.needs(epoch_fraction)
     adversarial = method.attacker(bare, images, labels, noise, epsilon_scale)
     if attacked is not None:
         kept = torch.where(attacked[:, None, None, None], adversarial.images, images)
         adversarial = replace(adversarial, images=kept)
     noisy = images + noise.uniform(images, -method.epsilon, method.epsilon) if "noisy_gradient" in needs else None
-    batch = AttackedBatch(images, labels, adversarial, noisy, method.seen_by_attack(adversarial, progress))
+    batch = AttackedBatch(images, labels, adversarial, noisy, method.seen_by_attack(adversarial, epoch_fraction))
     look = partial(see, batch, needs, bare, mean_over_ranks=mean_over_ranks)
 
     perturbation = {}
-    if method.weight_perturbation is not None and method.perturbs(progress):
+    if method.weight_perturbation is not None and method.perturbs(epoch_fraction):
         perturbation = method.weight_perturbation(
             bare,
-            lambda forward: objective.terms(look(forward, forward), progress).total,
+            lambda forward: objective.terms(look(forward, forward), epoch_fraction).total,
             mean_over_ranks=mean_over_ranks,
         )
     with perturbed(bare, perturbation):
         seen = look(model, bare)
-        terms = objective.terms(seen, progress)
+        terms = objective.terms(seen, epoch_fraction)
         optimizer.zero_grad(set_to_none=True)
         terms.total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -66,7 +66,7 @@ def one_step(experiment, splits, rank=0, world=1, wrap=lambda model: model):
         torch.optim.SGD(model.parameters(), lr=0.1),
         *next(batches.epoch(0))[:2],
         Noise(generator("cpu", experiment.seed, "attack", 0), *batches.rows),
-        progress=1.0,
+        epoch_fraction=1.0,
     )
     return [parameter.grad for parameter in model.parameters()], dict(model.named_buffers())
 

@@ -33,7 +33,7 @@ def test_the_average_is_that_of_the_recursion_over_the_weights_after_each_step(e
     batches = TrainingBatches(splits.train, settings, alone)
     noise = Noise(generator("cpu", 0, "attack", 0), *batches.rows)
     for images, labels, _ in batches.epoch(0):
-        train_step(model, build_method(settings), optimizer, images, labels, noise, progress=0.0)
+        train_step(model, build_method(settings), optimizer, images, labels, noise, epoch_fraction=0.0)
         now = {name: value.clone() for name, value in model.state_dict().items()}
         average = now if not average else {n: 0.9 * average[n] + 0.1 * now[n] for n in now}
     trained = checkpoint.latest(tmp_path).training_state()["trained"]
@@ -119,7 +119,7 @@ def test_in_bfloat16_every_weight_still_gets_its_gradient(name, experiment, spli
     optimizer = torch.optim.SGD(networks.trained.parameters(), lr=0.0)
     noise = Noise(generator("cpu", 0, "attack"))
     networks.parallel.train()
-    train_step(networks.parallel, build_method(settings), optimizer, images, labels, noise, progress=1.0)
+    train_step(networks.parallel, build_method(settings), optimizer, images, labels, noise, epoch_fraction=1.0)
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in networks.trained.parameters())
 
 

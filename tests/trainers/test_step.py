@@ -31,7 +31,7 @@ def step_of(settings, splits, device="cpu"):
     method = build_method(settings)
     images, labels = splits.train.floats(0, 8).to(device), splits.train.labels[:8].to(device)
     noise = Noise(generator(device, 0, "attack"))
-    return model, lambda: train_step(model, method, optimizer, images, labels, noise, progress=1.0)
+    return model, lambda: train_step(model, method, optimizer, images, labels, noise, epoch_fraction=1.0)
 
 
 def preset(name, experiment, **values):
@@ -90,7 +90,7 @@ def test_a_step_its_crops_and_its_totals_run_where_no_number_can_be_read(name, e
     images = to_floats(crop_and_flip(pictures, batch, batch, batch.bool(), reflect=True))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     step = train_step(
-        model, build_method(settings), optimizer, images, batch, Noise(None), progress=1.0, attacked=batch.bool()
+        model, build_method(settings), optimizer, images, batch, Noise(None), epoch_fraction=1.0, attacked=batch.bool()
     )
     EpochTotals(replace(alone, device=meta), 8, comparable=True).add(step)
     with pytest.raises(RuntimeError, match="meta"):
@@ -144,7 +144,7 @@ def seen_by_the_loss(settings, images, labels):
     method = build_method(settings)
     spied = replace(method, objective=Spy(method.objective, lambda step: seen.append((step, copy.deepcopy(model)))))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    train_step(model, spied, optimizer, images, labels, Noise(generator("cpu", 0, "attack")), progress=1.0)
+    train_step(model, spied, optimizer, images, labels, Noise(generator("cpu", 0, "attack")), epoch_fraction=1.0)
     return seen
 
 
@@ -154,12 +154,12 @@ class Spy:
     def __init__(self, objective, tell):
         self._objective, self._tell = objective, tell
 
-    def needs(self, progress):
-        return self._objective.needs(progress)
+    def needs(self, epoch_fraction):
+        return self._objective.needs(epoch_fraction)
 
-    def terms(self, step, progress):
+    def terms(self, step, epoch_fraction):
         self._tell(step)
-        return self._objective.terms(step, progress)
+        return self._objective.terms(step, epoch_fraction)
 
 
 @pytest.mark.parametrize("batch_norm", ["train", "eval"])

@@ -29,7 +29,10 @@ class Setting:
 
 
 def _der(setting: Setting) -> dict[str, Any]:
-    """Multi-step methods: all samples, in late epochs, weakly (arXiv 2505.22486 says the first two; numbers ours)."""
+    """Multi-step methods: all samples, in late epochs, weakly (arXiv 2505.22486 says the first two; numbers ours).
+
+    From the first epoch that begins after the learning rate's first drop, which may be within one.
+    """
     if setting.single_step:
         return {}
     return {"beta": 0.25, "samples": "all", "start": 0.75 if setting.first_drop is None else setting.first_drop}
