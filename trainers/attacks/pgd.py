@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trainers.answers import margin
 from trainers.attacks.linf import Adversarial, ascend, batch_norm_mode, gaussian_start, uniform_start
 from trainers.randomness import Noise
 
@@ -77,13 +78,6 @@ def pgd_targeted(
     with batch_norm_mode(model, batch_norm):
         objective = _towards(labels, drawn if target == "random" else None)
         return ascend(model, images, begin, objective, epsilon=epsilon, step_size=step_size, steps=steps)
-
-
-def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """z_y − max_{j≠y} z_j [B] of logits [B, K] and labels [B]: negative where the prediction is wrong."""
-    true = logits.gather(1, labels[:, None])
-    others = logits.scatter(1, labels[:, None], -torch.inf)
-    return true.squeeze(1) - others.amax(dim=1)
 
 
 def _towards(labels: Tensor, drawn: Tensor | None) -> Callable[[Tensor], Tensor]:
