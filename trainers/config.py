@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from trainers import catalog
+from trainers.costs import training_passes
 from trainers.filling import fill
 from trainers.notices import notices
 from trainers.pixels import PixelValue
@@ -258,14 +259,8 @@ class Experiment(Section):
 
     @property
     def training_passes(self) -> int:
-        """Passes per training image; see `catalog`."""
-        method, attack = self.method, self.attack
-        choices = (method.weighting, method.regularizer, method.weight_perturbation)
-        optional = [None if choice is None else (choice.name, choice.parameters) for choice in choices]
-        return catalog.training_passes(
-            method.inner.name, (method.outer.name, method.outer.parameters), optional,
-            steps=attack.steps, batch_norm=attack.batch_norm,
-        )  # fmt: skip
+        """Passes per training image."""
+        return training_passes(self)
 
     @property
     def first_epochs(self) -> dict[str, int]:

@@ -25,7 +25,6 @@ from trainers.catalog.slots import (
     WEIGHT_PERTURBATION,
     WEIGHTING,
     sees_attack_as_update,
-    training_passes,
 )
 
 __all__ = [
@@ -55,7 +54,6 @@ __all__ = [
     "published_beta",
     "published_step_size",
     "sees_attack_as_update",
-    "training_passes",
 ]
 
 # Last, for an extension imports the names above.
