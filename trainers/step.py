@@ -14,7 +14,7 @@ from trainers import catalog
 from trainers.attacks.attacker import Attacker, training_attack
 from trainers.attacks.linf import Adversarial
 from trainers.config import Experiment
-from trainers.methods.objective import Objective, Terms, build_objective
+from trainers.methods.objectives import Objective, Terms, build_objective
 from trainers.methods.step_tensors import AttackedBatch, StepTensors, abnormal, identity, see
 from trainers.methods.weight_perturbation import perturbed
 from trainers.randomness import Noise
