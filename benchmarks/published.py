@@ -1,9 +1,10 @@
 """Training steps as the methods' public codes do them: the other side of the comparison.
 
-Written anew from the papers' algorithms, with the habits of those codes: the attack calls `backward` and so computes
-gradients of the weights that nobody uses, natural logits that do not change are computed in every attack step, and
-metrics are read from the device in every step. Random numbers come from the same stream as ours, so that one step moves
-the weights alike; `tests/benchmarks` holds that to 1e-9 in float64.
+Written anew from the papers' algorithms, each with the habits of its code. The attacks of the single-step methods and
+of SAT call `backward` and so compute gradients of the weights that nobody uses. Those of TRADES, WEAT, MAIL-TRADES and
+MART do not; where they raise the KL, they compute natural logits that do not change in every step. All read metrics
+from the device in every step. Random numbers come from the same stream as ours, so that one step moves the weights
+alike; `tests/benchmarks` holds that to 1e-9 in float64.
 """
 
 from __future__ import annotations

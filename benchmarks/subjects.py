@@ -86,7 +86,7 @@ class OurStep:
         """Attack, forwards, loss, update, and what is kept of it for the epoch's metrics."""
         images, labels = self._next()
         self._totals.add(
-            train_step(self._model, self._method, self._optimizer, images, labels, self._noise, progress=0.0)
+            train_step(self._model, self._method, self._optimizer, images, labels, self._noise, epoch_fraction=0.0)
         )
 
     def attack(self) -> None:

@@ -48,10 +48,11 @@ def main(arguments: list[str] | None = None) -> int:
     import torch
     import torch.distributed as dist
 
-    from trainers.loop import TakenOver, fit
+    from trainers.loop import fit
     from trainers.precision import precision_notices
     from trainers.ranks import Ranks
     from trainers.reporting import describe, on_device
+    from trainers.run_folder import TakenOver
     from trainers.totals import Diverged
 
     if options.threads:

@@ -182,7 +182,7 @@ def _write(target: Path, weights: bytes, training: bytes, record: EpochRecord, e
         _EXPERIMENT: f"{json.dumps(experiment.to_dict(), indent=1)}\n".encode(),
     }
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-    contents[_MANIFEST] = f"{json.dumps({'sha256': sums, 'digest': experiment.digest()}, indent=1)}\n".encode()
+    contents[_MANIFEST] = f"{json.dumps({'sha256': sums}, indent=1)}\n".encode()
     try:
         # Written by Python and not by the libraries, whose errors do not say that the disk is full.
         for name, content in contents.items():

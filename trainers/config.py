@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from trainers import catalog
+from trainers.costs import training_passes
 from trainers.filling import fill
 from trainers.notices import notices
 from trainers.pixels import PixelValue
@@ -217,7 +218,10 @@ class Experiment(Section):
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
     def identity(self) -> dict[str, Any]:
-        """What changes the result. Not where data lie, values came from, or what is kept and read."""
+        """What changes the result. Not where data lie, values came from, or what is kept and read.
+
+        What `data.extra` holds is known by the name of its file alone: it need not be where experiments are parsed.
+        """
         content = self.to_dict()
         for how in ("recipe", "keep_every"):
             del content[how]
@@ -259,14 +263,8 @@ class Experiment(Section):
 
     @property
     def training_passes(self) -> int:
-        """Passes per training image; see `catalog`."""
-        method, attack = self.method, self.attack
-        choices = (method.weighting, method.regularizer, method.weight_perturbation)
-        optional = [None if choice is None else (choice.name, choice.parameters) for choice in choices]
-        return catalog.training_passes(
-            method.inner.name, (method.outer.name, method.outer.parameters), optional,
-            steps=attack.steps, batch_norm=attack.batch_norm,
-        )  # fmt: skip
+        """Passes per training image."""
+        return training_passes(self)
 
     @property
     def first_epochs(self) -> dict[str, int]:

@@ -6,44 +6,32 @@ and knows no tracker: it yields one EpochRecord an epoch, and whoever iterates d
 
 from __future__ import annotations
 
-import json
 import math
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from trainers import checkpoint
-from trainers.checkpoint import Checkpoint
 from trainers.config import Experiment
 from trainers.data.batches import TrainingBatches
 from trainers.data.images import Splits, load_splits
 from trainers.diagnostics.iteration_checks import IterationChecks
 from trainers.diagnostics.measure import EpochMeasurement
-from trainers.diagnostics.overfitting import ROBUST_ACCURACY
 from trainers.networks import Networks
 from trainers.precision import tf32
-from trainers.problems import InvalidInput
 from trainers.randomness import Noise, generator
 from trainers.ranks import Ranks
-from trainers.records import EpochRecord, append_record, read_records
+from trainers.records import EpochRecord
+from trainers.run_folder import claim, keep, left_behind, record_epoch
 from trainers.schedules import learning_rates, momenta
 from trainers.step import TrainingMethod, build_method, train_step
 from trainers.totals import Diverged, EpochTotals
-from trainers.whole_files import write_whole
-
-EXPERIMENT_FILE = "experiment.yaml"
-_IDENTITY_FILE, _WRITER_FILE = "digest.json", "writer.json"
-
-
-class TakenOver(OSError):
-    """Another process trains this run now; this one must not write into its folder any more."""
 
 
 def fit(
@@ -51,19 +39,19 @@ def fit(
 ) -> Iterator[EpochRecord]:
     """Train, yielding one record an epoch, equal on all ranks; continue from the newest whole checkpoint.
 
-    A run that is already finished says its last record again, and needs no data for that. `splits` saves loading the
+    A run that is already finished yields its last record, and needs no data for that. `splits` saves loading the
     data when the caller has them. Raises InvalidInput if `run_dir` holds another experiment, Diverged if the loss is
     not finite, TakenOver if another process has begun to train this run: a node that was given up may still reach the
     storage.
     """
     writer = ranks.broadcast(uuid.uuid4().hex)
-    ranks.on_first(partial(_claim, experiment, run_dir, resume, writer))
+    ranks.on_first(partial(claim, experiment, run_dir, resume, writer))
     # What the first rank sees, on every rank: a shared file system may show them different things.
-    start, recorded = ranks.on_first(partial(_found, run_dir)) if resume else (None, {})
+    start, recorded = ranks.on_first(partial(left_behind, run_dir)) if resume else (None, {})
     first_epoch = 0
     if start is not None:
-        # Told again: a crash may have come between the checkpoint and this.
-        ranks.on_first(partial(_tell, run_dir, start.path, start.record, recorded))
+        # Marking the best and appending the record is repeated: a crash may have come between the checkpoint and them.
+        ranks.on_first(partial(record_epoch, run_dir, start.path, start.record, recorded))
         recorded[start.record.epoch] = start.record
         first_epoch = start.record.epoch + 1
         if first_epoch >= experiment.epochs:
@@ -90,7 +78,7 @@ def fit(
         metrics = totals.metrics(epoch, recorded.get(epoch - 1)) | checks.metrics()
         seconds = time.perf_counter() - began
         networks.after_epoch()
-        metrics |= measure(networks.kept) | {
+        metrics |= measure(networks.evaluated) | {
             "train/learning_rate": of_epoch[-1].learning_rate,
             "train/seconds": seconds,
             "train/images_per_second": len(batches) * batches.rows[0] / seconds,
@@ -104,7 +92,7 @@ def fit(
         # A recorded epoch is never recorded again: after falling back to an older checkpoint its record stands.
         record = ranks.broadcast(recorded.get(epoch) or EpochRecord(epoch, time.time(), metrics))
         state = {"optimizer": optimizer.state_dict(), **networks.state()}
-        ranks.on_first(partial(_keep, run_dir, writer, experiment, networks.kept, state, record, recorded))
+        ranks.on_first(partial(keep, run_dir, writer, experiment, networks.evaluated, state, record, recorded))
         recorded[epoch] = record
         yield record
 
@@ -146,8 +134,8 @@ def _train_epoch(
     networks.parallel.train()
     rows, first = batches.rows
     noise = Noise(generator(ranks.device, experiment.seed, "attack", epoch), rows, first)
-    progress = epoch / experiment.epochs
-    totals = EpochTotals(ranks, rows, comparable=method.reuses_start(progress))
+    epoch_fraction = epoch / experiment.epochs
+    totals = EpochTotals(ranks, rows, comparable=method.tells_abnormal(epoch_fraction))
     with tf32(allowed=experiment.precision == "tf32"):
         for step, (images, labels, attacked) in enumerate(batches.epoch(epoch)):
             now = settings[step]
@@ -155,59 +143,9 @@ def _train_epoch(
             result = train_step(
                 networks.parallel, method, optimizer,
                 images.contiguous(memory_format=torch.channels_last), labels, noise, attacked=attacked,
-                progress=progress, epsilon_scale=now.epsilon_scale, mean_over_ranks=ranks.mean,
+                epoch_fraction=epoch_fraction, epsilon_scale=now.epsilon_scale, mean_over_ranks=ranks.mean,
             )  # fmt: skip
             networks.after_step()
             totals.add(result)
-            checks.after_step(networks.kept, step)
+            checks.after_step(networks.evaluated, step)
     return totals
-
-
-def _found(run_dir: Path) -> tuple[Checkpoint | None, dict[int, EpochRecord]]:
-    """What a run left behind: its newest whole checkpoint, and the records of its epochs, maybe of later ones too."""
-    return checkpoint.latest(run_dir), {record.epoch: record for record in read_records(run_dir)}
-
-
-def _keep(
-    run_dir: Path, writer: str, experiment: Experiment, model: nn.Module, state: Mapping[str, Any],
-    record: EpochRecord, recorded: Mapping[int, EpochRecord],
-) -> None:  # fmt: skip
-    """Checkpoint first: an epoch that is recorded is never lost."""
-    if json.loads((run_dir / _WRITER_FILE).read_text())["writer"] != writer:
-        raise TakenOver(f"{run_dir} is trained by another process now")
-    folder = checkpoint.save(run_dir, experiment, model, state, record)
-    _tell(run_dir, folder, record, recorded)
-
-
-def _tell(run_dir: Path, folder: Path, record: EpochRecord, recorded: Mapping[int, EpochRecord]) -> None:
-    """Mark the checkpoint in `folder` if its epoch is the best so far, and write its record unless it stands there."""
-    before = (other.metrics[ROBUST_ACCURACY] for epoch, other in recorded.items() if epoch < record.epoch)
-    if all(record.metrics[ROBUST_ACCURACY] > accuracy for accuracy in before):
-        checkpoint.mark_best(run_dir, folder)
-    if record.epoch not in recorded:
-        append_record(run_dir, record)
-
-
-def _claim(experiment: Experiment, run_dir: Path, resume: bool, writer: str) -> None:
-    """Make the run folder this experiment's, and `writer` who writes into it. Raises InvalidInput if it may not be."""
-    identity, digest = run_dir / _IDENTITY_FILE, experiment.digest()
-    held = _held_digest(identity) if identity.exists() else None
-    if held is not None and (held != digest or not resume):
-        what = "another experiment" if held != digest else "this experiment already"
-        raise InvalidInput.single(str(run_dir), f"holds {what} (digest {held}); choose another folder")
-    write_whole(run_dir / EXPERIMENT_FILE, experiment.to_yaml())
-    if held is None:
-        write_whole(identity, json.dumps({"digest": digest}) + "\n")
-    write_whole(run_dir / _WRITER_FILE, json.dumps({"writer": writer}) + "\n")
-
-
-def _held_digest(identity: Path) -> str:
-    """Of the experiment whose run a folder holds. Raises InvalidInput if the file does not say it."""
-    try:
-        return str(json.loads(identity.read_text())["digest"])
-    except (ValueError, KeyError, TypeError):
-        raise InvalidInput.single(
-            str(identity),
-            "is broken: it says whose run this folder holds; choose another folder, or remove the file if the run is "
-            f"that of {EXPERIMENT_FILE} beside it",
-        ) from None

@@ -1,4 +1,4 @@
-"""The nets of one run: the one that is trained, and the one that is measured and kept."""
+"""The nets of one run: the one that is trained, and the one that is evaluated."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Networks:
     """`trained` has the weights that the optimizer updates; `parallel` is the same net as the training step calls it.
 
-    `kept` is measured after every epoch and written into checkpoints: the trained net, or the exponential moving
+    `evaluated` is measured after every epoch and written into checkpoints: the trained net, or the exponential moving
     average of its weights and batch-norm statistics where `optimizer.ema_decay` is given.
     """
 
@@ -45,7 +45,7 @@ class Networks:
         return self._compiled is not None and self._compiled.is_compiled
 
     @property
-    def kept(self) -> nn.Module:
+    def evaluated(self) -> nn.Module:
         """The net to measure and to keep."""
         return self.trained if self._average is None else self._average
 
@@ -69,7 +69,7 @@ class Networks:
             self._ranks.average_buffers(self._average)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint needs beside the weights of the kept net: those of the trained one, if they differ."""
+        """What a checkpoint needs beside the weights of the evaluated net: those of the trained one, if they differ."""
         if self._average is None:
             return {}
         weights: dict[str, Tensor] = {

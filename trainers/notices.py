@@ -48,8 +48,9 @@ def _unpublished_strengths(experiment: Experiment) -> Iterator[str]:
     levels, published = catalog.nearest_of_aaer(experiment.data.name, experiment.method.inner.name, epsilon)
     if abs(levels - 255 * epsilon) > 1e-6 and published.items() <= regularizer.parameters.items():
         yield (
-            f"method.regularizer: the strengths loss {published['loss']:g} and variation {published['variation']:g} of "
-            f"aaer are published for ε = {levels}/255, the nearest to {epsilon.plain()}"
+            f"method.regularizer: loss_strength {published['loss_strength']:g} and variation_strength "
+            f"{published['variation_strength']:g} of aaer are published for ε = {levels}/255, the nearest to "
+            f"{epsilon.plain()}"
         )
 
 

@@ -125,10 +125,18 @@ class Ranks:
         return DistributedDataParallel(model, **options)
 
     def average_buffers(self, model: nn.Module) -> None:
-        """Replace floating-point buffers (batch-norm statistics, which drift per rank) by their mean over ranks."""
+        """Replace floating-point buffers (batch-norm statistics, which drift per rank) by their mean over ranks.
+
+        Those that no checkpoint holds are constants, equal on all ranks: a mean would round them.
+        """
         if self.world_size == 1:
             return
-        buffers: Sequence[Tensor] = [b for b in model.buffers() if b.is_floating_point() and b.numel()]
+        saved = model.state_dict()
+        buffers: Sequence[Tensor] = [
+            buffer
+            for name, buffer in model.named_buffers()
+            if name in saved and buffer.is_floating_point() and buffer.numel()
+        ]
         if not buffers:
             return
         flat = self.sum(torch.cat([b.detach().flatten() for b in buffers])) / self.world_size

@@ -8,15 +8,15 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from trainers import catalog
 from trainers.attacks.attacker import Attacker, training_attack
+from trainers.attacks.linf import Adversarial
 from trainers.config import Experiment
-from trainers.methods.objective import Objective, Terms, build_objective
-from trainers.methods.step_tensors import StepTensors, abnormal, identity
-from trainers.methods.weight_perturbation import Forward, perturbed, without_statistics
+from trainers.methods.objectives import Objective, Terms, build_objective
+from trainers.methods.step_tensors import AttackedBatch, StepTensors, abnormal, identity, see
+from trainers.methods.weight_perturbation import perturbed
 from trainers.randomness import Noise
 
 
@@ -25,7 +25,8 @@ class TrainingMethod:
     """What a configured method does in a step. `epsilon` is the training attack's, in pixels of [0,1].
 
     `batch_norm` is the attack's mode. `starts_at_image`: the attack's first gradient is taken at the image itself.
-    `weight_perturbation` is None where the method has none; it acts from the fraction `perturbation_start` of the run.
+    `weight_perturbation` is None where the method has none; it acts in epochs that begin at the fraction
+    `perturbation_start` of all, or later.
     """
 
     attacker: Attacker
@@ -36,13 +37,24 @@ class TrainingMethod:
     weight_perturbation: Callable[..., dict[str, Tensor]] | None = None
     perturbation_start: float = 0.0
 
-    def perturbs(self, progress: float) -> bool:
-        """Whether the update sees perturbed weights at this fraction of the run."""
-        return self.weight_perturbation is not None and progress >= self.perturbation_start
+    def perturbs(self, epoch_fraction: float) -> bool:
+        """Whether the update sees perturbed weights in an epoch that begins at this fraction of all."""
+        return self.weight_perturbation is not None and epoch_fraction >= self.perturbation_start
 
-    def reuses_start(self, progress: float) -> bool:
+    def reuses_start(self, epoch_fraction: float) -> bool:
         """Whether the logits and gradients at the attack's start are those that the update would compute there."""
-        return catalog.sees_attack_as_update(self.batch_norm, perturbed=self.perturbs(progress))
+        return catalog.sees_attack_as_update(self.batch_norm, perturbed=self.perturbs(epoch_fraction))
+
+    def seen_by_attack(self, adversarial: Adversarial, epoch_fraction: float) -> dict[str, Tensor]:
+        """What the update needs not compute: the attack has, at its start. By the names of `StepTensors`."""
+        if not self.reuses_start(epoch_fraction):
+            return {}
+        seen = {"start_logits": adversarial.start_logits}
+        return seen | ({"natural_gradient": adversarial.start_gradient} if self.starts_at_image else {})
+
+    def tells_abnormal(self, epoch_fraction: float) -> bool:
+        """Whether the start's logits are as the update sees the start: reused, or computed again for a regularizer."""
+        return self.reuses_start(epoch_fraction) or "start_logits" in self.objective.needs(epoch_fraction)
 
 
 def build_method(experiment: Experiment) -> TrainingMethod:
@@ -67,9 +79,9 @@ def build_method(experiment: Experiment) -> TrainingMethod:
 
 @dataclass(frozen=True)
 class StepResult:
-    """One step's outcome, all [] and still on the device: sums over this rank's rows.
+    """One step's outcome, all [] and still on the device.
 
-    But `loss`, the batch's mean, and `regularizer`, its part of the loss.
+    Sums over this rank's rows, except `loss` and `regularizer`, which are batch means.
     """
 
     loss: Tensor
@@ -82,7 +94,7 @@ class StepResult:
 
 def train_step(
     model: nn.Module, method: TrainingMethod, optimizer: torch.optim.Optimizer,
-    images: Tensor, labels: Tensor, noise: Noise, *, progress: float, attacked: Tensor | None = None,
+    images: Tensor, labels: Tensor, noise: Noise, *, epoch_fraction: float, attacked: Tensor | None = None,
     epsilon_scale: float = 1.0, mean_over_ranks: Callable[[Tensor], Tensor] = identity,
 ) -> StepResult:  # fmt: skip
     """One update: images [B, C, H, W] in [0,1] and labels [B] of this rank. No host synchronization.
@@ -94,61 +106,43 @@ def train_step(
     batch, with x* = x.
     """
     bare = model.module if isinstance(model, DistributedDataParallel) else model
-    objective, needs = method.objective, method.objective.needs(progress)
-    reuses_start = method.reuses_start(progress)
+    objective, needs = method.objective, method.objective.needs(epoch_fraction)
     adversarial = method.attacker(bare, images, labels, noise, epsilon_scale)
     if attacked is not None:
         kept = torch.where(attacked[:, None, None, None], adversarial.images, images)
         adversarial = replace(adversarial, images=kept)
-    noisy = images + noise.uniform(images, -method.epsilon, method.epsilon) if "input_gradients" in needs else None
-
-    def terms(forward: Forward, gradient_forward: Forward) -> tuple[StepTensors, Terms]:
-        start_logits = adversarial.start_logits
-        if "start_logits" in needs and not reuses_start:
-            with torch.no_grad():
-                start_logits = without_statistics(bare)(adversarial.start_images)
-        natural_logits = forward(images) if "natural_logits" in needs else None
-        adversarial_logits = forward(adversarial.images)
-        natural_gradient = noisy_gradient = None
-        if noisy is not None:
-            natural_gradient = adversarial.start_gradient
-            if not (reuses_start and method.starts_at_image):
-                natural_gradient = input_gradient(gradient_forward, images, labels, differentiable=False)
-            noisy_gradient = input_gradient(gradient_forward, noisy, labels, differentiable=True)
-        step = StepTensors(
-            adversarial_logits, labels, natural_logits, start_logits, natural_gradient, noisy_gradient,
-            mean_over_ranks,
-        )  # fmt: skip
-        return step, objective.terms(step, progress)
+    noisy = images + noise.uniform(images, -method.epsilon, method.epsilon) if "noisy_gradient" in needs else None
+    batch = AttackedBatch(images, labels, adversarial, noisy, method.seen_by_attack(adversarial, epoch_fraction))
+    look = partial(see, batch, needs, bare, mean_over_ranks=mean_over_ranks)
 
     perturbation = {}
-    if method.weight_perturbation is not None and method.perturbs(progress):
+    if method.weight_perturbation is not None and method.perturbs(epoch_fraction):
         perturbation = method.weight_perturbation(
-            bare, lambda forward: terms(forward, forward)[1].total, mean_over_ranks=mean_over_ranks
+            bare,
+            lambda forward: objective.terms(look(forward, forward), epoch_fraction).total,
+            mean_over_ranks=mean_over_ranks,
         )
     with perturbed(bare, perturbation):
-        step, parts = terms(model, bare)
+        seen = look(model, bare)
+        terms = objective.terms(seen, epoch_fraction)
         optimizer.zero_grad(set_to_none=True)
-        parts.total.backward()  # type: ignore[no-untyped-call]
+        terms.total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+    return _result(batch, seen, terms, attacked)
+
+
+def _result(batch: AttackedBatch, seen: StepTensors, terms: Terms, attacked: Tensor | None) -> StepResult:
     with torch.no_grad():
-        zero = parts.total.new_zeros(())
-        easier = abnormal(step.required("start_logits"), step.adversarial_logits, labels)
+        zero = terms.total.new_zeros(())
+        start_logits = batch.adversarial.start_logits if seen.start_logits is None else seen.start_logits
+        easier = abnormal(start_logits, seen.adversarial_logits, batch.labels)
         if attacked is not None:
             easier &= attacked
         return StepResult(
-            loss=parts.total.detach(),
-            adversarial_correct=(step.adversarial_logits.argmax(1) == labels).sum(),
+            loss=terms.total.detach(),
+            adversarial_correct=(seen.adversarial_logits.argmax(1) == batch.labels).sum(),
             abnormal=easier.sum(),
-            weight_sum=zero + len(labels) if parts.weights is None else parts.weights.sum(),
-            regularizer=zero if parts.regularizer is None else parts.regularizer,
-            perturbation_norm=(adversarial.images - images).flatten(1).norm(dim=1).sum(),
+            weight_sum=zero + len(batch.labels) if terms.weights is None else terms.weights.sum(),
+            regularizer=zero if terms.regularizer is None else terms.regularizer,
+            perturbation_norm=(batch.adversarial.images - batch.images).flatten(1).norm(dim=1).sum(),
         )
-
-
-def input_gradient(forward: Forward, images: Tensor, labels: Tensor, *, differentiable: bool) -> Tensor:
-    """∇_x of the cross-entropy, summed over the batch [B, C, H, W]; `differentiable` with respect to the weights."""
-    images = images.detach().requires_grad_()
-    loss = F.cross_entropy(forward(images), labels, reduction="sum")
-    (gradient,) = torch.autograd.grad(loss, images, create_graph=differentiable)
-    return gradient

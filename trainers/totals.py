@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 
 import torch
@@ -10,7 +11,7 @@ from trainers.ranks import Ranks
 from trainers.records import EpochRecord
 from trainers.step import StepResult
 
-# What a divergence is told with: held out, at the images and at adversarial ones; records have all the others.
+# Energies quoted in the error message: held out, at the images and at adversarial ones; records have all others.
 _LAST_ENERGIES = ("val/natural_energy/mean", "val/adversarial_energy/mean")
 _SUMMED = tuple(field.name for field in fields(StepResult))
 
@@ -48,7 +49,7 @@ class EpochTotals:
         """
         sums = dict(zip(_SUMMED, self._ranks.sum(self._sums).tolist(), strict=True))
         loss, abnormal_count = sums["loss"], sums["abnormal"]
-        if loss != loss or loss in (float("inf"), float("-inf")):
+        if not math.isfinite(loss):
             # One rank's loss is the others' one step later, through the gradients.
             bad_step = int(self._ranks.minimum(self._bad_step))
             measured = before.metrics if before else {}
@@ -58,11 +59,11 @@ class EpochTotals:
                 f"energies in nats after the epoch before: {energies or 'none'}"
             )
         images = self._steps * self._batch_size
-        mean_over_steps = self._steps * self._ranks.world_size
+        reports = self._steps * self._ranks.world_size
         abnormality = {"train/abnormal_count": abnormal_count, "train/abnormal_fraction": abnormal_count / images}
         return {
-            "train/loss": loss / mean_over_steps,
-            "train/regularizer": sums["regularizer"] / mean_over_steps,
+            "train/loss": loss / reports,
+            "train/regularizer": sums["regularizer"] / reports,
             "train/adversarial_accuracy": sums["adversarial_correct"] / images,
             "train/weight/mean": sums["weight_sum"] / images,
             "train/perturbation_norm/mean": sums["perturbation_norm"] / images,

@@ -38,7 +38,9 @@ class Measures:
 
     def __init__(self, judges: Judges, network: Network, recipe: Recipe) -> None:
         from trainers.generation.quality import LEAST_SIDE, Extractor, classifier, inception, perceptual_distance
+        from trainers.ranks import Ranks
 
+        self._device = Ranks.current().device
         self._data, self._classes = network.subject.experiment.data, recipe.classes
         self._extractors: list[Extractor] = []
         if judges.inception is not None:
@@ -62,13 +64,14 @@ class Measures:
         found: dict[str, float] = {}
         generated = _channels_first(torch.from_numpy(made.images))
         for extractor, real in zip(self._extractors, self._seen, strict=True):
-            looked = extractor.look(generated, _BATCH)
+            looked = extractor.look(generated, _BATCH, self._device)
             found |= distribution_metrics(looked, real, extractor.suffix, seed=seed)
         if self._distance is not None:
             images, labels = self._real
             found |= perceptual_metrics(
-                generated, images, torch.from_numpy(made.labels), labels, self._distance, batch_size=_BATCH, seed=seed
-            )
+                generated, images, torch.from_numpy(made.labels), labels, self._distance,
+                batch_size=_BATCH, seed=seed, device=self._device,
+            )  # fmt: skip
         return dict(found)
 
     @cached_property
@@ -84,7 +87,7 @@ class Measures:
     @cached_property
     def _seen(self) -> list[Looked]:
         """The real images through each extractor, once for all networks and inits."""
-        return [extractor.look(self._real[0], _BATCH) for extractor in self._extractors]
+        return [extractor.look(self._real[0], _BATCH, self._device) for extractor in self._extractors]
 
 
 def _judge(folder: Path, data: Data) -> nn.Module:

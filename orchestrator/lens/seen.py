@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from orchestrator.lens.networks import Network
 from orchestrator.report.style import new_figure
 from trainers.catalog.attacks import STAGES
-from trainers.lens.points import Array, Points, delta_energies, standing
+from trainers.lens.points import Array, Points, point_delta_energies, standing
 from trainers.problems import InvalidInput, Problem
 
 COLUMNS = 3
@@ -37,7 +37,7 @@ class Seen:
 
     def deltas(self, stage: str) -> tuple[Array, Array]:
         """(ΔE(x), ΔE(x,y)) [N] each, natural minus adversarial."""
-        return delta_energies(self.natural, self.attacked[stage])
+        return point_delta_energies(self.natural, self.attacked[stage])
 
 
 def check_finite(seen: Sequence[Seen]) -> None:

@@ -140,8 +140,8 @@ def worker_group(config: dict[str, Any]) -> None:
     """What every Ray Train worker does: take a job, fit, report, take the next one."""
     import ray.train
 
-    from trainers.loop import TakenOver
     from trainers.ranks import Ranks
+    from trainers.run_folder import TakenOver
 
     mailbox = config["mailbox"]
     # Workers see the GPUs of all on their node, Ray knows which is whose; where none is reserved it would name one too.

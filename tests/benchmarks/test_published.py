@@ -24,7 +24,7 @@ def test_one_step_moves_the_weights_alike(method):
     before, plain = copy.deepcopy(model), copy.deepcopy(model)
     train_step(
         model, build_method(experiment), optimizer_of(model, fused=True), images, data.labels,
-        Noise(generator("cpu", 0, "attack")), progress=0.0,
+        Noise(generator("cpu", 0, "attack")), epoch_fraction=0.0,
     )  # fmt: skip
     log = Log()
     STEP_OF[method](

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from benchmarks.counting import Kernels
 from trainers import catalog
 from trainers.attacks.linf import ascend, batch_norm_mode, bounds, uniform_start
-from trainers.attacks.pgd import _towards, margin
+from trainers.attacks.pgd import _towards
 from trainers.energy import delta_energies
 from trainers.loop import fit
 from trainers.randomness import Noise, generator
@@ -174,11 +174,6 @@ def test_random_targets_are_uniform_over_the_wrong_classes():
     assert (targets != labels).all()
     counts = torch.stack([torch.bincount(targets[labels == label], minlength=4) for label in range(4)])
     assert (counts[~torch.eye(4, dtype=torch.bool)] - 333).abs().max() < 60
-
-
-def test_the_margin_is_that_to_the_best_wrong_class():
-    logits = torch.tensor([[3.0, 1.0, 2.5], [3.0, 1.0, 2.5], [-1.0, -2.0, -5.0]])
-    torch.testing.assert_close(margin(logits, torch.tensor([0, 1, 2])), torch.tensor([0.5, -2.0, -4.0]))
 
 
 def test_the_margin_attack_stops_once_the_margin_is_below_minus_kappa():

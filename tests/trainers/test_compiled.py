@@ -41,7 +41,7 @@ def updated(settings, digits, wrapped=lambda model: model):
     noise = Noise(generator("cpu", 0, "attack"))
     for step in range(2):
         rows = slice(16 * step, 16 * step + 16)
-        train_step(called, method, optimizer, digits[0][rows].double(), digits[1][rows], noise, progress=0.9)
+        train_step(called, method, optimizer, digits[0][rows].double(), digits[1][rows], noise, epoch_fraction=0.9)
     return model.state_dict()
 
 

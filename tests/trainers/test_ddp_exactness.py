@@ -58,7 +58,7 @@ def update(experiment, images, labels, ranks, *, synchronized=True):
     parallel, method = ranks.data_parallel(model), build_method(experiment)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     result = train_step(
-        parallel, method, optimizer, images[own], labels[own], noise, progress=1.0, mean_over_ranks=ranks.mean
+        parallel, method, optimizer, images[own], labels[own], noise, epoch_fraction=1.0, mean_over_ranks=ranks.mean
     )
     return {name: value.clone() for name, value in model.state_dict().items()}, result
 

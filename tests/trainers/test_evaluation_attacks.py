@@ -11,7 +11,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from trainers.attacks.linf import uniform_start
-from trainers.attacks.pgd import margin
 from trainers.catalog.attacks import (
     AUTOATTACK,
     STAGES,
@@ -143,11 +142,6 @@ def test_targets_are_the_likeliest_wrong_classes_and_one_that_gives_way_is_enoug
     assert model(one).argmax(1).item() == 0
     assert model(two).argmax(1).item() == 2
     assert two[0, 0, 0, 0].item() == pytest.approx(0.6)
-
-
-def test_margin_is_the_own_logit_above_the_best_other():
-    logits = torch.tensor([[3.0, 1.0, 2.0], [3.0, 1.0, 2.0]])
-    assert margin(logits, torch.tensor([0, 1])).tolist() == [1, -2]
 
 
 def test_cw_lets_go_of_what_is_fooled_by_more_than_its_confidence(linear, batch):

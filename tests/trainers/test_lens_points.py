@@ -13,7 +13,7 @@ from trainers.catalog.attacks import STAGES
 from trainers.evaluation.ranges import evaluate_range, fixed_subset
 from trainers.evaluation.result import Protocol
 from trainers.lens.measure import measure_range
-from trainers.lens.points import Points, delta_energies, points, standing
+from trainers.lens.points import Points, point_delta_energies, points, standing
 
 PROTOCOL = Protocol("digits 8x8", "test", 40, "0.1", "clean", 0, 40, 20, "weights")
 CHEAP = ("pgd20", "pgd20-t", "kl20", "cw", "apgd-ce", "apgd-dlr")
@@ -34,7 +34,7 @@ def seen(natural_net, splits):
 
 
 def mean_deltas(seen, stage, epsilon="0.1"):
-    marginal, joint = delta_energies(seen("clean"), seen(stage, epsilon))
+    marginal, joint = point_delta_energies(seen("clean"), seen(stage, epsilon))
     return marginal.mean(), joint.mean()
 
 
@@ -165,5 +165,13 @@ def test_measuring_leaves_the_net_and_the_random_state_alone(natural_net, splits
     assert not natural_net._forward_hooks
 
 
-def test_every_attack_of_the_evaluation_can_be_looked_through():
-    assert set(CHEAP) < set(STAGES)
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_attack_of_the_evaluation_can_be_looked_through(stage, natural_net, splits):
+    images = fixed_subset(splits.test, 3)
+    natural = measure_range(natural_net, images, PROTOCOL, 0, 3)
+    found = measure_range(natural_net, images, replace(PROTOCOL, attack=stage, epsilon="0.5"), 0, 3)
+    taken = natural.correct & ~found.correct
+    assert taken.any()
+    assert found.moved[taken].all()
+    assert (found.joint_energy[taken] > natural.joint_energy[taken]).any()
+    assert all(np.isfinite(getattr(found, field.name)).all() for field in fields(Points))

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from trainers import checkpoint
-from trainers.loop import Diverged, TakenOver, fit
+from trainers.loop import fit
 from trainers.problems import InvalidInput
 from trainers.records import RECORDS_FILE, EpochRecord, append_record, read_records
+from trainers.run_folder import TakenOver
 from trainers.step import StepResult
-from trainers.totals import EpochTotals
+from trainers.totals import Diverged, EpochTotals
 
 RUNS = {
     "fgsm_rs_der": {"method.name": "fgsm_rs_der", "data.augment": True},
@@ -223,6 +224,26 @@ def test_adversarial_examples_of_a_robust_net_have_the_higher_energy(experiment,
     for record in fit(settings, tmp_path, ranks=alone, splits=splits):
         assert record.metrics["probe/delta_energy/mean"] < 0
         assert record.metrics["probe/delta_joint_energy/mean"] < 0
+
+
+@pytest.mark.parametrize(
+    ("method", "steps", "counted"),
+    [
+        ("sat", 2, [True, True]),
+        ("trades", 2, [False, False]),
+        ({"name": "trades_der", "regularizer": {"samples": "abnormal", "start": 0}}, 2, [True, True]),
+        ({"name": "trades_der", "regularizer": {"samples": "abnormal", "start": 0.5}}, 2, [False, True]),
+        ({"name": "aaer", "weight_perturbation": {"name": "awp", "start": 0.5}}, 1, [True, True]),
+        ({"name": "fgsm_rs", "weight_perturbation": {"name": "awp", "start": 0.5}}, 1, [True, False]),
+    ],
+)
+def test_abnormal_examples_are_counted_where_start_and_end_of_the_attack_are_seen_alike(
+    method, steps, counted, experiment, splits, alone, tmp_path
+):
+    """By the same weights in the same batch-norm mode; a regularizer of abnormal examples has the start seen again."""
+    settings = experiment({"method": method, "attack.steps": steps, "epochs": 2})
+    records = list(fit(settings, tmp_path, ranks=alone, splits=splits))
+    assert ["train/abnormal_fraction" in record.metrics for record in records] == counted
 
 
 def test_every_epoch_attacks_with_noise_of_its_own(experiment, splits, alone, tmp_path):

@@ -114,7 +114,7 @@ def train_one_epoch(settings, splits, ranks, checks=None):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     noise = Noise(generator("cpu", 0, "attack", 0), *batches.rows)
     for step, (images, labels, _) in enumerate(batches.epoch(0)):
-        train_step(model, method, optimizer, images, labels, noise, progress=0.0)
+        train_step(model, method, optimizer, images, labels, noise, epoch_fraction=0.0)
         if checks is not None:
             checks.after_step(model, step)
     assert not frozen.training

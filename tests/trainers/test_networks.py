@@ -8,7 +8,9 @@ import torch
 from benchmarks.counting import HostSyncs
 from trainers import catalog, checkpoint
 from trainers.attacks.attacker import training_attack
+from trainers.attacks.pgd import pgd_kl
 from trainers.data.batches import TrainingBatches
+from trainers.evaluation.searching import for_fast_search
 from trainers.loop import fit
 from trainers.models.autocast import Autocast
 from trainers.models.build import build_model
@@ -20,7 +22,7 @@ from trainers.step import build_method, train_step
 
 
 def test_the_average_is_that_of_the_recursion_over_the_weights_after_each_step(experiment, splits, alone, tmp_path):
-    """θ̄ ← d θ̄ + (1 − d) θ from the initial weights on, batch-norm statistics included; done here by hand."""
+    """θ̄ ← d θ̄ + (1 − d) θ from the weights after the first step on, batch-norm statistics included; here by hand."""
     settings = experiment({"method.name": "fgsm_rs", "optimizer.ema_decay": 0.9, "epochs": 1, "schedule": "constant"})
     list(fit(settings, tmp_path, ranks=alone, splits=splits))
     kept = checkpoint.latest(tmp_path).weights()
@@ -31,7 +33,7 @@ def test_the_average_is_that_of_the_recursion_over_the_weights_after_each_step(e
     batches = TrainingBatches(splits.train, settings, alone)
     noise = Noise(generator("cpu", 0, "attack", 0), *batches.rows)
     for images, labels, _ in batches.epoch(0):
-        train_step(model, build_method(settings), optimizer, images, labels, noise, progress=0.0)
+        train_step(model, build_method(settings), optimizer, images, labels, noise, epoch_fraction=0.0)
         now = {name: value.clone() for name, value in model.state_dict().items()}
         average = now if not average else {n: 0.9 * average[n] + 0.1 * now[n] for n in now}
     trained = checkpoint.latest(tmp_path).training_state()["trained"]
@@ -80,6 +82,35 @@ def test_bfloat16_does_not_round_the_pixels(name, experiment, digits):
     assert seen[1].dtype == torch.float32
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", catalog.MODELS)
+def test_bfloat16_does_not_round_the_logits(name, training, experiment, digits):
+    """Energies and losses, which are compared and thresholded, are as exact as the features that they come from."""
+    size = {"depth": 10, "widen_factor": 1} if name.startswith("wide") else {"width": 2}
+    model = build_model(experiment({"model": {"name": name, **size}})).train(training)
+    last = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
+    seen = []
+    for lowered in (Autocast(model), for_fast_search(model)):
+        head = [module for module in lowered.modules() if isinstance(module, torch.nn.Linear)][-1]
+        head.register_forward_hook(lambda _module, inputs, logits: seen.append((inputs[0], logits)))
+        logits = lowered(digits[0][:16])
+        features, from_head = seen[-1]
+        assert features.dtype == torch.bfloat16
+        assert torch.equal(logits, from_head)
+        assert torch.equal(logits, torch.nn.functional.linear(features.float(), last.weight, last.bias))
+
+
+def test_in_bfloat16_the_first_gradient_of_the_kl_is_there(experiment, digits):
+    """At x + 0.001 N(0,1) rounded logits are now and then those at x: the divergence had no gradient at all there."""
+    model = build_model(experiment({"model": {"name": "preact_resnet18", "width": 16}}))
+    images, labels = digits[0][:128], digits[1][:128]
+    noise = Noise(generator("cpu", 0, "attack"))
+    attacked = pgd_kl(
+        Autocast(model), images, labels, epsilon=0.1, step_size=0.025, steps=1, batch_norm="eval", noise=noise
+    )
+    assert (attacked.start_gradient.flatten(1).abs().sum(1) > 0).all()
+
+
 @pytest.mark.parametrize("name", ["trades", "weat_adv", "sat_awp"])
 def test_in_bfloat16_every_weight_still_gets_its_gradient(name, experiment, splits, alone):
     """Casts that an attack made under no_grad must not stand in for those of the update."""
@@ -88,7 +119,7 @@ def test_in_bfloat16_every_weight_still_gets_its_gradient(name, experiment, spli
     optimizer = torch.optim.SGD(networks.trained.parameters(), lr=0.0)
     noise = Noise(generator("cpu", 0, "attack"))
     networks.parallel.train()
-    train_step(networks.parallel, build_method(settings), optimizer, images, labels, noise, progress=1.0)
+    train_step(networks.parallel, build_method(settings), optimizer, images, labels, noise, epoch_fraction=1.0)
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in networks.trained.parameters())
 
 
@@ -109,7 +140,7 @@ def test_the_average_follows_weights_that_are_loaded_and_lists_them_in_no_step(e
         with monkeypatch.context() as patch:
             patch.setattr(torch.nn.Module, "state_dict", None)
             networks.after_step()
-    assert all((tensor == 2).all() for tensor in networks.kept.state_dict().values())
+    assert all((tensor == 2).all() for tensor in networks.evaluated.state_dict().values())
 
 
 def test_what_a_network_counts_is_copied_into_the_average(experiment, alone, monkeypatch):
@@ -118,7 +149,7 @@ def test_what_a_network_counts_is_copied_into_the_average(experiment, alone, mon
     networks.after_step()
     networks.trained.train()(torch.rand(4, 1, 8, 8))
     networks.after_step()
-    kept, trained = networks.kept.state_dict(), networks.trained.state_dict()
+    kept, trained = networks.evaluated.state_dict(), networks.trained.state_dict()
     counts = [name for name in kept if name.endswith("num_batches_tracked")]
     assert counts
     assert all(kept[name] == trained[name] == 1 for name in counts)

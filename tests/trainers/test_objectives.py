@@ -84,9 +84,9 @@ def test_during_the_burn_in_the_margin_weighs_nothing(name):
     b = batch()
     plain = {"mail_at": "sat", "mail_trades": "trades"}[name.removesuffix("_der")]
     given = {"beta": 5.0} if plain == "trades" else {}
-    early = objective(name)(b.natural, b.adversarial, b.labels, progress=75 / 120)
-    assert early == objective(plain, **given)(b.natural, b.adversarial, b.labels, progress=75 / 120)
-    assert objective(name)(b.natural, b.adversarial, b.labels, progress=76 / 120) != early
+    early = objective(name)(b.natural, b.adversarial, b.labels, epoch_fraction=75 / 120)
+    assert early == objective(plain, **given)(b.natural, b.adversarial, b.labels, epoch_fraction=75 / 120)
+    assert objective(name)(b.natural, b.adversarial, b.labels, epoch_fraction=76 / 120) != early
 
 
 # Limit cases
@@ -123,10 +123,12 @@ def test_without_abnormal_examples_the_loss_is_exactly_the_base_loss(name):
 def test_what_starts_late_does_nothing_and_needs_nothing_before():
     b = batch()
     late = objective("sat_der", regularizer={"start": 0.5})
-    assert late(None, b.adversarial, b.labels, progress=0.49) == objective("sat")(None, b.adversarial, b.labels)
+    assert late(None, b.adversarial, b.labels, epoch_fraction=0.49) == objective("sat")(None, b.adversarial, b.labels)
     assert "natural_logits" not in late.needs(0.49)
     assert "natural_logits" in late.needs(0.5)
-    assert late(b.natural, b.adversarial, b.labels, progress=0.5) > objective("sat")(None, b.adversarial, b.labels)
+    assert late(b.natural, b.adversarial, b.labels, epoch_fraction=0.5) > objective("sat")(
+        None, b.adversarial, b.labels
+    )
 
 
 @pytest.mark.parametrize(

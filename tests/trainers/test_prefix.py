@@ -201,7 +201,7 @@ def test_a_run_whose_best_epoch_came_later_leaves_no_prefix(experiment, train, s
 @pytest.mark.parametrize(
     ("epochs", "start", "first"), [(4, 0.5, 2), (4, 0.51, 3), (4, 0.0, 0), (4, 1.0, 4), (10, 0.3, 3), (200, 0.145, 29)]
 )
-def test_a_slot_begins_in_the_first_epoch_whose_progress_reaches_its_start(epochs, start, first, experiment):
+def test_a_slot_begins_in_the_first_epoch_whose_fraction_reaches_its_start(epochs, start, first, experiment):
     run = experiment({"method.name": "sat_der", "method.regularizer.start": start, "epochs": epochs})
     assert run.first_epochs == {"regularizer": first}
     assert [epoch / epochs >= start for epoch in range(epochs)] == [epoch >= first for epoch in range(epochs)]

@@ -20,6 +20,8 @@ from trainers.generation.quality import (
 )  # fmt: skip
 from trainers.problems import InvalidInput
 
+CPU = torch.device("cpu")
+
 
 def as_bytes(images):
     return (images * 255).round().to(torch.uint8)
@@ -35,7 +37,7 @@ def measured(judge):
     """`measured(generated, real)`: metrics of uint8 images by what the judge sees in them."""
 
     def called(generated, real):
-        return distribution_metrics(judge.look(generated, 50), judge.look(real, 64), judge.suffix, seed=0)
+        return distribution_metrics(judge.look(generated, 50, CPU), judge.look(real, 64, CPU), judge.suffix, seed=0)
 
     return called
 
@@ -107,7 +109,7 @@ def backbone(tmp_path_factory):
 def test_lpips_is_zero_to_itself_and_grows_with_the_distance(backbone):
     images = torch.rand(6, 1, 64, 64, generator=torch.Generator().manual_seed(0))
     near, far = ((images + scale * torch.rand(images.shape)).clamp(0, 1) for scale in (0.05, 0.6))
-    lpips = partial(perceptual_metrics, distance=perceptual_distance(backbone), batch_size=4, seed=0)
+    lpips = partial(perceptual_metrics, distance=perceptual_distance(backbone), batch_size=4, seed=0, device=CPU)
     labels = torch.arange(6)
     to_data = [
         lpips(as_bytes(changed), as_bytes(images), labels, labels)["LPIPS to data"] for changed in (images, near, far)
@@ -148,7 +150,7 @@ def test_inception_reads_the_file_of_torch_fidelity(tmp_path, monkeypatch):
     torch.save(made.state_dict(), tmp_path / "inception.pth")
     judge = inception(tmp_path / "inception.pth")
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    looked = judge.look(images, 1)
+    looked = judge.look(images, 1, CPU)
     assert looked.features.shape == (2, 2048)
     torch.testing.assert_close(looked.features, made.eval()(images)[0])
     assert judge.suffix == ""

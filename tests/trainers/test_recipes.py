@@ -62,6 +62,18 @@ PUBLISHED = {
 }  # fmt: skip
 
 
+# What N-FGSM's code has: (data, model, levels of ε) -> levels of the step, and the half-width of the noise in ε
+N_FGSM = {
+    ("svhn", "wide_resnet28_10", 10): (8, 2),
+    ("svhn", "wide_resnet28_10", 12): (8, 2),
+    ("svhn", "wide_resnet28_10", 8): (8, 2),
+    ("svhn", "wide_resnet28_10", 6): (6, 2),
+    ("svhn", "preact_resnet18", 12): (12, 3),
+    ("cifar10", "wide_resnet28_10", 12): (12, 2),
+    ("cifar10", "wide_resnet28_10", 16): (16, 4),
+}
+
+
 def at(experiment, path):
     value = experiment.to_dict()
     for part in path.split("."):
@@ -154,3 +166,15 @@ def test_the_digest_is_that_of_the_same_values_written_out():
 def test_a_recipe_that_does_not_exist_is_named():
     with pytest.raises(InvalidInput, match="Did you mean rice"):
         parse({"recipe": "rise"})
+
+
+@pytest.mark.parametrize("setting", N_FGSM)
+def test_n_fgsm_has_the_step_and_the_noise_of_its_code(setting):
+    data, model, levels = setting
+    raw = {"recipe": "n_fgsm", "data": data, "model": {"name": model}, "attack": {"epsilon": f"{levels}/255"}}
+    experiment = parse(raw)
+    step, noise = N_FGSM[setting]
+    assert float(experiment.attack.step_size) == pytest.approx(step / 255)
+    assert experiment.method.inner.parameters["noise_scale"] == noise
+    given = parse(raw | {"attack": {"epsilon": f"{levels}/255", "step_size": 0.01}})
+    assert float(given.attack.step_size) == 0.01

@@ -86,7 +86,7 @@ def test_der_does_not_change_when_one_constant_is_added_everywhere(b):
 @pytest.mark.parametrize("loss_gradient", [False, True])
 def test_aaer_is_the_formula(b, loss_gradient):
     b.adversarial.requires_grad_()
-    ours = aaer(step(b), share=2.0, loss=2.5, variation=1.5, loss_gradient=loss_gradient)
+    ours = aaer(step(b), strength=2.0, loss_strength=2.5, variation_strength=1.5, loss_gradient=loss_gradient)
     expected = 2 * formulas.aaer(b, 2.5, 1.5, loss_gradient)
     torch.testing.assert_close(ours, expected, rtol=1e-12, atol=0)
     for mine, theirs in zip(*(torch.autograd.grad(part, b.adversarial) for part in (ours, expected)), strict=True):
@@ -95,11 +95,12 @@ def test_aaer_is_the_formula(b, loss_gradient):
 
 def test_aaers_loss_term_moves_weights_only_where_it_is_asked_to(b):
     z_adv = b.adversarial.requires_grad_()
-    silent = aaer(step(b), share=1.0, loss=2.5, variation=0.0)
+    strengths = {"strength": 1.0, "loss_strength": 2.5, "variation_strength": 0.0}
+    silent = aaer(step(b), **strengths)
     assert silent > 0
     (gradient,) = torch.autograd.grad(silent, z_adv)
     assert not gradient.any()
-    (gradient,) = torch.autograd.grad(aaer(step(b), share=1.0, loss=2.5, variation=0.0, loss_gradient=True), z_adv)
+    (gradient,) = torch.autograd.grad(aaer(step(b), **strengths, loss_gradient=True), z_adv)
     assert (gradient.abs().sum(1) > 0).tolist() == formulas.is_abnormal(b).tolist()
 
 
@@ -108,14 +109,14 @@ def test_aaer_is_zero_where_one_of_its_groups_is_empty(b):
     easier = step(b, start_logits=b.adversarial - 9 * F.one_hot(b.labels, K))
     for one_sided in (same, easier):
         assert abnormal(one_sided.start_logits, b.adversarial, b.labels).float().mean() in (0, 1)
-        assert aaer(one_sided, share=1.0, loss=2.5, variation=1.5) == 0
+        assert aaer(one_sided, strength=1.0, loss_strength=2.5, variation_strength=1.5) == 0
 
 
 def test_aaer_does_not_reward_logits_that_vary_less_than_the_normal_ones(b):
     chosen = formulas.is_abnormal(b)[:, None]
     b.start = torch.where(chosen, b.start, b.start + 50)
     z_adv = b.adversarial.requires_grad_()
-    penalty = aaer(step(b), share=1.0, loss=0.0, variation=1.5)
+    penalty = aaer(step(b), strength=1.0, loss_strength=0.0, variation_strength=1.5)
     assert penalty == 0
     assert not torch.autograd.grad(penalty, z_adv)[0].any()
 
@@ -151,10 +152,9 @@ def test_alignment_of_tiny_single_precision_gradients_is_not_lost(b):
 # Two ranks, each with its own rows: the mean of their terms and gradients is the term of the whole batch
 
 
-def halves(b, rows):
-    """The rank's rows, and a `mean_over_ranks` that answers from what both ranks ask, in order."""
-    parts = {name: getattr(b, name)[rows] for name in vars(b)}
-    return type(b)(**parts)
+def part(b, rows):
+    """The part of a batch that one rank has."""
+    return type(b)(**{name: value[rows] for name, value in vars(b).items()})
 
 
 @pytest.mark.parametrize(
@@ -162,16 +162,16 @@ def halves(b, rows):
     [
         (der, {"beta": 3.0, "gamma": 0.1}),
         (der, {"beta": 3.0, "gamma": 0.1, "divide_by": "samples"}),
-        (aaer, {"share": 1.0, "loss": 2.5, "variation": 1.5, "loss_gradient": True}),
+        (aaer, {"strength": 1.0, "loss_strength": 2.5, "variation_strength": 1.5, "loss_gradient": True}),
         (grad_align, {"strength": 0.7}),
     ],
 )
-def test_the_mean_over_ranks_is_the_term_of_the_global_batch(regularizer, settings):
-    b = batch(seed=8)
-    b = type(b)(**{name: value[:8] for name, value in vars(b).items()})
+def test_the_mean_over_ranks_is_the_term_of_the_global_batch_and_has_its_gradients(regularizer, settings):
+    b = part(batch(seed=8), slice(0, 8))
     b.natural_gradient[1] = 0
-    whole = regularizer(step(replace(b, adversarial=b.adversarial.requires_grad_())), **settings)
-    ranks = [halves(b, slice(0, 4)), halves(b, slice(4, 8))]
+    leaves = [tensor.requires_grad_() for tensor in (b.natural, b.adversarial, b.noisy_gradient)]
+    whole = regularizer(step(b), **settings)
+    ranks = [part(b, slice(0, 4)), part(b, slice(4, 8))]
     assert len({int(abnormal(r.start, r.adversarial, r.labels).sum()) for r in ranks}) == 2
 
     # Each rank's questions are answered by asking both: replay until every answer is known.
@@ -192,7 +192,14 @@ def test_the_mean_over_ranks_is_the_term_of_the_global_batch(regularizer, settin
             break
         place = len(answers)
         answers.append((asked[0][place] + asked[1][place]) / 2)
-    torch.testing.assert_close((terms[0] + terms[1]) / 2, whole)
+    together = (terms[0] + terms[1]) / 2
+    torch.testing.assert_close(together, whole)
+    gradients = [torch.autograd.grad(term, leaves, allow_unused=True) for term in (together, whole)]
+    assert any(gradient is not None for gradient in gradients[0])
+    for ours, theirs in zip(*gradients, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            torch.testing.assert_close(ours, theirs)
 
 
 # Settings of the papers
@@ -209,12 +216,12 @@ def test_the_mean_over_ranks_is_the_term_of_the_global_batch(regularizer, settin
         ({"method": "aaer", "data": "cifar10", "attack": {"epsilon": "13/255"}}, 5.0, 2.75),
         ({"method": "aaer", "data": "cifar10", "attack": {"epsilon": "10/255"}}, 2.5, 1.5),
         ({"method": "aaer", "data": "cifar100", "attack": {"epsilon": "32/255"}}, 6.0, 2.25),
-        ({"method": {"name": "aaer", "regularizer": {"loss": 1}}, "data": "cifar10"}, 1, 1.5),
+        ({"method": {"name": "aaer", "regularizer": {"loss_strength": 1}}, "data": "cifar10"}, 1, 1.5),
     ],
 )
 def test_aaer_takes_the_published_strengths_of_the_setting(raw, loss, variation):
     parameters = parse(raw).method.regularizer.parameters
-    assert (parameters["loss"], parameters["variation"]) == (loss, variation)
+    assert (parameters["loss_strength"], parameters["variation_strength"]) == (loss, variation)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +229,7 @@ def test_aaer_takes_the_published_strengths_of_the_setting(raw, loss, variation)
     [
         ("cifar10", "13/255", {}, True),
         ("cifar100", "32/255", {}, True),
-        ("cifar10", "13/255", {"loss": 4}, False),
+        ("cifar10", "13/255", {"loss_strength": 4}, False),
         ("cifar10", "12/255", {}, False),
         ("digits", 0.1, {}, False),
     ],

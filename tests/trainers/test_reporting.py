@@ -11,9 +11,9 @@ import torch
 
 from trainers import loop
 from trainers.__main__ import main
-from trainers.loop import TakenOver
 from trainers.precision import precision_notices
 from trainers.reporting import on_device
+from trainers.run_folder import TakenOver
 
 
 def test_the_device_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +93,7 @@ def test_what_ends_a_run_from_outside_is_one_message(
     def keep(*_arguments: object, **_settings: object) -> None:
         raise refused
 
-    monkeypatch.setattr(loop, "_keep", keep)
+    monkeypatch.setattr(loop, "keep", keep)
     monkeypatch.chdir(tmp_path)
     words = ["data.size=8", "data.train_samples=64", "optimizer.batch_size=32", "evaluation.probe_samples=8"]
     assert main([*words, "epochs=1", "--run-dir", "run"]) == 3
@@ -106,7 +106,7 @@ def test_ctrl_c_is_no_traceback_and_says_how_to_go_on(
     def keep(*_arguments: object, **_settings: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "_keep", keep)
+    monkeypatch.setattr(loop, "keep", keep)
     words = ["data.size=8", "data.train_samples=64", "optimizer.batch_size=32", "evaluation.probe_samples=8"]
     assert main([*words, "epochs=1", "--run-dir", str(tmp_path / "run")]) == 130
     said = f"interrupted; the same command again goes on after the last epoch in {tmp_path / 'run'}\n"

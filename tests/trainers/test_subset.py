@@ -125,7 +125,14 @@ def test_unattacked_images_reach_the_loss_as_they_are(treated, alone, natural_ne
         optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
         hook = net.register_forward_pre_hook(lambda _net, inputs: seen.append(inputs[0].detach().clone()))
         result = train_step(
-            net, method, optimizer, images, labels, Noise(generator("cpu", 0, "attack")), progress=0.0, attacked=mask
+            net,
+            method,
+            optimizer,
+            images,
+            labels,
+            Noise(generator("cpu", 0, "attack")),
+            epoch_fraction=0.0,
+            attacked=mask,
         )
         hook.remove()
         return result, seen[-1]

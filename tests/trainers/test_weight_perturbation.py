@@ -106,7 +106,9 @@ def test_a_step_of_rate_zero_leaves_the_weights(name, experiment, batch):
     model = build_model(settings).double().train()
     before = copy.deepcopy(model.state_dict())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    train_step(model, build_method(settings), optimizer, *batch, Noise(generator("cpu", 0, "attack")), progress=1.0)
+    train_step(
+        model, build_method(settings), optimizer, *batch, Noise(generator("cpu", 0, "attack")), epoch_fraction=1.0
+    )
     for key, value in model.state_dict().items():
         torch.testing.assert_close(value, before[key], rtol=0, atol=1e-12)
 
@@ -118,7 +120,7 @@ def test_the_update_is_that_of_the_gradient_at_the_perturbed_weights(experiment,
     ours, by_hand = copy.deepcopy(start), copy.deepcopy(start)
     method, images, labels = build_method(settings), *batch
     optimizer = torch.optim.SGD(ours.parameters(), lr=0.1, weight_decay=0.01)
-    train_step(ours, method, optimizer, images, labels, Noise(generator("cpu", 0, "attack")), progress=1.0)
+    train_step(ours, method, optimizer, images, labels, Noise(generator("cpu", 0, "attack")), epoch_fraction=1.0)
 
     adversarial = method.attacker(by_hand, images, labels, Noise(generator("cpu", 0, "attack"))).images
     change = perturbation(by_hand, (adversarial, labels))
@@ -136,12 +138,12 @@ def test_the_update_is_that_of_the_gradient_at_the_perturbed_weights(experiment,
 def test_it_acts_from_its_start_on(experiment, batch):
     settings = experiment({"method.name": "trades_awp", "attack.steps": 2, "method.weight_perturbation.start": 0.5})
     ends = []
-    for name, progress in (("trades", 0.0), ("trades_awp", 0.49), ("trades_awp", 0.5)):
+    for name, epoch_fraction in (("trades", 0.0), ("trades_awp", 0.49), ("trades_awp", 0.5)):
         chosen = settings if name == "trades_awp" else experiment({"method.name": name, "attack.steps": 2})
         model = build_model(chosen).double().train()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         noise = Noise(generator("cpu", 0, "attack"))
-        train_step(model, build_method(chosen), optimizer, *batch, noise, progress=progress)
+        train_step(model, build_method(chosen), optimizer, *batch, noise, epoch_fraction=epoch_fraction)
         ends.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
     assert torch.equal(ends[0], ends[1])
     assert not torch.equal(ends[1], ends[2])

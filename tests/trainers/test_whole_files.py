@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from trainers.config import parse
-from trainers.loop import EXPERIMENT_FILE, _claim
+from trainers.run_folder import EXPERIMENT_FILE, claim
 from trainers.whole_files import write_whole, write_with
 
 
@@ -40,6 +40,6 @@ def test_of_a_file_that_can_not_be_written_nothing_stays(tmp_path: Path) -> None
 def test_processes_that_claim_a_run_at_once_do_not_fail_for_each_other(tmp_path: Path) -> None:
     experiment = parse({})
     with ThreadPoolExecutor(2) as both:
-        for done in [both.submit(_claim, experiment, tmp_path, True, str(writer)) for writer in range(200)]:
+        for done in [both.submit(claim, experiment, tmp_path, True, str(writer)) for writer in range(200)]:
             done.result()
     assert (tmp_path / EXPERIMENT_FILE).read_text() == experiment.to_yaml()

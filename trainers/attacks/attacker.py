@@ -27,12 +27,12 @@ class Attacker:
     parameters: dict[str, Any] = field(default_factory=dict)
 
     def __call__(
-        self, model: nn.Module, images: Tensor, labels: Tensor, noise: Noise, scale: float = 1.0
+        self, model: nn.Module, images: Tensor, labels: Tensor, noise: Noise, epsilon_scale: float = 1.0
     ) -> Adversarial:
-        """Attack images [B, C, H, W] with labels [B]; `scale` multiplies epsilon and step size (for a warm-up)."""
+        """Attack images [B, C, H, W] with labels [B]; `epsilon_scale` multiplies ε and step size (for a warm-up)."""
         return self.function(
             model, images, labels,
-            epsilon=scale * self.epsilon, step_size=scale * self.step_size, steps=self.steps,
+            epsilon=epsilon_scale * self.epsilon, step_size=epsilon_scale * self.step_size, steps=self.steps,
             batch_norm=self.batch_norm, noise=noise, **self.parameters,
         )  # fmt: skip
 

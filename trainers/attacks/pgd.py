@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trainers.answers import margin
 from trainers.attacks.linf import Adversarial, ascend, batch_norm_mode, gaussian_start, uniform_start
 from trainers.randomness import Noise
 
@@ -73,21 +74,18 @@ def pgd_targeted(
     `target` is `random` (uniform over the wrong classes) or `least_likely` (the least likely class at the start).
     """
     begin = uniform_start(images, epsilon, noise)
-    drawn = noise.uniform(labels.to(images.dtype), 0.0, 1.0)
+    drawn = noise.uniform(labels.to(images.dtype), 0.0, 1.0)  # whatever the target is: later batches meet equal noise
     with batch_norm_mode(model, batch_norm):
         objective = _towards(labels, drawn if target == "random" else None)
         return ascend(model, images, begin, objective, epsilon=epsilon, step_size=step_size, steps=steps)
 
 
-def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """z_y − max_{j≠y} z_j [B] of logits [B, K] and labels [B]: negative where the prediction is wrong."""
-    true = logits.gather(1, labels[:, None])
-    others = logits.scatter(1, labels[:, None], -torch.inf)
-    return true.squeeze(1) - others.amax(dim=1)
-
-
 def _towards(labels: Tensor, drawn: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """−CE to wrong classes that are chosen when the first logits are seen: by `drawn` in [0,1), or the least likely."""
+    """−CE to wrong classes: by `drawn` [B] in [0,1), or, without it, the least likely at the start of the attack.
+
+    They are chosen when the objective is first asked, which is for the logits of the start, and kept from then on. So
+    neither the number of classes nor the least likely of them costs a pass of its own.
+    """
     chosen: list[Tensor] = []
 
     def objective(logits: Tensor) -> Tensor:

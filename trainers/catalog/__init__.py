@@ -13,7 +13,7 @@ from trainers.catalog.entries import Dataset, Entry, Inner, Model, Outer, Parame
 from trainers.catalog.extensions import load_extensions
 from trainers.catalog.models import MODELS
 from trainers.catalog.presets import PRESETS
-from trainers.catalog.published import PUBLISHED, Setting, nearest_of_aaer, published_beta
+from trainers.catalog.published import PUBLISHED, Setting, nearest_of_aaer, published_beta, published_step_size
 from trainers.catalog.recipes import RECIPES
 from trainers.catalog.schedules import SCHEDULES
 from trainers.catalog.slots import (
@@ -25,7 +25,6 @@ from trainers.catalog.slots import (
     WEIGHT_PERTURBATION,
     WEIGHTING,
     sees_attack_as_update,
-    training_passes,
 )
 
 __all__ = [
@@ -53,8 +52,8 @@ __all__ = [
     "Setting",
     "nearest_of_aaer",
     "published_beta",
+    "published_step_size",
     "sees_attack_as_update",
-    "training_passes",
 ]
 
 # Last, for an extension imports the names above.

@@ -29,7 +29,10 @@ class Setting:
 
 
 def _der(setting: Setting) -> dict[str, Any]:
-    """Multi-step methods: all samples, in late epochs, weakly (arXiv 2505.22486 says the first two; numbers ours)."""
+    """Multi-step methods: all samples, in late epochs, weakly (arXiv 2505.22486 says the first two; numbers ours).
+
+    From the first epoch that begins after the learning rate's first drop, which may be within one.
+    """
     if setting.single_step:
         return {}
     return {"beta": 0.25, "samples": "all", "start": 0.75 if setting.first_drop is None else setting.first_drop}
@@ -53,7 +56,7 @@ def nearest_of_aaer(data: str, inner: str, epsilon: float) -> tuple[int, dict[st
     table = _AAER.get((data, start), _AAER["cifar10", start])
     levels = min(table, key=lambda published: round(abs(published - 255 * epsilon), 6))
     loss, variation = table[levels]
-    return levels, {"loss": loss, "variation": variation}
+    return levels, {"loss_strength": loss, "variation_strength": variation}
 
 
 def _aaer(setting: Setting) -> dict[str, Any]:
@@ -78,6 +81,16 @@ def _n_fgsm(setting: Setting) -> dict[str, Any]:
         ("cifar10", "wide_resnet28_10", 16): 4.0,
     }
     return {"noise_scale": exceptions.get(at, 2.0)}
+
+
+def published_step_size(inner: str, data: str, model: str, epsilon: float) -> str | None:
+    """The step of an inner attack where it is no multiple of ε: N-FGSM's 8/255 on SVHN with a wide residual network.
+
+    De Jorge et al. 2022, arXiv 2202.01181, at ε of 10/255 and 12/255.
+    """
+    levels = round(255 * epsilon, 6)
+    exception = inner == "n_fgsm" and data == "svhn" and model == "wide_resnet28_10" and levels in (10, 12)
+    return "8/255" if exception else None
 
 
 def published_beta(method: str, model: str) -> float | None:

@@ -2,8 +2,10 @@
 
 ε and the step sizes are not theirs but this project's (8/255 and a quarter of it for multi-step methods), so that rows
 compare; where a paper's own differ (0.031 and 0.007 in TRADES, MART and MAIL) set `attack`. Only SVHN keeps the step of
-1/255 of PGD training. The batch is 128. With another method or schedule than its own, a recipe leaves out what belongs
-to those: the step, a perturbation's start, cycled momentum.
+1/255 of PGD training. The batch is 128. The warm-up of the single-step recipes on SVHN shrinks ε, the step and the
+random start together, as N-FGSM's code does; AAER's leaves the start whole, GradAlign's shrinks the step alone. With
+another method or schedule than its own, a recipe leaves out what belongs to those: the step, a perturbation's start,
+cycled momentum.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 from trainers.catalog.entries import Entry, Inner, Outer, Parameter
 
@@ -191,9 +190,9 @@ REGULARIZER: dict[str, Entry] = {
         "λ1 |A|/B (λ2 mean loss drop over A + λ3 max(V_A − V_N, 0)) over abnormal examples A, normal ones N",
         "AAER, Lin et al. 2023, arXiv 2404.08154",
         parameters={
-            "share": Parameter(1.0, "λ1: strength of the whole term, which grows with the abnormal share", low=0.0),
-            "loss": Parameter(2.5, "λ2: strength of the mean drop of the loss", low=0.0),
-            "variation": Parameter(1.5, "λ3: strength of the excess variation of the logits", low=0.0),
+            "strength": Parameter(1.0, "λ1: strength of the whole term, which grows with the abnormal share", low=0.0),
+            "loss_strength": Parameter(2.5, "λ2: strength of the mean drop of the loss", low=0.0),
+            "variation_strength": Parameter(1.5, "λ3: strength of the excess variation of the logits", low=0.0),
             "loss_gradient": Parameter(
                 False, "let the loss at x* in the λ2 term carry gradient; the published code detaches it"
             ),
@@ -210,7 +209,7 @@ REGULARIZER: dict[str, Entry] = {
                 0.2, "λ; default 0.02 · 10^(255 ε / 8), on svhn 1.5625 · 1.6^(255 ε / 8), ε up to 16/255", low=0.0
             )
         },
-        needs=frozenset({"input_gradients"}),
+        needs=frozenset({"natural_gradient", "noisy_gradient"}),
         placement={"start": _start()},
         passes=5,
     ),
@@ -233,31 +232,6 @@ OPTIONAL_SLOTS: dict[str, Mapping[str, Entry]] = {
     "weight_perturbation": WEIGHT_PERTURBATION,
 }
 SLOTS: dict[str, Mapping[str, Entry]] = {"inner": INNER, "outer": OUTER, **OPTIONAL_SLOTS}
-
-
-def training_passes(
-    inner: str, outer: tuple[str, Mapping[str, Any]], optional: Sequence[tuple[str, Mapping[str, Any]] | None], *,
-    steps: int, batch_norm: str,
-) -> int:  # fmt: skip
-    """Passes per training image: attack, then forward and full backward of x*, and of x where a slot needs it.
-
-    `outer` and `optional` are names and parameters; `optional` of weighting, regularizer and weight perturbation, None
-    for an empty slot. A weight perturbation takes the same loss once more. What an attack saw at its start in another
-    batch-norm mode, or with other weights than the update, is seen again.
-    """
-    attack = INNER[inner]
-    weighting, regularizer, weight_perturbation = optional
-    loss_term = OUTER[outer[0]]
-    needs, own = loss_term.needed(outer[1]), loss_term.passes
-    for entries, slot in ((WEIGHTING, weighting), (REGULARIZER, regularizer)):
-        if slot is not None:
-            entry = entries[slot[0]]
-            needs, own = needs | entry.needed(slot[1]), own + entry.passes
-    loss = 3 + 3 * ("natural_logits" in needs) + own
-    as_updated = sees_attack_as_update(batch_norm, perturbed=weight_perturbation is not None)
-    loss += 2 * ("input_gradients" in needs and not (attack.starts_at_image and as_updated))
-    loss += "start_logits" in needs and not as_updated
-    return 2 * steps + attack.passes + (1 if weight_perturbation is None else 2) * loss
 
 
 def sees_attack_as_update(batch_norm: str, *, perturbed: bool) -> bool:

@@ -1,8 +1,9 @@
 """What is measured after every epoch: accuracies and energies on fixed samples under fixed attacks.
 
 The model is in eval mode throughout. Attacks search in the precision that the run trains in, to be faster where it is.
-What is recorded comes from logits in float32, of the copy that final attacks search in. The random numbers of these
-attacks are the same in every epoch of every run, so curves of one run are smooth and curves of different runs compare.
+What is recorded comes from logits in float32, computed by the BN-folded copy from `for_search`. The random numbers of
+these attacks are the same in every epoch of every run, so curves of one run are smooth and curves of different runs
+compare.
 """
 
 from __future__ import annotations
@@ -82,8 +83,8 @@ class EpochMeasurement:
 
 def fixed_sample(images: ImageSet, count: int) -> ImageSet:
     """At most `count` images, the same in every run: splits are sorted by index, so an even stride mixes classes."""
-    stride = torch.linspace(0, len(images) - 1, min(count, len(images))).long().numpy()
-    return images.select(stride)
+    indices = torch.linspace(0, len(images) - 1, min(count, len(images))).long().numpy()
+    return images.select(indices)
 
 
 def respond(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trainers.answers import is_correct
 from trainers.attacks.linf import Adversarial, ascend, bounds, uniform_start
 from trainers.attacks.pgd import pgd, pgd_kl, pgd_margin, pgd_targeted
 from trainers.randomness import Noise
@@ -59,7 +60,7 @@ def margin_t(
         )
         found[standing] = attacked.images
         with torch.no_grad():
-            standing = standing[~_fooled(model(attacked.images), labels[standing])]
+            standing = standing[is_correct(model(attacked.images), labels[standing])]
     return found
 
 
@@ -84,16 +85,11 @@ def pgd_restarts(
         with torch.no_grad():
             logits = model(found)
         loss = F.cross_entropy(logits, labels[standing], reduction="none")
-        loss[_fooled(logits, labels[standing])] = torch.inf
+        loss[~is_correct(logits, labels[standing])] = torch.inf
         better = loss > highest[standing]
         strongest[standing[better]] = found[better]
         highest[standing[better]] = loss[better]
     return strongest
-
-
-def _fooled(logits: Tensor, labels: Tensor) -> Tensor:
-    """Whether each answer [B] is wrong; one that is not finite is, as where the found points are judged."""
-    return (logits.argmax(1) != labels) | ~logits.isfinite().all(1)
 
 
 def _step_while_correct(
@@ -106,7 +102,7 @@ def _step_while_correct(
         points = current[rows].requires_grad_()
         logits = model(points)
         (gradient,) = torch.autograd.grad(F.cross_entropy(logits, labels[rows], reduction="sum"), points)
-        correct = ~_fooled(logits, labels[rows])
+        correct = is_correct(logits, labels[rows])
         rows = rows[correct]
         if not len(rows):
             break

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from trainers.answers import is_correct
 from trainers.catalog.attacks import stages
 from trainers.config import Data
 from trainers.data.images import ImageSet, load_splits
@@ -102,7 +103,7 @@ def _correct(model: nn.Module, pixels: Tensor, labels: Tensor, batch_size: int) 
     """Whether each image is classified correctly; an answer that is not finite is none."""
     with torch.no_grad():
         logits = torch.cat([model(batch) for batch in torch.split(pixels, batch_size)])
-    return (logits.argmax(1) == labels) & logits.isfinite().all(1)
+    return is_correct(logits, labels)
 
 
 def attack_range(

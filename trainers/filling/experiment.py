@@ -39,7 +39,10 @@ def fill(raw: dict[str, Any]) -> list[Problem]:
         preset, of_method = catalog.PRESETS["fgsm"], []  # what contradicts a stand-in is nobody's mistake
     data_name, model_name = str(table(raw, "data").get("name")), str(model["name"])
     fill_method(method, preset, schedule, data_name, model_name, float(epsilon), of_method)
-    _fill_attack(attack, method, preset, epsilon, of_method)
+    published_step = catalog.published_step_size(
+        str(method["inner"].get("name")), data_name, model_name, float(epsilon)
+    )
+    _fill_attack(attack, method, preset, epsilon, published_step, of_method)
 
     _check_combinations(raw, schedule, problems)
     return problems
@@ -99,7 +102,7 @@ def _differentiated_twice(regularizer: Any) -> str | None:
     """The regularizer's name if its loss has gradients with respect to the image in it."""
     name = str(regularizer.get("name")) if isinstance(regularizer, dict) else ""
     entry = catalog.REGULARIZER.get(name)
-    return name if entry is not None and "input_gradients" in entry.needed(regularizer) else None
+    return name if entry is not None and "noisy_gradient" in entry.needed(regularizer) else None
 
 
 def _fill_data(data: dict[str, Any], problems: list[Problem]) -> catalog.Dataset:
@@ -177,7 +180,7 @@ def _usable_epsilon(given: Any, dataset: catalog.Dataset) -> PixelValue:
 
 def _fill_attack(
     attack: dict[str, Any], method: dict[str, Any], preset: catalog.Preset, epsilon: PixelValue,
-    problems: list[Problem],
+    published_step: str | None, problems: list[Problem],
 ) -> None:  # fmt: skip
     # An unknown one is a problem already: taken for pgd it is no second one, whatever the steps.
     inner = catalog.INNER.get(str(method["inner"].get("name")), catalog.INNER["pgd"])
@@ -185,4 +188,4 @@ def _fill_attack(
     if inner.single_step and steps != 1:
         problems.append(Problem("attack.steps", f"{steps!r}: {method['inner']['name']} takes exactly 1 step"))
     attack.setdefault("batch_norm", preset.batch_norm)
-    attack.setdefault("step_size", inner.relative_step_size * float(epsilon))
+    attack.setdefault("step_size", published_step or inner.relative_step_size * float(epsilon))

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from trainers.foreign.weights import read_weights
 from trainers.problems import InvalidInput
 from trainers.randomness import kept_random_state
-from trainers.ranks import Ranks
 
 _KID_SUBSET, _SPLITS = 1000, 10
 _LAYERS = ("2048", "logits_unbiased")
@@ -43,9 +42,8 @@ class Extractor:
     suffix: str
 
     @torch.no_grad()
-    def look(self, images: Tensor, batch_size: int) -> Looked:
-        """At uint8 images [N, C, H, W], in batches, on the GPU if there is one. The answer lies on the CPU."""
-        device = Ranks.current().device
+    def look(self, images: Tensor, batch_size: int, device: torch.device) -> Looked:
+        """At uint8 images [N, C, H, W], in batches, on `device`. The answer lies on the CPU."""
         network = self.network.to(device)
         parts = [[part.cpu() for part in network(batch.to(device))] for batch in torch.split(images, batch_size)]
         features, logits = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
@@ -170,11 +168,10 @@ def perceptual_distance(backbone: Path) -> nn.Module:
 @torch.no_grad()
 def perceptual_metrics(
     generated: Tensor, real: Tensor, labels: Tensor, real_labels: Tensor, distance: nn.Module, *, batch_size: int,
-    seed: int,
+    seed: int, device: torch.device,
 ) -> dict[str, float]:  # fmt: skip
     """LPIPS from each uint8 image [N, C, H, W] to a real one of its class, and to a generated one of its class."""
-    generator, device = torch.Generator().manual_seed(seed), Ranks.current().device
-    distance = distance.to(device)
+    generator, distance = torch.Generator().manual_seed(seed), distance.to(device)
 
     def between(left: Tensor, right: Tensor) -> Tensor:
         pairs = zip(torch.split(left, batch_size), torch.split(right, batch_size), strict=True)

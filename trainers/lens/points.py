@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainers.answers import is_correct, margin
 from trainers.energy import joint_energy, marginal_energy
 from trainers.whole_files import write_with
 
@@ -66,8 +67,7 @@ def points(logits: Tensor, labels: Tensor, *, moved: Tensor | None = None, steps
     log_probabilities = logits.log_softmax(dim=1)
     probabilities = log_probabilities.exp()
     true = probabilities.gather(1, labels[:, None]).squeeze(1)
-    others = probabilities.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
-    correct = (logits.argmax(1) == labels) & logits.isfinite().all(1)
+    correct = is_correct(logits, labels)
     nothing = logits.new_zeros((len(labels), 0))
     return Points(
         labels=labels.cpu().numpy(),
@@ -75,7 +75,7 @@ def points(logits: Tensor, labels: Tensor, *, moved: Tensor | None = None, steps
         joint_energy=_numbers(joint_energy(logits, labels)),
         entropy=_numbers(-(probabilities * log_probabilities).nan_to_num(0.0).sum(dim=1)),
         true_probability=_numbers(true),
-        margin=_numbers(true - others),
+        margin=_numbers(margin(probabilities, labels)),
         correct=correct.cpu().numpy(),
         moved=(torch.ones_like(correct) if moved is None else moved).cpu().numpy(),
         step_energy=_numbers(torch.stack([marginal_energy(z.double()) for z in steps], dim=1) if steps else nothing),
@@ -91,7 +91,7 @@ def standing(natural: Points, adversarial: Points) -> Array:
     return result
 
 
-def delta_energies(natural: Points, adversarial: Points) -> tuple[Array, Array]:
+def point_delta_energies(natural: Points, adversarial: Points) -> tuple[Array, Array]:
     """(ΔE(x), ΔE(x,y)) [N] each in float64, natural minus adversarial."""
     marginal = natural.energy.astype(np.float64) - adversarial.energy
     return marginal, natural.joint_energy.astype(np.float64) - adversarial.joint_energy

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
+from trainers.answers import best_wrong
+
 
 @dataclass(frozen=True)
 class OuterLoss:
@@ -56,5 +58,5 @@ def kl_divergence(natural_logits: Tensor, adversarial_logits: Tensor) -> Tensor:
 
 def boosted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """CE − log(1.0001 − best wrong probability): [B]. The published code's constants keep the logarithm finite."""
-    wrong = logits.softmax(dim=1).scatter(1, labels[:, None], 0.0).amax(dim=1)
+    wrong = best_wrong(logits.softmax(dim=1), labels)
     return F.cross_entropy(logits, labels, reduction="none") - (1.0001 - wrong + 1e-12).log()

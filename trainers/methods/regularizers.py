@@ -45,13 +45,21 @@ def der(
     return beta * over_global(hinge * selected, step.mean_over_ranks(selected.sum()))
 
 
-def aaer(step: StepTensors, *, share: float, loss: float, variation: float, loss_gradient: bool = False) -> Tensor:
+def aaer(
+    step: StepTensors,
+    *,
+    strength: float,
+    loss_strength: float,
+    variation_strength: float,
+    loss_gradient: bool = False,
+) -> Tensor:
     """λ1 |A|/B · [λ2 C + λ3 max(V_A − V_N, 0)] (Lin et al. 2023, arXiv 2404.08154).
 
-    A are the abnormal examples, those whose loss fell from the attack's start x+η to x*, N the others. C is the mean
-    fall of the loss over A, V the mean squared distance of the logits at the start and at x*; V_N is detached. Zero
-    where A or N is empty. In the published code both losses in C are detached, so that λ2 moves no weight;
-    `loss_gradient` lets the loss at x* carry gradient, as the paper's formula reads.
+    `strength`, `loss_strength` and `variation_strength` are λ1, λ2 and λ3. A are the abnormal examples, those whose
+    loss fell from the attack's start x+η to x*, N the others. C is the mean fall of the loss over A, V the mean squared
+    distance of the logits at the start and at x*; V_N is detached. Zero where A or N is empty. In the published code
+    both losses in C are detached, so that λ2 moves no weight; `loss_gradient` lets the loss at x* carry gradient, as
+    the paper's formula reads.
     """
     start, adversarial = step.required("start_logits"), step.adversarial_logits
     before = F.cross_entropy(start, step.labels, reduction="none")
@@ -64,8 +72,8 @@ def aaer(step: StepTensors, *, share: float, loss: float, variation: float, loss
     variation_a = over_global(distance * in_a, size_a)
     excess = step.mean_over_ranks(variation_a.detach()) > variation_n
     fall = over_global((before - (after if loss_gradient else after.detach())) * in_a, size_a)
-    term = loss * fall + variation * torch.where(excess, variation_a - variation_n, 0.0)
-    return torch.where((size_a > 0) & (size_n > 0), share * size_a / len(in_a) * term, 0.0)
+    term = loss_strength * fall + variation_strength * torch.where(excess, variation_a - variation_n, 0.0)
+    return torch.where((size_a > 0) & (size_n > 0), strength * size_a / len(in_a) * term, 0.0)
 
 
 def grad_align(step: StepTensors, *, strength: float) -> Tensor:

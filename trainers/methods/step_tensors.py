@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+from trainers.attacks.linf import Adversarial
+from trainers.methods.weight_perturbation import Forward, without_statistics
 
 
 def identity(value: Tensor) -> Tensor:
@@ -36,6 +39,52 @@ class StepTensors:
         if tensor is None:
             raise ValueError(f"this objective needs {name}")
         return tensor  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class AttackedBatch:
+    """Images [B, C, H, W] in [0,1], labels [B], what the attack found; `noisy` images where a gradient is asked for.
+
+    `known` are tensors, by their names in StepTensors, that are as the update would compute them.
+    """
+
+    images: Tensor
+    labels: Tensor
+    adversarial: Adversarial
+    noisy: Tensor | None
+    known: Mapping[str, Tensor]
+
+
+def see(
+    batch: AttackedBatch, needs: frozenset[str], bare: nn.Module, forward: Forward, gradient_forward: Forward, *,
+    mean_over_ranks: Callable[[Tensor], Tensor] = identity,
+) -> StepTensors:  # fmt: skip
+    """Everything that an objective `needs` of a batch, with the weights as they are now.
+
+    Logits that carry gradient go through `forward`, which under DDP is not the `bare` model; those at the start leave
+    no trace in its batch-norm statistics. Input gradients go through `gradient_forward`.
+    """
+    found, missing = dict(batch.known), needs - batch.known.keys()
+    if "start_logits" in missing:
+        with torch.no_grad():
+            found["start_logits"] = without_statistics(bare)(batch.adversarial.start_images)
+    if "natural_logits" in missing:
+        found["natural_logits"] = forward(batch.images)
+    found["adversarial_logits"] = forward(batch.adversarial.images)
+    if "natural_gradient" in missing:
+        found["natural_gradient"] = input_gradient(gradient_forward, batch.images, batch.labels, differentiable=False)
+    if "noisy_gradient" in missing:
+        assert batch.noisy is not None
+        found["noisy_gradient"] = input_gradient(gradient_forward, batch.noisy, batch.labels, differentiable=True)
+    return StepTensors(labels=batch.labels, mean_over_ranks=mean_over_ranks, **found)
+
+
+def input_gradient(forward: Forward, images: Tensor, labels: Tensor, *, differentiable: bool) -> Tensor:
+    """∇_x of the cross-entropy, summed over the batch [B, C, H, W]; `differentiable` with respect to the weights."""
+    images = images.detach().requires_grad_()
+    loss = F.cross_entropy(forward(images), labels, reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, images, create_graph=differentiable)
+    return gradient
 
 
 def abnormal(before: Tensor, after: Tensor, labels: Tensor) -> Tensor:

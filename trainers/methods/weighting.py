@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+from trainers import answers
 from trainers.energy import marginal_energy
 from trainers.methods.step_tensors import StepTensors
 
@@ -25,9 +26,7 @@ def margin(step: StepTensors, *, slope: float, bias: float, normalize: str) -> T
     `normalize`: `x3` multiplies by 3 as the published code does, `mean1` makes the mean over the global batch 1.
     """
     probabilities = step.adversarial_logits.detach().softmax(dim=1)
-    true = probabilities.gather(1, step.labels[:, None]).squeeze(1)
-    best_wrong = probabilities.scatter(1, step.labels[:, None], 0.0).amax(dim=1)
-    steepened = slope * (best_wrong - true + bias)
+    steepened = slope * (-answers.margin(probabilities, step.labels) + bias)
     if normalize == "mean1":
         # A factor that all ranks know keeps weights that are all tiny, under a large slope, from having the mean 0.
         logarithms = F.logsigmoid(steepened.double()) - slope * min(bias, 0.0)

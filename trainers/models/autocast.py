@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Autocast(nn.Module):
-    """`module` under bfloat16 autocast; its logits come back in float32.
+    """`module` under bfloat16 autocast; its logits come back in float32, in which `Head` has computed them.
 
     Each forward opens its own context: casts of weights that were made without gradient in an attack are not kept
     for the update.

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainers.models.batch_norm import BatchNorm2d
+from trainers.models.head import Head
 from trainers.models.projection import Projection
 from trainers.models.stem import Stem
 
@@ -53,4 +54,4 @@ def preact_resnet18(
             inputs = outputs
     if final_norm:
         layers += [BatchNorm2d(inputs), nn.ReLU()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, num_classes))
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), Head(inputs, num_classes))

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainers.models.batch_norm import BatchNorm2d
+from trainers.models.head import Head
 from trainers.models.projection import Projection
 from trainers.models.stem import Stem
 
@@ -42,4 +43,4 @@ def resnet18(num_classes: int, channels: int, *, width: int = 64, blocks_per_sta
         for block in range(blocks_per_stage):
             layers.append(BasicBlock(inputs, outputs, 2 if stage > 0 and block == 0 else 1))
             inputs = outputs
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, num_classes))
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), Head(inputs, num_classes))

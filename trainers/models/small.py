@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from trainers.models.batch_norm import BatchNorm2d
+from trainers.models.head import Head
 from trainers.models.stem import Stem
 
 
@@ -21,5 +22,5 @@ def small(num_classes: int, channels: int, *, width: int = 16, norm: str = "batc
         *normed(nn.Conv2d(2 * width, 4 * width, 3, 2, 1, bias=False)),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
-        nn.Linear(4 * width, num_classes),
+        Head(4 * width, num_classes),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from trainers.models.batch_norm import BatchNorm2d
+from trainers.models.head import Head
 from trainers.models.preact_resnet import PreActBlock
 from trainers.models.stem import Stem
 
@@ -27,7 +28,7 @@ def wide_resnet(num_classes: int, channels: int, *, depth: int, widen_factor: in
             stride = 2 if stage > 0 and block == 0 else 1
             layers.append(PreActBlock(inputs, outputs, stride, shortcut="activated"))
             inputs = outputs
-    linear = nn.Linear(inputs, num_classes)
+    linear = Head(inputs, num_classes)
     nn.init.zeros_(linear.bias)
     layers += [BatchNorm2d(inputs), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear]
     network = nn.Sequential(*layers)

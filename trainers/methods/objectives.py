@@ -43,22 +43,24 @@ class Objective:
     weighting: BoundTerm | None
     regularizer: BoundTerm | None
 
-    def needs(self, progress: float) -> frozenset[str]:
-        """What must be given, beside adversarial logits and labels, at this fraction of the run."""
-        acting = (term for term in (self.weighting, self.regularizer) if term is not None and progress >= term.start)
+    def needs(self, epoch_fraction: float) -> frozenset[str]:
+        """What must be given, beside adversarial logits and labels, in an epoch that begins at this fraction of all."""
+        acting = (
+            term for term in (self.weighting, self.regularizer) if term is not None and epoch_fraction >= term.start
+        )
         return self.outer_needs.union(*(term.needs for term in acting))
 
-    def terms(self, step: StepTensors, progress: float = 1.0) -> Terms:
+    def terms(self, step: StepTensors, epoch_fraction: float = 1.0) -> Terms:
         """mean(weights · per-sample loss) + regularizer, in parts.
 
         Under DDP each rank calls this on its own rows and DDP averages the gradients: what is no plain mean over the
         batch asks `step.mean_over_ranks`, so that the result is that of the global batch. Raises ValueError if
         something is missing that a slot needs.
         """
-        natural_logits = step.required("natural_logits") if "natural_logits" in self.needs(progress) else None
+        natural_logits = step.required("natural_logits") if "natural_logits" in self.needs(epoch_fraction) else None
         loss = self.outer(natural_logits, step.adversarial_logits, step.labels)
         classification, divergence, weights = loss.classification, loss.divergence, None
-        if self.weighting is not None and progress >= self.weighting.start:
+        if self.weighting is not None and epoch_fraction >= self.weighting.start:
             weights = self.weighting.function(step)
             if self.weighting.applies_to != "divergence":
                 classification = weights * classification
@@ -66,7 +68,7 @@ class Objective:
                 divergence = weights * divergence
         total = (classification if divergence is None else classification + divergence).mean()
         penalty = None
-        if self.regularizer is not None and progress >= self.regularizer.start:
+        if self.regularizer is not None and epoch_fraction >= self.regularizer.start:
             penalty = self.regularizer.function(step)
             total = total + penalty
         return Terms(
@@ -82,17 +84,18 @@ class Objective:
         start_logits: Tensor | None = None,
         natural_gradient: Tensor | None = None,
         noisy_gradient: Tensor | None = None,
-        progress: float = 1.0,
+        epoch_fraction: float = 1.0,
     ) -> Tensor:
         """The loss [] of one batch, of logits [B, K], labels [B] and, where a regularizer needs them, input gradients.
 
-        Those are [B, C, H, W]: of the cross-entropy at x, and at x + noise, the latter differentiable. `progress` is
-        the fraction of the run (what starts late needs it). Raises ValueError for something missing that a slot needs.
+        Those are [B, C, H, W]: of the cross-entropy at x, and at x + noise, the latter differentiable. `epoch_fraction`
+        is the share of the epochs that are over (what starts late needs it). Raises ValueError for something missing
+        that a slot needs.
         """
         step = StepTensors(
             adversarial_logits, labels, natural_logits, start_logits, natural_gradient, noisy_gradient
         )  # fmt: skip
-        return self.terms(step, progress).total
+        return self.terms(step, epoch_fraction).total
 
 
 def objective(name: str, *, data: str = "cifar10", epsilon: float | str = "8/255", **parameters: Any) -> Objective:

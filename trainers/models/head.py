@@ -1,0 +1,21 @@
+"""The last layer of every network of the catalog."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Head(nn.Linear):
+    """A linear layer that computes logits in float32 under autocast too.
+
+    bfloat16 would round them to 8 bits: at the noise of 0.001 that TRADES starts from, p(x*) would be p(x) for some
+    images, whose KL then has no gradient, and small differences of energies and losses would vanish.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits [B, K], in the precision of the weights, of features [B, C]."""
+        if not torch.amp.is_autocast_available(features.device.type):
+            return super().forward(features)
+        with torch.autocast(features.device.type, enabled=False):
+            return super().forward(features.to(self.weight.dtype))
