@@ -68,6 +68,7 @@ class Made:
 
     `target_energy` is the mean of E(x_n, y) over the chains of a class, `other_energy` that of the other classes'
     joint energies; `class_energy` [K] is the mean over training images. `seconds` is what the chains took in all.
+    `digest` names them by what decides them, `files` are the shards that hold them.
     """
 
     network: str
@@ -79,6 +80,8 @@ class Made:
     other_energy: Array
     class_energy: Array
     seconds: float
+    digest: str
+    files: tuple[Path, ...]
 
 
 def make(
@@ -91,10 +94,10 @@ def make(
     found = []
     for network, recipe in wanted:
         name = names[id(network)]
-        energies = shards / f"energies-{name[:16]}.npz"
+        digest, energies = recipe.digest(name), shards / f"energies-{name[:16]}.npz"
         files = []
         for start, stop in recipe.ranges():
-            file = shards / f"{recipe.digest(name)}-{start:06d}-{stop:06d}.npz"
+            file = shards / f"{digest}-{start:06d}-{stop:06d}.npz"
             files.append(file)
             if not (file.exists() and energies.exists()):
                 work = partial(
@@ -102,7 +105,7 @@ def make(
                 )
                 said = f"{network.name}, {recipe.init}: chains {start}-{stop}"
                 tasks.setdefault(file, Task(said, file, network.subject.load, work))
-        found.append((network.name, recipe, files, energies))
+        found.append((network.name, recipe.init, digest, tuple(files), energies))
     run_tasks(list(tasks.values()), address=address, threads=threads, console=console)
     return [_joined(*one) for one in found]
 
@@ -190,13 +193,14 @@ def _training(data: str) -> ImageSet:
     return load_splits(Data.model_validate_json(data)).train
 
 
-def _joined(network: str, recipe: Recipe, files: Sequence[Path], energies: Path) -> Made:
+def _joined(network: str, init: str, digest: str, files: tuple[Path, ...], energies: Path) -> Made:
     parts = [_read(file) for file in files]
     chains = np.maximum(sum(part["chains"] for part in parts), 1)
     images, labels, steps = (np.concatenate([part[name] for part in parts]) for name in ("images", "labels", "steps"))
     target, other = (sum(part[name] for part in parts) / chains for name in ("target_energy", "other_energy"))
     seconds = float(sum(part["seconds"] for part in parts))
-    return Made(network, recipe.init, images, labels, steps, target, other, _read(energies)["mean"], seconds)
+    mean = _read(energies)["mean"]
+    return Made(network, init, images, labels, steps, target, other, mean, seconds, digest, files)
 
 
 def _read(file: Path) -> dict[str, Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Sequence
 from functools import partial
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from orchestrator.generation.figures import SHOWN, energies, energy_lines, mosaic
 from orchestrator.generation.judging import Judges, Measures
-from orchestrator.generation.making import SHARDS_FOLDER, Made, Recipe, make
+from orchestrator.generation.making import Made, Recipe, make
 from orchestrator.generation.options import INITS, Generation
 from orchestrator.lens.networks import Network, file_name
 from orchestrator.report.figure_data import Line
@@ -208,10 +209,8 @@ def _publish(made: Sequence[Made], lines: Sequence[Line], recipe: Recipe, output
         for name, value in line.items()
         if isinstance(value, float)
     }
-    identity = recipe.digest(
-        " ".join(f"{one.network} {one.init} {one.images.ravel()[:4096].tobytes()!r}" for one in made)
-    )
-    born = max(file.stat().st_mtime for file in (output / SHARDS_FOLDER).glob("*.npz"))
+    identity = hashlib.sha256(repr([(one.network, one.digest) for one in made]).encode()).hexdigest()[:32]
+    born = max(file.stat().st_mtime for one in made for file in one.files)
     server.hand_over(
         server.uri_of_no_study(), console,
         identity=identity, kind="generation", name="generated images", time=born,

@@ -14,7 +14,7 @@ from rich.console import Console
 from orchestrator.evaluation.protocols import protocol_for
 from orchestrator.evaluation.verb import check_epsilon, settings_of
 from orchestrator.lens.drift import drift_animation
-from orchestrator.lens.measuring import POINTS_FOLDER, measure
+from orchestrator.lens.measuring import Measured, measure
 from orchestrator.lens.networks import Network, file_name, stored_epochs
 from orchestrator.lens.plates import Lens, followed, plates, samples, tables
 from orchestrator.lens.seen import Seen, check_finite, label
@@ -69,8 +69,8 @@ def look(
         console.print(f"the same command again continues from {output}", soft_wrap=True)
         raise
     seen = [
-        Seen(network, points["clean"], {stage: points[stage] for stage in listed if stage != "clean"})
-        for (network, listed), points in zip(wanted, measured, strict=True)
+        Seen(network, found.points["clean"], {stage: found.points[stage] for stage in listed if stage != "clean"})
+        for (network, listed), found in zip(wanted, measured, strict=True)
     ]
     check_finite(seen)
     lens = Lens(protocol, seen[: len(networks)], seen[len(networks) :])
@@ -78,15 +78,15 @@ def look(
     _print(lens, console)
     console.print(f"figures and tables: {output / PAGE_FILE}", soft_wrap=True)
     if track:
-        _publish(lens, output, console)
+        _publish(lens, measured[: len(networks)], output, console)
     return lens
 
 
-def _publish(lens: Lens, output: Path, console: Console) -> None:
+def _publish(lens: Lens, measured: Sequence[Measured], output: Path, console: Console) -> None:
     names = {f"network.{place}": one.name for place, one in enumerate(lens.seen)}
-    who = [one.network.subject.source for one in lens.seen]
+    who = [one.identity for one in measured]
     identity = hashlib.sha256(repr((lens.protocol.key, names, who)).encode()).hexdigest()[:32]
-    born = max(file.stat().st_mtime for file in (output / POINTS_FOLDER).glob("*.npz"))
+    born = max(file.stat().st_mtime for one in measured for file in one.files)
     server.hand_over(
         server.uri_of_no_study(), console,
         identity=identity, kind="lens", name=f"lens of {len(lens.seen)} networks", time=born,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -109,7 +110,7 @@ def measured(runs, tmp_path, monkeypatch):
         (found,) = measuring.measure(
             wanted, protocol, tmp_path / output, address=address, threads=1, console=Console(quiet=True)
         )
-        return found
+        return found.points
 
     return called
 
@@ -335,6 +336,28 @@ def test_a_folder_is_logged_to_mlflow_once(tmp_path, monkeypatch):
     assert (metric.value, metric.timestamp) == (0.25, 1_700_000_000_000)
     assert run.data.params == {"network.0": "net"}
     assert [item.path for item in client.list_artifacts(run.info.run_id, "figures")] == ["figures/a.csv"]
+
+
+def test_a_lens_has_one_run_of_mlflow_for_its_networks_wherever_they_lie(runs, lens, tmp_path, monkeypatch):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    client, words = MlflowClient(tracking_uri=uri), ("--attack", "kl20", "-n", "24", "--epsilon", "0.06")
+
+    def tracked():
+        return client.search_runs([client.get_experiment_by_name("adversarial-training").experiment_id])
+
+    shutil.copytree(runs / "a", tmp_path / "here" / "a")
+    assert lens("net=here/a", *words)[0] == OK
+    (first,) = tracked()
+    monkeypatch.chdir(tmp_path / "here")
+    assert lens("net=a", *words)[0] == OK
+    assert [run.info.run_id for run in tracked()] == [first.info.run_id]
+    # Trained again into the same folder it is another network, with numbers of its own.
+    shutil.rmtree("a")
+    shutil.copytree(runs / "b", "a")
+    assert lens("net=a", *words)[0] == OK
+    assert len(tracked()) == 2
+    assert client.get_run(first.info.run_id).data.metrics == first.data.metrics
 
 
 def test_nothing_is_measured_for_a_tracker_that_does_not_answer(runs, lens, monkeypatch, tmp_path):

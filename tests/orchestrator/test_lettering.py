@@ -67,7 +67,17 @@ def networks(experiment):
 def made_images(name, init):
     lines = np.zeros((6, 4))
     return Made(
-        name, init, np.zeros((4, 8, 8, 1), np.uint8), np.arange(4), np.full(4, 5), lines, lines + 1, np.zeros(4), 1.0
+        name,
+        init,
+        np.zeros((4, 8, 8, 1), np.uint8),
+        np.arange(4),
+        np.full(4, 5),
+        lines,
+        lines + 1,
+        np.zeros(4),
+        1.0,
+        "",
+        (),
     )
 
 
@@ -158,6 +168,6 @@ def test_a_narrow_figure_is_not_blown_up_to_the_width_of_the_page():
 def test_few_images_of_many_classes_are_no_page_of_many_screens():
     few = Made(
         "net", "pca", np.zeros((10, 32, 32, 3), np.uint8), np.arange(10), np.full(10, 5), *[np.zeros((6, 10))] * 2,
-        np.zeros(10), 1.0,
+        np.zeros(10), 1.0, "", (),
     )  # fmt: skip
     assert mosaic(few).get_size_inches()[1] < 8
