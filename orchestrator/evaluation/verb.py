@@ -17,7 +17,7 @@ from trainers import catalog
 from trainers.catalog.attacks import canonical, needs_gradients
 from trainers.evaluation.consistency import with_warnings
 from trainers.evaluation.result import EXACT, FAST, Evaluation, Flags, Protocol, differences
-from trainers.pixels import pixels
+from trainers.pixels import PixelValue
 from trainers.problems import InvalidInput
 
 if TYPE_CHECKING:
@@ -36,16 +36,17 @@ def settings_of(*, attack: str, samples: int, seed: int, shard: int, batch_size:
     return Confirm(attack=canonical(attack), samples=samples, seed=seed, shard=shard, batch_size=batch_size)
 
 
-def check_epsilon(epsilon: str | None) -> None:
-    """Raise InvalidInput for what `--epsilon` can't be."""
-    if epsilon is None:
-        return
+def protocol_epsilon(option: str | None) -> str | None:
+    """`--epsilon` as protocols have it, where 0.10 is 0.1 and 8/255 stays. Raises InvalidInput for what it can't be."""
+    if option is None:
+        return None
     try:
-        value = pixels(epsilon)
-    except InvalidInput as error:
-        raise InvalidInput.single("--epsilon", error.problems[0].message) from error
+        value = PixelValue(option)
+    except ValueError as error:
+        raise InvalidInput.single("--epsilon", str(error)) from error
     if not 0 < value <= 1:
-        raise InvalidInput.single("--epsilon", f"{epsilon!r}: must be above 0 and at most 1")
+        raise InvalidInput.single("--epsilon", f"{option!r}: must be above 0 and at most 1")
+    return str(value.plain())
 
 
 def evaluate_subjects(
@@ -57,7 +58,7 @@ def evaluate_subjects(
     `fast` searches in bfloat16. With `output`, the flags of finished shards survive an interruption in a `.partial`
     file beside it.
     """
-    check_epsilon(epsilon)
+    epsilon = protocol_epsilon(epsilon)
     files = [_file_of(output, subject, of=len(subjects)) for subject in subjects]
     for wanted in filter(None, files):
         disk.check_file(wanted, "--output")

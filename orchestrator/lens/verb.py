@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator.evaluation.protocols import protocol_for
-from orchestrator.evaluation.verb import check_epsilon, settings_of
+from orchestrator.evaluation.verb import protocol_epsilon, settings_of
 from orchestrator.lens.drift import drift_animation
 from orchestrator.lens.measuring import Measured, measure
 from orchestrator.lens.networks import Network, file_name, stored_epochs
@@ -34,7 +34,7 @@ PAGE_FILE = "lens.html"
 
 def lens_protocol(networks: Sequence[Network], settings: Confirm, epsilon: str | None) -> Protocol:
     """The protocol that all networks share. Raises InvalidInput if their ε differ and none is said."""
-    check_epsilon(epsilon)
+    epsilon = protocol_epsilon(epsilon)
     given = {str(one.subject.experiment.evaluation.epsilon.plain()) for one in networks}
     if epsilon is None and len(given) > 1:
         raise InvalidInput.single("--epsilon", f"is missing: the networks' own evaluation ε differ ({sorted(given)})")

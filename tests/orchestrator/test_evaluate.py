@@ -154,6 +154,15 @@ def test_a_fast_evaluation_says_so_in_its_protocol(run_folder, evaluate, tmp_pat
     assert fast.flags.standing["clean"] == exact.flags.standing["clean"]
 
 
+@pytest.mark.parametrize(
+    ("written", "kept"), [("0.10", "0.1"), ("6e-2", "0.06"), ("8/255", "8/255"), ("8 / 255", "8/255")]
+)
+def test_an_epsilon_is_one_protocol_however_it_is_written(written, kept, run_folder, evaluate, tmp_path):
+    words = ("--attack", "pgd20", "-n", "10", "--epsilon", written, "--output", "flags.json")
+    assert evaluate(run_folder, *words)[0] == OK
+    assert Evaluation.load(tmp_path / "flags.json").protocol.epsilon == kept
+
+
 def test_a_model_of_the_users_own_code_is_attacked_and_its_softmax_warned_of(evaluate, tmp_path):
     (tmp_path / "net.py").write_text(
         "from torch import nn\n\n\ndef factory():\n"

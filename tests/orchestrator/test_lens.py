@@ -101,12 +101,12 @@ def measured(runs, tmp_path, monkeypatch):
     """`measured("a")`: what one pass finds of a run, or of foreign weights, with the settings of QUICK."""
     monkeypatch.chdir(tmp_path)
 
-    def called(word, foreign=None, *, output="lens", seed=0, address=None):
+    def called(word, foreign=None, *, output="lens", seed=0, epsilon="0.06", address=None):
         word = str(runs / word) if (runs / word).is_dir() else word
         (network,) = choose_networks([word], rule=None, foreign=foreign or Foreign(), data_dir=None)
         settings = settings_of(attack="pgd20,kl20", samples=24, seed=seed, shard=10, batch_size=10)
         wanted = [(network, ("clean", "pgd20", "kl20"))]
-        protocol = lens_protocol([network], settings, "0.06")
+        protocol = lens_protocol([network], settings, epsilon)
         (found,) = measuring.measure(
             wanted, protocol, tmp_path / output, address=address, threads=1, console=Console(quiet=True)
         )
@@ -180,6 +180,8 @@ def test_a_second_call_measures_nothing_and_a_lost_range_alone_is_measured_again
     again = measured("a")
     assert len(counted) == 3 * 3 + 1
     assert all(equal(again[stage], whole[stage]) for stage in whole)
+    measured("a", epsilon="0.060")
+    assert len(counted) == 3 * 3 + 1
     measured("a", seed=1)
     # The seed is part of the protocol, of the natural points too.
     assert len(counted) == 2 * 3 * 3 + 1
