@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,15 +86,15 @@ class Made:
 
 
 def make(
-    wanted: Sequence[tuple[Network, Recipe]], folder: Path, *, address: str | None, threads: int, console: Console
-) -> list[Made]:
+    networks: Sequence[Network], recipes: Sequence[Recipe], folder: Path, *, address: str | None, threads: int,
+    console: Console,
+) -> list[Made]:  # fmt: skip
     """The images of every network by every recipe. Shards that are in `folder/shards` are not made again."""
-    names = {id(network): identity(network, _training(network.data), console, gradients=True) for network, _ in wanted}
+    names = [identity(network, _training(network.data), console, gradients=True) for network in networks]
     shards = (folder / SHARDS_FOLDER).absolute()
     tasks: dict[Path, Task] = {}
     found = []
-    for network, recipe in wanted:
-        name = names[id(network)]
+    for (network, name), recipe in product(zip(networks, names, strict=True), recipes):
         digest, energies = recipe.digest(name), shards / f"energies-{name[:16]}.npz"
         files = []
         for start, stop in recipe.ranges():

@@ -72,10 +72,7 @@ def create(
         server.check_reachable(server.uri_of_no_study())
     measures = Measures(judges, networks[0], wanted[0])
     try:
-        made = make(
-            [(network, recipe) for network in networks for recipe in wanted], output, address=address, threads=threads,
-            console=console,
-        )  # fmt: skip
+        made = make(networks, wanted, output, address=address, threads=threads, console=console)
     except KeyboardInterrupt:
         console.print(f"the same command again continues from {output}", soft_wrap=True)
         raise

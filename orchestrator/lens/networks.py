@@ -19,6 +19,7 @@ from trainers.records import read_records
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from torch import nn
 
     from trainers.data.images import ImageSet
 
@@ -107,25 +108,41 @@ def stored_epochs(networks: Sequence[Network], wanted: str, data_dir: Path | Non
 
 
 def identity(network: Network, images: ImageSet, console: Console, *, gradients: bool) -> str:
-    """A name for what this network does with these images, from what both are and not where they lie.
-
-    The same weights are other functions with another stride or normalization, so the architecture counts. Raises
-    InvalidInput for a model whose answers, or whose `gradients` where they are followed, could not be used, and prints
-    what makes them doubtful.
-    """
-    from trainers.evaluation.classifier import check_classifier
-    from trainers.foreign.weights import weights_digest
+    """The `network_digest` of a network that has passed `check_network`."""
     from trainers.ranks import Ranks
 
-    subject, device = network.subject, Ranks.current().device
-    model, num_classes = subject.load().to(device), catalog.DATASETS[subject.experiment.data.name].num_classes
+    subject = network.subject
+    model = subject.load().to(Ranks.current().device)
+    check_network(network, model, images, console, gradients=gradients)
+    architecture = subject.foreign.architecture if subject.foreign else subject.experiment.model.model_dump_json()
+    return network_digest(architecture, model, images)
+
+
+def check_network(network: Network, model: nn.Module, images: ImageSet, console: Console, *, gradients: bool) -> None:
+    """Raise InvalidInput for a `model` whose answers, or whose `gradients` where they are followed, could not be used.
+
+    Prints what makes them doubtful.
+    """
+    from trainers.evaluation.classifier import check_classifier
+    from trainers.ranks import Ranks
+
+    num_classes = catalog.DATASETS[network.subject.experiment.data.name].num_classes
+    some = images.floats(0, 8).to(Ranks.current().device)
     try:
-        warnings = check_classifier(model, images.floats(0, 8).to(device), num_classes, gradients=gradients)
+        warnings = check_classifier(model, some, num_classes, gradients=gradients)
     except InvalidInput as error:
         raise InvalidInput.single(network.name, str(error)) from error
     for warning in warnings:
         console.print(f"{network.name}: warning: {warning}", style="yellow", soft_wrap=True, markup=False)
-    architecture = subject.foreign.architecture if subject.foreign else subject.experiment.model.model_dump_json()
+
+
+def network_digest(architecture: str, model: nn.Module, images: ImageSet) -> str:
+    """A name for what this network does with these images, from what both are and not where they lie.
+
+    The same weights are other functions with another stride or normalization, so the architecture counts.
+    """
+    from trainers.foreign.weights import weights_digest
+
     digest = hashlib.sha256(f"{architecture} {weights_digest(model)}".encode())
     for array in (images.images, images.labels):
         digest.update(array.numpy().tobytes())

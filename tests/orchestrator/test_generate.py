@@ -22,6 +22,7 @@ from trainers import checkpoint
 from trainers.config import parse
 from trainers.data.extra import read_extra
 from trainers.data.images import load_splits
+from trainers.evaluation import classifier
 from trainers.generation.settings import StartSettings
 from trainers.generation.starts import STARTS, pca
 from trainers.problems import InvalidInput
@@ -91,6 +92,18 @@ def test_the_table_and_the_traces_say_what_the_chains_did(generate):
     assert float(line["final_energy"]) == pytest.approx(np.mean(last))
     assert len({trace["training_energy"] for trace in traces}) == 10
     assert 0 <= float(line["steps"]) <= 30
+
+
+def test_a_network_is_looked_at_once_for_all_its_starts(generate, monkeypatch):
+    looked, original = [], classifier.check_classifier
+
+    def counted(model, *arguments, **options):
+        looked.append(model)
+        return original(model, *arguments, **options)
+
+    monkeypatch.setattr(classifier, "check_classifier", counted)
+    assert generate("--init", "noise,gaussian")[0] == OK
+    assert len(looked) == 1
 
 
 def test_a_missing_shard_alone_is_made_again_and_the_same(generate):
