@@ -143,7 +143,7 @@ def _write_page(
             Plate(
                 f"mosaic-{file_name(one.network)}-{one.init}", f"{one.network}, starts from {one.init}",
                 f"The first {min(SHOWN, recipe.per_class)} images of each class, {one.steps.mean():.0f} steps on "
-                f"average. {how}", mosaic(one), [], "",
+                f"average. {how}", mosaic(one), [],
             )
             for one in made
         ),
@@ -151,7 +151,7 @@ def _write_page(
             "energies", "Energies along the chains",
             "Joint energies E(x_n, k) in nats over the steps n: of the class that is generated, and the mean of the "
             "other classes'; thin: one class, thick: mean over classes; a chain that has stopped counts with its last "
-            f"energy. Dashed: mean E(x, y) of training images. {how}", energies(made), energy_lines(made), "",
+            f"energy. Dashed: mean E(x, y) of training images. {how}", energies(made), energy_lines(made),
         ),
     ]  # fmt: skip
     columns = list(dict.fromkeys(column for line in lines for column in line))

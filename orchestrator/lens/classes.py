@@ -22,7 +22,7 @@ _ENERGIES = (("energy", r"$E(x^*)$"), ("joint_energy", r"$E(x^*, y)$"))
 
 
 @styled
-def class_profile(seen: Sequence[Seen]) -> Figure | None:
+def class_profile(seen: Sequence[Seen]) -> Figure:
     """A column a network, classes from the lowest robust error to the highest: energies, entropy, errors."""
     shown = seen[:_MAX_COLUMNS]
     figure = new_figure(4.6, max(1.0 + 1.9 * len(shown), 3.6))
@@ -76,11 +76,9 @@ def class_correlation_lines(seen: Sequence[Seen]) -> list[Line]:
 
 
 @styled
-def margin_against_energy(seen: Sequence[Seen]) -> Figure | None:
+def margin_against_energy(seen: Sequence[Seen]) -> Figure:
     """A row a network: probabilistic margin of adversarial points over E(x*) left and E(x*,y) right."""
     stage = main_stage(seen)
-    if stage is None:
-        return None
     figure = new_figure(0.5 + 1.65 * len(seen), 5.2)
     grid = figure.subplots(len(seen), 2, sharey=True, squeeze=False)
     for row, one in enumerate(seen):

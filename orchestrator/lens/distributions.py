@@ -16,10 +16,8 @@ _COLUMNS = (("energy", r"$E(x)$"), ("joint_energy", r"$E(x, y)$"))
 
 
 @styled
-def energy_distributions(seen: Seen) -> Figure | None:
+def energy_distributions(seen: Seen) -> Figure:
     """One row an attack, E(x) left and E(x,y) right: natural filled, adversarial as an outline."""
-    if not seen.attacked:
-        return None
     rows = len(seen.attacked)
     figure = new_figure(0.75 + 0.72 * rows, 6.2)
     grid = figure.subplots(rows, 2, sharex="col", squeeze=False)

@@ -17,7 +17,6 @@ from trainers.evaluation.result import Protocol, subset_indices
 from trainers.lens.points import Array
 
 _NO_RUN = "None of the networks is a run folder with records."
-_NO_ATTACK = "No attack was asked for."
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,6 @@ def _distributions(lens: Lens, one: Seen) -> Plate:
         f"attack.{_left_out(one)} {lens.protocol_text([one])}",
         distributions.energy_distributions(one),
         distributions.distribution_lines(one),
-        _NO_ATTACK,
     )
 
 
@@ -89,7 +87,6 @@ def _drift(lens: Lens) -> Plate:
         f"{lens.protocol_text(lens.seen)}",
         drift.drift(lens.seen),
         drift.drift_lines(lens.seen),
-        _NO_ATTACK,
     )
 
 
@@ -102,7 +99,6 @@ def _drift_over_epochs(lens: Lens, name: str, group: Sequence[Seen]) -> Plate:
         f"{lens.protocol_text(group[-1:])}",
         drift.drift_over_epochs(group),
         drift.drift_lines(group),
-        _NO_ATTACK,
     )
 
 
@@ -144,7 +140,6 @@ def _delta_energy(lens: Lens) -> Plate:
         f"either end. {_ranks(lens.seen)} {lens.protocol_text(lens.seen)}",
         smoothness.delta_energy_distributions(lens.seen),
         smoothness.smoothness_lines(lens.seen),
-        _NO_ATTACK,
     )
 
 
@@ -157,7 +152,6 @@ def _classes(lens: Lens) -> Plate:
         f"{lens.protocol_text(lens.seen)}",
         classes.class_profile(lens.seen),
         classes.class_lines(lens.seen),
-        _NO_ATTACK,
     )
 
 
@@ -170,7 +164,6 @@ def _margin(lens: Lens) -> Plate:
         f"{lens.protocol_text(lens.seen)}",
         classes.margin_against_energy(lens.seen),
         classes.margin_lines(lens.seen),
-        _NO_ATTACK,
     )
 
 
@@ -213,8 +206,7 @@ def followed(lens: Lens) -> dict[str, list[Seen]]:
 
 
 def _main_attack(seen: Sequence[Seen]) -> str:
-    stage = main_stage(seen)
-    return label(stage) if stage else "no attack"
+    return label(main_stage(seen))
 
 
 def _arrows(seen: Sequence[Seen]) -> str:

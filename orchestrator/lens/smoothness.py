@@ -25,11 +25,9 @@ MEASURES = ("absolute_mean", "std", "small_share")
 
 
 @styled
-def delta_energy_distributions(seen: Sequence[Seen]) -> Figure | None:
+def delta_energy_distributions(seen: Sequence[Seen]) -> Figure:
     """A shape a network with median and quartiles, on a symmetric logarithm that is linear below 0.1."""
     stage = main_stage(seen)
-    if stage is None:
-        return None
     ordered = by_robustness(seen, stage)
     figure = new_figure(4.4, max(3.6, 1.3 + 0.75 * len(ordered)))
     for row, (axes, heading) in enumerate(zip(figure.subplots(2, 1, sharex=True), _LABELS, strict=True)):
@@ -49,8 +47,6 @@ def delta_energy_distributions(seen: Sequence[Seen]) -> Figure | None:
 def smoothness_lines(seen: Sequence[Seen]) -> list[Line]:
     """One line a network, the least robust first: its accuracies and the numbers of both ΔE."""
     stage = main_stage(seen)
-    if stage is None:
-        return []
     return [
         {"network": one.name, "attack": stage, "clean_accuracy": float(one.natural.correct.mean()),
          "robust_accuracy": one.robust_accuracy(stage)}

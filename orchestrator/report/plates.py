@@ -20,14 +20,14 @@ from search_spaces.study import Study
 
 @dataclass(frozen=True)
 class Plate:
-    """A figure with its heading, caption and data; `missing` is said where there is no figure."""
+    """A figure with its heading, caption and data; `missing` is said where there is no figure, if there may be none."""
 
     name: str
     heading: str
     caption: str
     figure: Figure | None
     lines: list[Line]
-    missing: str
+    missing: str = ""
 
 
 def plates(study: Study, runs: Sequence[Run], points: Sequence[HeldOutPoint], storage_url: str) -> list[Plate]:
