@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from orchestrator.generation.making import Array, Made
 from orchestrator.lens.seen import panels
-from orchestrator.report.figure_data import Line
+from orchestrator.report.figure_data import CsvRow
 from orchestrator.report.lettering import legend_outside, lettered
 from orchestrator.report.style import ADVERSARIAL_COLOR, INK, NATURAL_COLOR, new_figure, styled
 
@@ -63,7 +63,7 @@ def energies(made: Sequence[Made]) -> Figure:
     return figure
 
 
-def energy_lines(made: Sequence[Made]) -> list[Line]:
+def energy_lines(made: Sequence[Made]) -> list[CsvRow]:
     """A line a network, init, class and step."""
     return [
         {

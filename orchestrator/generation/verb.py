@@ -16,7 +16,7 @@ from orchestrator.generation.judging import Judges, Measures
 from orchestrator.generation.making import Made, Recipe, make
 from orchestrator.generation.options import INITS, Generation
 from orchestrator.lens.networks import Network, file_name
-from orchestrator.report.figure_data import Line
+from orchestrator.report.figure_data import CsvRow
 from orchestrator.report.files import remove_earlier, write_plate, write_table
 from orchestrator.report.markup import Markup, element, table
 from orchestrator.report.page import document
@@ -66,7 +66,7 @@ def recipes(settings: Generation, num_classes: int) -> list[Recipe]:
 def create(
     networks: Sequence[Network], wanted: Sequence[Recipe], judges: Judges, *, address: str | None, threads: int,
     output: Path, track: bool, console: Console,
-) -> list[Line]:  # fmt: skip
+) -> list[CsvRow]:  # fmt: skip
     """Images of every network by every recipe; returns the lines of the table."""
     if track:
         server.check_reachable(server.uri_of_no_study())
@@ -90,7 +90,7 @@ def create(
     return lines
 
 
-def _line(made: Made) -> Line:
+def _line(made: Made) -> CsvRow:
     present = np.unique(made.labels)
     return {
         "network": made.network, "init": made.init, "images": len(made.images),
@@ -134,7 +134,7 @@ def _write_images(made: Made, folder: Path) -> None:
 
 
 def _write_page(
-    made: Sequence[Made], lines: Sequence[Line], recipe: Recipe, networks: Sequence[Network], output: Path
+    made: Sequence[Made], lines: Sequence[CsvRow], recipe: Recipe, networks: Sequence[Network], output: Path
 ) -> None:
     sources = "; ".join(f"{network.name} = {network.subject.source}" for network in networks)
     how = f"{_how(recipe)} {sources}."
@@ -184,7 +184,7 @@ def _cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _print(lines: Sequence[Line], console: Console) -> None:
+def _print(lines: Sequence[CsvRow], console: Console) -> None:
     from rich.table import Table
 
     # The number of images is the same in all lines, and they have to fit a terminal.
@@ -199,7 +199,7 @@ def _print(lines: Sequence[Line], console: Console) -> None:
     console.print(printed)
 
 
-def _publish(made: Sequence[Made], lines: Sequence[Line], recipe: Recipe, output: Path, console: Console) -> None:
+def _publish(made: Sequence[Made], lines: Sequence[CsvRow], recipe: Recipe, output: Path, console: Console) -> None:
     metrics = {
         f"{file_name(str(line['network']))}/{line['init']}/{name.replace(' ', '_')}": value
         for line in lines

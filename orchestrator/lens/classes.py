@@ -9,7 +9,7 @@ from dataclasses import asdict
 from matplotlib.figure import Figure
 
 from orchestrator.lens.seen import Seen, main_stage
-from orchestrator.report.figure_data import Line
+from orchestrator.report.figure_data import CsvRow
 from orchestrator.report.lettering import lettered
 from orchestrator.report.style import ADVERSARIAL_COLOR, INK, MUTED, NATURAL_COLOR, new_figure, styled
 from trainers.lens.statistics import class_correlations, class_rows, pearson, spearman
@@ -56,7 +56,7 @@ def class_profile(seen: Sequence[Seen]) -> Figure:
     return figure
 
 
-def class_lines(seen: Sequence[Seen]) -> list[Line]:
+def class_lines(seen: Sequence[Seen]) -> list[CsvRow]:
     """One line per network and class."""
     return [
         {"network": one.name, **asdict(row)}
@@ -65,7 +65,7 @@ def class_lines(seen: Sequence[Seen]) -> list[Line]:
     ]
 
 
-def class_correlation_lines(seen: Sequence[Seen]) -> list[Line]:
+def class_correlation_lines(seen: Sequence[Seen]) -> list[CsvRow]:
     """One line per network and pair of columns: Spearman over classes."""
     return [
         {"network": one.name, "column": left, "other_column": right, "classes": len(rows), "spearman": value}
@@ -101,7 +101,7 @@ def margin_against_energy(seen: Sequence[Seen]) -> Figure:
     return figure
 
 
-def margin_lines(seen: Sequence[Seen]) -> list[Line]:
+def margin_lines(seen: Sequence[Seen]) -> list[CsvRow]:
     """One line per network, attack and energy: Pearson and Spearman with the probabilistic margin at x*."""
     return [
         {"network": one.name, "attack": stage, "energy": quantity,

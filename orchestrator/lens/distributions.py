@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from orchestrator.lens.seen import Seen, label
-from orchestrator.report.figure_data import Line
+from orchestrator.report.figure_data import CsvRow
 from orchestrator.report.style import ADVERSARIAL_COLOR, INK, NATURAL_COLOR, new_figure, styled
 from trainers.lens.points import Array, Points
 from trainers.lens.statistics import smoothness
@@ -46,9 +46,9 @@ def energy_distributions(seen: Seen) -> Figure:
     return figure
 
 
-def distribution_lines(seen: Seen) -> list[Line]:
+def distribution_lines(seen: Seen) -> list[CsvRow]:
     """Per attack, and for the natural images: accuracy, moments and quartiles of both energies and of their ΔE."""
-    lines: list[Line] = [{"network": seen.name, "attack": "clean"} | _moments(seen.natural)]
+    lines: list[CsvRow] = [{"network": seen.name, "attack": "clean"} | _moments(seen.natural)]
     lines[0]["robust_accuracy"] = float(seen.natural.correct.mean())
     for stage, points in seen.attacked.items():
         marginal, joint = map(smoothness, seen.deltas(stage))
@@ -68,8 +68,8 @@ def distribution_lines(seen: Seen) -> list[Line]:
     return lines
 
 
-def _moments(points: Points) -> Line:
-    line: Line = {"images": len(points)}
+def _moments(points: Points) -> CsvRow:
+    line: CsvRow = {"images": len(points)}
     for quantity, _ in _COLUMNS:
         values = getattr(points, quantity).astype(np.float64)
         low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))

@@ -13,7 +13,7 @@ from matplotlib.quiver import Quiver
 from PIL import Image
 
 from orchestrator.lens.seen import COLUMNS, Seen, main_stage, panels
-from orchestrator.report.figure_data import Line
+from orchestrator.report.figure_data import CsvRow
 from orchestrator.report.lettering import lettered
 from orchestrator.report.style import MUTED, new_figure, styled
 from trainers.lens.points import Array
@@ -76,10 +76,10 @@ def drift_animation(epochs: Sequence[Seen]) -> bytes | None:
     return buffer.getvalue()
 
 
-def drift_lines(seen: Sequence[Seen]) -> list[Line]:
+def drift_lines(seen: Sequence[Seen]) -> list[CsvRow]:
     """One line per network or epoch: mean start, mean arrow and lengths of the arrows of all images."""
     stage = main_stage(seen)
-    lines: list[Line] = []
+    lines: list[CsvRow] = []
     for one in seen:
         marginal, joint = one.deltas(stage)
         length = np.hypot(marginal, joint)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 
 from orchestrator.lens import classes, distributions, drift, smoothness, steps, training
 from orchestrator.lens.networks import Network, file_name
 from orchestrator.lens.seen import Seen, label, main_stage
-from orchestrator.report.figure_data import Line
+from orchestrator.report.figure_data import CsvRow
 from orchestrator.report.plates import Plate
 from trainers import catalog
 from trainers.evaluation.result import Protocol, subset_indices
@@ -137,7 +137,7 @@ def _delta_energy(lens: Lens) -> Plate:
         "How far the energies move, from the least to the most robust network",
         f"Distributions of ΔE(x) and ΔE(x,y) under {_main_attack(lens.seen)}, natural minus adversarial, with median "
         "and quartiles, on an axis that is linear within ±0.1 and logarithmic beyond, without the outermost 0.5 % at "
-        f"either end. {_ranks(lens.seen)} {lens.protocol_text(lens.seen)}",
+        f"either end. {rank_text(lens.seen)} {lens.protocol_text(lens.seen)}",
         smoothness.delta_energy_distributions(lens.seen),
         smoothness.smoothness_lines(lens.seen),
     )
@@ -167,11 +167,11 @@ def _margin(lens: Lens) -> Plate:
     )
 
 
-def tables(lens: Lens) -> dict[str, list[Line]]:
+def tables(lens: Lens) -> dict[str, list[CsvRow]]:
     """Tables that no figure has."""
     return {
         "class_correlations": classes.class_correlation_lines(lens.seen),
-        "rank_correlations": smoothness.rank_correlations(lens.seen),
+        "rank_correlations": [asdict(one) for one in smoothness.rank_correlations(lens.seen)],
     }
 
 
@@ -223,15 +223,17 @@ def _left_out(one: Seen) -> str:
     return f" Adversarial images that equal the natural one are left out ({names}); tables count them, with ΔE = 0."
 
 
-def _ranks(seen: Sequence[Seen]) -> str:
-    lines = smoothness.rank_correlations(seen)
-    if not lines:
+def rank_text(seen: Sequence[Seen]) -> str:
+    """What a caption says of the rank correlations of ΔE(x)."""
+    found = smoothness.rank_correlations(seen)
+    if not found:
         return "A rank correlation needs three networks."
-    words = {"absolute_mean": "|mean|", "std": "standard deviation", "small_share": "share below 0.1"}
-    parts = [
-        f"{words[measure]} {float(str(line['spearman'])):+.2f}"
-        for line, measure in zip(lines, smoothness.MEASURES, strict=False)
-    ]
+    words = {
+        "delta_energy_absolute_mean": "|mean|",
+        "delta_energy_std": "standard deviation",
+        "delta_energy_small_share": "share below 0.1",
+    }
+    parts = [f"{words[one.quantity]} {one.spearman:+.2f}" for one in found if one.quantity in words]
     return f"Spearman of robust accuracy with ΔE(x)'s {', '.join(parts)} (n = {len(seen)} networks)."
 
 

@@ -18,6 +18,7 @@ from orchestrator.lens.measuring import Measured, measure
 from orchestrator.lens.networks import Network, file_name, stored_epochs
 from orchestrator.lens.plates import Lens, followed, plates, samples, tables
 from orchestrator.lens.seen import Seen, check_finite, label
+from orchestrator.lens.smoothness import rank_correlations
 from orchestrator.report.files import remove_earlier, write_parquet, write_plate, write_table
 from orchestrator.report.markup import Markup, element, table
 from orchestrator.report.page import document
@@ -126,8 +127,7 @@ def metrics(lens: Lens) -> dict[str, float]:
                 f"{name}/{stage}/delta_energy/mean": float(marginal.mean()),
                 f"{name}/{stage}/delta_joint_energy/mean": float(joint.mean()),
             }
-    for line in tables(lens)["rank_correlations"]:
-        found[f"rank_correlation/{line['quantity']}"] = float(str(line["spearman"]))
+    found |= {f"rank_correlation/{one.quantity}": one.spearman for one in rank_correlations(lens.seen)}
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
@@ -165,9 +165,8 @@ def _print(lens: Lens, console: Console) -> None:
         printed.add_row(one.name, f"{100 * one.natural.correct.mean():.1f}", *accuracies)
         printed.add_row("", "", *changes)
     console.print(printed)
-    for line in tables(lens)["rank_correlations"]:
+    for found in rank_correlations(lens.seen):
         console.print(
-            f"Spearman of robust accuracy with {line['quantity']} over {line['networks']} networks: "
-            f"{float(str(line['spearman'])):+.2f}",
+            f"Spearman of robust accuracy with {found.quantity} over {found.networks} networks: {found.spearman:+.2f}",
             soft_wrap=True,
         )

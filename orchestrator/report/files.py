@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from orchestrator.report import sections
-from orchestrator.report.figure_data import Line
+from orchestrator.report.figure_data import CsvRow
 from orchestrator.report.markup import Markup
 from orchestrator.report.plates import Plate
 from orchestrator.report.style import to_svg
@@ -49,7 +49,7 @@ def remove_earlier(folder: Path, *names: str) -> None:
         file.unlink()
 
 
-def write_table(lines: Sequence[Line], stem: Path) -> None:
+def write_table(lines: Sequence[CsvRow], stem: Path) -> None:
     """As CSV and as Parquet; what is empty in a line is missing there."""
     write_whole(stem.with_suffix(".csv"), to_csv(lines))
     columns = list(dict.fromkeys(column for line in lines for column in line))

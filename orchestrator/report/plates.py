@@ -11,7 +11,7 @@ from orchestrator.host.databases import reason
 from orchestrator.records.runs import Run
 from orchestrator.records.seeds import trials
 from orchestrator.report import figures
-from orchestrator.report.figure_data import Line, energy_curve_lines, held_out_lines, importance_lines
+from orchestrator.report.figure_data import CsvRow, energy_curve_lines, held_out_lines, importance_lines
 from orchestrator.report.held_out import HeldOutPoint, nothing_counts
 from orchestrator.report.importance import MIN_TRIALS, Importances, parameter_importances
 from orchestrator.report.labels import evaluation_epsilon
@@ -26,7 +26,7 @@ class Plate:
     heading: str
     caption: str
     figure: Figure | None
-    lines: list[Line]
+    lines: list[CsvRow]
     missing: str = ""
 
 

@@ -8,6 +8,7 @@ import json
 import shutil
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet
@@ -22,6 +23,9 @@ from orchestrator.evaluation.verb import settings_of
 from orchestrator.exit_codes import BAD_INPUT, INTERRUPTED, OK
 from orchestrator.lens import measuring
 from orchestrator.lens.networks import Foreign, choose_networks
+from orchestrator.lens.plates import rank_text
+from orchestrator.lens.seen import Seen
+from orchestrator.lens.smoothness import rank_correlations
 from orchestrator.lens.training import abnormal_lines, energy_and_error, training_lines
 from orchestrator.lens.verb import lens_protocol
 from orchestrator.report.style import method_colors
@@ -271,6 +275,29 @@ def test_records_of_runs_are_read_with_onsets_and_gaps(runs):
     assert [line["epoch"] for line in found if line["onset"] == "catastrophic"] == [6]
     abnormal = abnormal_lines(networks)
     assert [line["probe/abnormal_energy/mean"] for line in abnormal] == [-3.0, -3.0, "", -3.0, -3.0, -3.0, -3.0]
+
+
+def test_robust_accuracy_is_ranked_against_how_far_both_energies_move():
+    """The more robust of these move less in E(x) and more in E(x,y)."""
+
+    def points(energy, joint_energy, right):
+        image = np.arange(10)
+        return Points(
+            image, energy, joint_energy, *[np.zeros(10)] * 3, image < right, np.ones(10, bool), *[np.zeros((10, 0))] * 2
+        )
+
+    still, moving = np.zeros(10), np.arange(10.0)
+    networks = [
+        Seen(SimpleNamespace(name=str(right)), points(still, still, 10),
+             {"pgd20": points((10 - right) * moving, right * moving, right)})
+        for right in (6, 2, 4)
+    ]  # fmt: skip
+    assert rank_correlations(networks[:2]) == []
+    found = {one.quantity: one.spearman for one in rank_correlations(networks)}
+    assert [one.networks for one in rank_correlations(networks)] == [3] * 6
+    assert found["delta_energy_std"] == found["delta_energy_absolute_mean"] == pytest.approx(-1)
+    assert found["delta_joint_energy_std"] == found["delta_joint_energy_absolute_mean"] == pytest.approx(1)
+    assert "Spearman of robust accuracy with ΔE(x)'s |mean| -1.00, standard deviation -1.00, " in rank_text(networks)
 
 
 def test_a_network_keeps_its_color_beside_others_that_have_no_records(runs):
