@@ -62,7 +62,7 @@ lint: setup
 	$(BIN)/mypy trainers search_spaces orchestrator
 
 docs: setup
-	$(BIN)/python -c "from orchestrator.commands.methods_page import methods_page; print(methods_page(), end='')" > docs/methods.md
+	$(BIN)/python -m trainers.catalog.page > docs/methods.md
 
 lock: setup
 	$(BIN)/uv pip compile pyproject.toml --extra dev --extra generation --extra server --universal --python-version 3.11 --generate-hashes \

@@ -1,10 +1,12 @@
-"""Addresses of servers and databases with a password in them, which would end up in files and logs."""
+"""Addresses of servers and databases: which are files, and which have a password that would end up in logs."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from urllib.parse import parse_qs
 
+_SQLITE = "sqlite:///"
 # Clients of databases take what stands before the @ as it is: a #, ? or [ in a password does not end it there. A
 # number up to a slash is a port.
 _PASSWORD = re.compile(r"[^:/?#@]+://[^:/?#@\[]*:(?!\d+(?:[/?#]|$))[^@]*@")
@@ -18,3 +20,19 @@ def has_password(uri: str) -> bool:
     """Whether an address holds a password: `scheme://user:password@host/…`, or in a query."""
     queried = parse_qs(uri.partition("?")[2])
     return _PASSWORD.match(uri) is not None or any("pass" in key.lower() for key in queried)
+
+
+def sqlite_address(file: str | Path) -> str:
+    """The address of an SQLite database in this file."""
+    return f"{_SQLITE}{file}"
+
+
+def sqlite_file(address: str) -> Path | None:
+    """The file of an SQLite database; None for a server."""
+    return Path(address.removeprefix(_SQLITE)) if address.startswith(_SQLITE) else None
+
+
+def absolute_file(address: str) -> str:
+    """The address of a database; if that is a file, by its absolute path: the same from any working directory."""
+    file = sqlite_file(address)
+    return address if file is None else sqlite_address(file.absolute())

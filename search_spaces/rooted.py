@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from search_spaces.addresses import absolute_file
 from search_spaces.dimension import Dimension
 
 if TYPE_CHECKING:
     from search_spaces.study import Study
 
 _PATHS = ("data.directory", "data.subset.file")  # data.extra is relative to the first
-_SQLITE = "sqlite:///"
 
 
 def rooted(study: Study) -> Study:
@@ -24,16 +24,9 @@ def rooted(study: Study) -> Study:
             "experiment": _rooted("", study.experiment),
             "space": tuple(map(_dimension, study.space)),
             "search": search.model_copy(update={"start": start}),
-            "tracking": tracking.model_copy(update={"uri": absolute_file(tracking.uri)}),
+            "tracking": tracking.model_copy(update={"uri": tracking.uri and absolute_file(tracking.uri)}),
         }
     )
-
-
-def absolute_file(address: str | None) -> str | None:
-    """The address of a database; if that is a file, by its absolute path."""
-    if address is None or not address.startswith(_SQLITE):
-        return address
-    return _SQLITE + str(Path(address.removeprefix(_SQLITE)).absolute())
 
 
 def _dimension(dimension: Dimension) -> Dimension:

@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import AfterValidator, Field, ValidationError, field_validator
 
+from search_spaces.addresses import absolute_file
 from search_spaces.constraints import Constraint
 from search_spaces.contradictions import contradictions
 from search_spaces.dimension import Dimension
-from search_spaces.rooted import absolute_file
 from search_spaces.space import check_space, corners, grid_size, read_space, settings
 from search_spaces.start_points import check_points, read_points
 from search_spaces.stopping import Stopping
@@ -72,7 +72,7 @@ class Search(Section):
     @classmethod
     def _absolute(cls, storage: str | None) -> str | None:
         """A file is the same one from wherever the study is resumed."""
-        return absolute_file(storage)
+        return storage and absolute_file(storage)
 
 
 def _known_attacks(attack: str) -> str:
@@ -159,7 +159,10 @@ class Study(Section):
         return parse(apply_values(experiment.to_dict(), late)) if self.smoke and late else experiment
 
     def with_data_in(self, directory: Path) -> Study:
-        """The same study with its data in another folder."""
+        """The same study with its data in another folder. Raises InvalidInput where that is a dimension."""
+        if any(dimension.path == "data.directory" for dimension in self.space):
+            message = "varies in this study: set space.data.directory, not --data-dir"
+            raise InvalidInput.single("experiment.data.directory", message)
         experiment = apply_values(self.experiment, {"data.directory": str(directory.absolute())})
         return self.model_copy(update={"experiment": experiment})
 

@@ -25,15 +25,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trainers", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("words", nargs="*", metavar="experiment.yaml | key=value")
     parser.add_argument("--run-dir", type=Path, help="default: runs/<digest of the experiment>")
+    parser.add_argument("--data-dir", type=Path, help="folder of the data sets; default: ORCHESTRATOR_DATA")
     parser.add_argument("--threads", type=int, help="CPU threads of each process")
     options = parser.parse_args(arguments)
     try:
         # Not above: the catalog loads what other packages bring, and where that fails it is bad input like any other.
-        from trainers.config import parse
+        from trainers.config import apply_values, parse
 
         if options.threads is not None and options.threads < 1:
             raise InvalidInput.single("--threads", f"{options.threads}: must be at least 1")
-        experiment = parse(read_words(options.words))
+        raw = read_words(options.words)
+        if options.data_dir is not None:
+            raw = apply_values(raw, {"data.directory": str(options.data_dir.absolute())})
+        experiment = parse(raw)
         run_dir = options.run_dir or Path("runs") / experiment.digest()
     except InvalidInput as error:
         print(error.said, file=sys.stderr)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.exit_codes import INTERRUPTED
+from search_spaces.addresses import sqlite_file
 from trainers.problems import InvalidInput, Problem
 
 if TYPE_CHECKING:
@@ -47,10 +48,9 @@ def submit(
     ]
     if relative:
         raise InvalidInput(relative)
-    overrides = list(words or [])
+    loaded = load_study(study, words or [], smoke=smoke)
     if data_dir:
-        overrides.append(f"experiment.data.directory={data_dir}")
-    loaded = load_study(study, overrides, smoke=smoke)
+        loaded = loaded.with_data_in(Path(data_dir))
     _check_database(loaded, storage)
     # One folder is written one way: that is how a study is known that runs already.
     _announce(Jobs(address).submit(loaded, Place(posixpath.normpath(storage), python)))
@@ -59,8 +59,8 @@ def submit(
 def _check_database(study: Study, storage: str) -> None:
     """Raise InvalidInput for a file on this machine: the driver would look for it on another."""
     database = study.search.storage or ""
-    file = database.removeprefix("sqlite:///")
-    if file != database and not Path(file).is_relative_to(storage):
+    file = sqlite_file(database)
+    if file is not None and not file.is_relative_to(storage):
         raise InvalidInput.single(
             "search.storage", f"{database!r}: lies outside of {storage}, which is what the nodes share; leave it out "
             "(then it is in the study's folder there) or name a database server"

@@ -1,13 +1,13 @@
-"""Verbs about trained networks, ours or anyone's: attack them, see them through their energies, let them draw."""
+"""Verbs about single networks: train one; attack ours or anyone's, see them through their energies, let them draw."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from orchestrator.commands.options import ATTACK_HELP, DataDir, plain_console
 from trainers.generation.settings import (
     LOCAL_SPREAD,
     LOCAL_VARIANCE,
@@ -17,10 +17,6 @@ from trainers.generation.settings import (
     StartSettings,
 )
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-DataDir = Annotated[Path | None, typer.Option(help="folder of the data sets; default: ORCHESTRATOR_DATA")]
 Networks = Annotated[
     list[str] | None,
     typer.Argument(metavar="[NAME=]CHECKPOINT...", help="run folders, checkpoint folders, files of weights"),
@@ -36,21 +32,22 @@ AllowCode = Annotated[bool, typer.Option("--allow-code", help="execute the file 
 Cluster = Annotated[
     str | None, typer.Option("--address", help="shard over this Ray cluster; local starts one; default: this process")
 ]
-ATTACK_HELP = "pgd20, cw, autoattack, worst, … (a wrong name lists all), or several, each on what the last one left"
-_FILE_COLUMNS = 200
 
 
-def plain_console(*, markup: bool = True) -> Console:
-    """Where verbs print: words as they are. A file or a pipe has no width to keep to.
+def train(
+    words: Annotated[list[str] | None, typer.Argument(metavar="[EXPERIMENT.yaml] [KEY=VALUE]...")] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="default: runs/<digest of the experiment>")] = None,
+    data_dir: DataDir = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads")] = None,
+) -> None:
+    """Train once, in this process: no Ray, no tracking, the same records and checkpoints."""
+    from trainers.__main__ import main as train_main
 
-    Without `markup`, brackets and colons in names of the user's own are letters too.
-    """
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=markup, emoji=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = _FILE_COLUMNS
-    return console
+    arguments = list(words or [])
+    arguments += ["--data-dir", str(data_dir)] if data_dir else []
+    arguments += ["--run-dir", str(run_dir)] if run_dir else []
+    arguments += ["--threads", str(threads)] if threads else []
+    raise typer.Exit(train_main(arguments))
 
 
 def evaluate(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.evaluation.protocols import checkpoint_folder
 from trainers import catalog
-from trainers.config import Experiment, apply_overrides, parse
+from trainers.config import Experiment, apply_overrides, apply_values, parse
 from trainers.evaluation.result import ForeignModel
 from trainers.problems import InvalidInput, unknown_name
 
@@ -105,9 +105,10 @@ def foreign_subject(
     words = [f"data.name={name}", *([f"data.size={size}"] if size else [])]
     if not made:
         words += [f"model.name={model}", *(f"model.{option}" for option in model_options)]
+    raw = apply_overrides({}, words)
     if data_dir is not None:
-        words.append(f"data.directory={data_dir.absolute()}")
-    experiment = parse(apply_overrides({}, words))
+        raw = apply_values(raw, {"data.directory": str(data_dir.absolute())})
+    experiment = parse(raw)
     network, architecture = (
         _from_factory(weights, model, model_options, normalization, allow_code)
         if made

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from orchestrator.host import disk
 from orchestrator.host.databases import advice, reason, time_limits
 from orchestrator.records.patience import Patience
+from search_spaces.addresses import sqlite_address
 from search_spaces.study import Study
 from trainers.problems import InvalidInput
 
@@ -23,7 +24,7 @@ OPTUNA_FILE = "optuna.db"
 
 def storage_url(study: Study, folder: Path) -> str:
     """Optuna's storage of the study in `folder`."""
-    return study.search.storage or f"sqlite:///{folder / OPTUNA_FILE}"
+    return study.search.storage or sqlite_address(folder / OPTUNA_FILE)
 
 
 def check_is_ours(study: Study, identity: str | None, trials: Collection[int]) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from pathlib import Path
 
 from orchestrator.records.storage import open_database
+from search_spaces.addresses import sqlite_file
 from search_spaces.study import Study
 
 MIN_TRIALS = 4
@@ -19,8 +19,8 @@ def parameter_importances(study: Study, storage_url: str) -> Importances:
     Empty with fewer than four complete trials, or if no parameter varied. PED-ANOVA (arXiv 2304.10255) asks what sets
     the best trials apart from the rest; with few trials it says little. Raises whatever a database raises that is away.
     """
-    if storage_url.startswith("sqlite:///") and not Path(storage_url.removeprefix("sqlite:///")).exists():
-        # Optuna would make the file: a report changes nothing.
+    file = sqlite_file(storage_url)
+    if file is not None and not file.exists():  # Optuna would make it: a report changes nothing
         return {}
     import optuna
 

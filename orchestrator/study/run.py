@@ -26,6 +26,7 @@ from orchestrator.study.preflight import preflight
 from orchestrator.study.progress import StudyView
 from orchestrator.tracking import server
 from orchestrator.tracking.tracker import Tracker
+from search_spaces.addresses import sqlite_address, sqlite_file
 from search_spaces.study import Study
 
 if TYPE_CHECKING:
@@ -141,12 +142,9 @@ def _conclude(journal: Journal, study: Study, console: Console, report: Path | N
     if report is not None:
         console.print(f"report:  {relative(report)}", soft_wrap=True, markup=False)
     uri = server.tracking_uri(study, journal.folder.parent)
-    if uri.startswith("sqlite:///"):
-        database = relative(Path(uri.removeprefix("sqlite:///")))
-        look = shlex.join(["mlflow", "ui", "--backend-store-uri", f"sqlite:///{database}"])
-        console.print(f"MLflow:  {look}", soft_wrap=True, markup=False)
-    else:
-        console.print(f"MLflow:  {uri}", soft_wrap=True, markup=False)
+    file = sqlite_file(uri)
+    where = uri if file is None else shlex.join(["mlflow", "ui", "--backend-store-uri", sqlite_address(relative(file))])
+    console.print(f"MLflow:  {where}", soft_wrap=True, markup=False)
 
 
 def _print_confirmed(journal: Journal, console: Console) -> None:

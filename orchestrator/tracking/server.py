@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.host.credentials import refuse_password
 from orchestrator.host.databases import advice, try_connecting
 from orchestrator.host.disk import DEFAULT_STORAGE
+from search_spaces.addresses import absolute_file, sqlite_address, sqlite_file
 from search_spaces.study import Study, Tracking
 from trainers.problems import InvalidInput
 
@@ -50,19 +51,22 @@ def tracking_uri(study: Study, storage: Path) -> str:
 
 
 def uri_of_no_study() -> str:
-    """Where what belongs to no study is tracked: with the studies of the default folder, which is made."""
-    DEFAULT_STORAGE.mkdir(exist_ok=True)
-    return _resolved(None, DEFAULT_STORAGE)
+    """Where what belongs to no study is tracked: with the studies of the default folder, which is then made."""
+    uri = _resolved(None, DEFAULT_STORAGE)
+    if uri == _beside(DEFAULT_STORAGE):
+        DEFAULT_STORAGE.mkdir(exist_ok=True)
+    return uri
 
 
 def _resolved(own: str | None, storage: Path) -> str:
     """An address of the user's own, the environment's, or a file in `storage`; raises as `tracking_uri`."""
-    uri = own or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage / 'mlflow.db'}"
+    uri = own or os.environ.get("MLFLOW_TRACKING_URI") or _beside(storage)
     refuse_password(uri, "tracking.uri")
-    prefix = "sqlite:///"
-    if uri.startswith(prefix):
-        return prefix + str(Path(uri.removeprefix(prefix)).absolute())
-    return uri
+    return absolute_file(uri)
+
+
+def _beside(storage: Path) -> str:
+    return absolute_file(sqlite_address(storage / "mlflow.db"))
 
 
 def check_reachable(uri: str, experiment: str = Tracking().experiment) -> None:
@@ -79,8 +83,7 @@ def check_reachable(uri: str, experiment: str = Tracking().experiment) -> None:
             raise InvalidInput.single(
                 "tracking.uri", f"{uri!r}: no MLflow server answers there ({outage(error)})"
             ) from error
-    elif uri.startswith("sqlite:///"):
-        file = Path(uri.removeprefix("sqlite:///"))
+    elif (file := sqlite_file(uri)) is not None:
         _check_file(uri, file)
         if not file.exists():
             return  # MLflow makes it
@@ -246,9 +249,8 @@ def find_experiment(client: MlflowClient, uri: str, name: str) -> str:
     _require_active(found, uri)
     if found is not None:
         return str(found.experiment_id)
-    location = None
-    if uri.startswith("sqlite:///"):
-        location = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
+    file = sqlite_file(uri)
+    location = None if file is None else (file.parent / "mlartifacts").as_uri()
     return str(client.create_experiment(name, artifact_location=location))
 
 

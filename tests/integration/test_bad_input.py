@@ -63,6 +63,24 @@ def test_images_that_can_not_be_read_do_not_cost_the_study_its_name(answer: Comm
     assert not (tmp_path / "runs" / "tiny").exists()
 
 
+@pytest.mark.parametrize(
+    "verb", [["sweep", "tiny.yaml", "experiment.data={name: cifar10}"], ["train", "data=cifar10", "epochs=1"]]
+)
+def test_a_folder_of_data_is_the_one_that_was_typed(answer: Command, tmp_path: Path, verb: list[str]) -> None:
+    """To YAML ` #` begins a comment and `: ` ends a key."""
+    write_study(tmp_path)
+    result = answer(*verb, "--data-dir", "disk #1: images")
+    assert result.returncode == 2
+    assert f"error: data.directory: '{tmp_path}/disk #1: images' holds no cifar-10-batches-py" in result.stderr
+
+
+def test_a_folder_of_data_is_no_option_where_folders_are_compared(answer: Command, tmp_path: Path) -> None:
+    write_study(tmp_path, space={"data.directory": ["a", "b"]})
+    result = answer("sweep", "tiny.yaml", "--data-dir", "c")
+    assert result.returncode == 2
+    assert "error: experiment.data.directory: varies in this study: set space.data.directory" in result.stderr
+
+
 def test_a_subset_of_other_images_is_found_before_anything_is_created(answer: Command, tmp_path: Path) -> None:
     (tmp_path / "subsets.json").write_text(json.dumps({"subsets": {"beyond": [10**6]}}))
     write_study(tmp_path)

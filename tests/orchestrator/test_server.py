@@ -94,6 +94,10 @@ def test_a_study_is_tracked_in_the_same_file_from_wherever_it_is_resumed(
     check_reachable(uri_of_no_study())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://other:5000")
     assert [tracking_uri(one, Path("runs")) for one in (study, own)] == ["http://other:5000", "http://mlflow:5000"]
+    (tmp_path / "third").mkdir()
+    monkeypatch.chdir(tmp_path / "third")
+    assert uri_of_no_study() == "http://other:5000"
+    assert not list(tmp_path.joinpath("third").iterdir())  # no folder for a file that is not used
 
 
 def test_a_client_that_gave_up_says_what_lay_under_it() -> None:

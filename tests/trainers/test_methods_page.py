@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orchestrator.commands.methods_page import methods_page
 from trainers import catalog
+from trainers.catalog.page import methods_page
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 

@@ -1,0 +1,33 @@
+"""Options that several verbs share, and the console that they print to."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Words = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings, e.g. search.trials=4")]
+Storage = Annotated[Path, typer.Option(help="folder that holds the study folders (shared storage on a cluster)")]
+Address = Annotated[str | None, typer.Option(help="Ray cluster to use; default: RAY_ADDRESS, else a private local Ray")]
+DataDir = Annotated[Path | None, typer.Option(help="folder of the data sets; default: ORCHESTRATOR_DATA")]
+Format = Annotated[str, typer.Option("--format", help="table, json or csv")]
+ATTACK_HELP = "pgd20, cw, autoattack, worst, … (a wrong name lists all), or several, each on what the last one left"
+_FILE_COLUMNS = 200
+
+
+def plain_console(*, markup: bool = True) -> Console:
+    """Where verbs print: words as they are. A file or a pipe has no width to keep to.
+
+    Without `markup`, brackets and colons in names of the user's own are letters too.
+    """
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=markup, emoji=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _FILE_COLUMNS
+    return console
