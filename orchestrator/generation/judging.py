@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.generation.making import Made, Recipe
 from orchestrator.lens.networks import Network
-from orchestrator.report.figure_data import CsvRow
+from orchestrator.pages.csv_rows import CsvRow
 from trainers.config import Data
 from trainers.problems import InvalidInput
 

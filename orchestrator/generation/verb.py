@@ -16,12 +16,11 @@ from orchestrator.generation.judging import Judges, Measures
 from orchestrator.generation.making import Made, Recipe, make
 from orchestrator.generation.options import INITS, Generation
 from orchestrator.lens.networks import Network, file_name
-from orchestrator.report.figure_data import CsvRow
-from orchestrator.report.files import remove_earlier, write_plate, write_table
-from orchestrator.report.markup import Markup, element, table
-from orchestrator.report.page import document
-from orchestrator.report.plates import Plate
-from orchestrator.report.sections import FIGURES_FOLDER
+from orchestrator.pages.csv_rows import CsvRow
+from orchestrator.pages.document import document
+from orchestrator.pages.files import FIGURES_FOLDER, remove_earlier, write_table
+from orchestrator.pages.markup import Markup, element, table
+from orchestrator.pages.plate import Plate, write_plate
 from orchestrator.tracking import server
 from trainers import catalog
 from trainers.generation.settings import TOLERANCE

@@ -9,9 +9,9 @@ from dataclasses import asdict
 from matplotlib.figure import Figure
 
 from orchestrator.lens.seen import Seen, main_stage
-from orchestrator.report.figure_data import CsvRow
-from orchestrator.report.lettering import lettered
-from orchestrator.report.style import ADVERSARIAL_COLOR, INK, MUTED, NATURAL_COLOR, new_figure, styled
+from orchestrator.pages.csv_rows import CsvRow
+from orchestrator.pages.lettering import lettered
+from orchestrator.pages.style import ADVERSARIAL_COLOR, INK, MUTED, NATURAL_COLOR, new_figure, styled
 from trainers.lens.statistics import class_correlations, class_rows, pearson, spearman
 
 _MAX_COLUMNS = 4

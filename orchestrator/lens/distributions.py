@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from orchestrator.lens.seen import Seen, label
-from orchestrator.report.figure_data import CsvRow
-from orchestrator.report.style import ADVERSARIAL_COLOR, INK, NATURAL_COLOR, new_figure, styled
+from orchestrator.pages.csv_rows import CsvRow
+from orchestrator.pages.style import ADVERSARIAL_COLOR, INK, NATURAL_COLOR, new_figure, styled
 from trainers.lens.points import Array, Points
 from trainers.lens.statistics import smoothness
 

@@ -13,9 +13,9 @@ from matplotlib.quiver import Quiver
 from PIL import Image
 
 from orchestrator.lens.seen import COLUMNS, Seen, main_stage, panels
-from orchestrator.report.figure_data import CsvRow
-from orchestrator.report.lettering import lettered
-from orchestrator.report.style import MUTED, new_figure, styled
+from orchestrator.pages.csv_rows import CsvRow
+from orchestrator.pages.lettering import lettered
+from orchestrator.pages.style import MUTED, new_figure, styled
 from trainers.lens.points import Array
 
 ARROWS = 250

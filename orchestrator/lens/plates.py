@@ -10,8 +10,8 @@ import numpy as np
 from orchestrator.lens import classes, distributions, drift, smoothness, steps, training
 from orchestrator.lens.networks import Network, file_name
 from orchestrator.lens.seen import Seen, label, main_stage
-from orchestrator.report.figure_data import CsvRow
-from orchestrator.report.plates import Plate
+from orchestrator.pages.csv_rows import CsvRow
+from orchestrator.pages.plate import Plate
 from trainers import catalog
 from trainers.evaluation.result import Protocol, subset_indices
 from trainers.lens.points import Array

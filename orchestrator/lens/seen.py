@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from orchestrator.lens.networks import Network
-from orchestrator.report.style import new_figure
+from orchestrator.pages.style import new_figure
 from trainers.catalog.attacks import STAGES
 from trainers.lens.points import Array, Points, delta_energies, standing
 from trainers.problems import InvalidInput, Problem

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FormatStrFormatter, NullLocator
 
 from orchestrator.lens.seen import Seen, main_stage
-from orchestrator.report.figure_data import CsvRow
-from orchestrator.report.lettering import lettered
-from orchestrator.report.style import INK, MUTED, NATURAL_COLOR, new_figure, styled
+from orchestrator.pages.csv_rows import CsvRow
+from orchestrator.pages.lettering import lettered
+from orchestrator.pages.style import INK, MUTED, NATURAL_COLOR, new_figure, styled
 from trainers.lens.points import Array
 from trainers.lens.statistics import SMALL_CHANGE, smoothness, spearman
 

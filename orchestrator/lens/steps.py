@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from orchestrator.lens.seen import Seen
-from orchestrator.report.figure_data import CsvRow
-from orchestrator.report.lettering import legend_outside
-from orchestrator.report.style import method_colors, method_markers, new_figure, styled
+from orchestrator.pages.csv_rows import CsvRow
+from orchestrator.pages.lettering import legend_outside
+from orchestrator.pages.style import method_colors, method_markers, new_figure, styled
 from trainers.lens.measure import TRACED
 
 _QUANTITIES = (("energy", "step_energy", r"mean $E(x_t)$"), ("joint_energy", "step_joint_energy", r"mean $E(x_t, y)$"))

@@ -12,13 +12,13 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from orchestrator.lens.networks import Network
+from orchestrator.pages.csv_rows import CsvRow
+from orchestrator.pages.lettering import legend_outside
+from orchestrator.pages.style import INK, MUTED, method_colors, new_figure, styled
 from orchestrator.records.runs import Run
 from orchestrator.report.curves import curve, overfitting, training_phases
-from orchestrator.report.figure_data import CsvRow
 from orchestrator.report.figures import ONSETS, delta_energy_axis, mark_onsets
 from orchestrator.report.labels import epsilon_text
-from orchestrator.report.lettering import legend_outside
-from orchestrator.report.style import INK, MUTED, method_colors, new_figure, styled
 from trainers.diagnostics.overfitting import REFERENCE_DELTA_ENERGY, ROBUST_ACCURACY
 
 _ABNORMAL_FRACTION = "probe/abnormal_fraction"

@@ -19,10 +19,10 @@ from orchestrator.lens.networks import Network, file_name, stored_epochs
 from orchestrator.lens.plates import Lens, followed, plates, samples, tables
 from orchestrator.lens.seen import Seen, check_finite, label
 from orchestrator.lens.smoothness import rank_correlations
-from orchestrator.report.files import remove_earlier, write_parquet, write_plate, write_table
-from orchestrator.report.markup import Markup, element, table
-from orchestrator.report.page import document
-from orchestrator.report.sections import FIGURES_FOLDER
+from orchestrator.pages.document import document
+from orchestrator.pages.files import FIGURES_FOLDER, remove_earlier, write_parquet, write_table
+from orchestrator.pages.markup import Markup, element, table
+from orchestrator.pages.plate import write_plate
 from orchestrator.tracking import server
 from search_spaces.study import Confirm
 from trainers.catalog.attacks import stages

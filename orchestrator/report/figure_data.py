@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict
 
+from orchestrator.pages.csv_rows import CsvRow
 from orchestrator.records.runs import Run
 from orchestrator.records.seeds import trials
 from orchestrator.report.curves import curve, overfitting
@@ -12,8 +13,6 @@ from orchestrator.report.held_out import HeldOutPoint
 from orchestrator.report.importance import Importances
 from orchestrator.report.labels import epsilon_text, method_label
 from trainers.diagnostics.overfitting import REFERENCE_DELTA_ENERGY, ROBUST_ACCURACY
-
-CsvRow = dict[str, object]
 
 
 def energy_curve_lines(runs: Iterable[Run]) -> list[CsvRow]:

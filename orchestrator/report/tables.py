@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -164,17 +162,6 @@ def trial_rows(study: Study, runs: Sequence[Run]) -> list[TrialRow]:
         )
         for run in trials(runs)
     ]
-
-
-def to_csv(lines: Iterable[Mapping[str, object]]) -> str:
-    """Lines as CSV; columns in the order in which they first appear, cells that a line lacks are empty."""
-    lines = list(lines)
-    columns = list(dict.fromkeys(column for line in lines for column in line))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
 
 
 def _constraints(study: Study, demanded: Mapping[str, float | None], trial: Run) -> str:

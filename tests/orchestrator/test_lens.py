@@ -28,7 +28,7 @@ from orchestrator.lens.seen import Seen
 from orchestrator.lens.smoothness import rank_correlations
 from orchestrator.lens.training import abnormal_lines, energy_and_error, training_lines
 from orchestrator.lens.verb import lens_protocol
-from orchestrator.report.style import method_colors
+from orchestrator.pages.style import method_colors
 from orchestrator.tracking import server
 from tests.orchestrator.curves import records
 from trainers import checkpoint

@@ -18,10 +18,10 @@ from orchestrator.lens.seen import Seen
 from orchestrator.lens.smoothness import delta_energy_distributions
 from orchestrator.lens.steps import energy_over_steps
 from orchestrator.lens.training import abnormal_examples, energy_and_error
+from orchestrator.pages.lettering import lettered
+from orchestrator.pages.markup import inline_svg
+from orchestrator.pages.style import new_figure, to_svg
 from orchestrator.report.figures import delta_energy_axis
-from orchestrator.report.lettering import lettered
-from orchestrator.report.markup import inline_svg
-from orchestrator.report.style import new_figure, to_svg
 from trainers.lens.points import Points
 from trainers.records import EpochRecord
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.pages.csv_rows import to_csv
 from orchestrator.records.journal import Journal
 from orchestrator.records.pareto import pareto_indices
 from orchestrator.records.runs import Run
@@ -19,7 +20,7 @@ from orchestrator.report.held_out import held_out_points
 from orchestrator.report.labels import epsilon_text, method_label, short_names
 from orchestrator.report.page import write_report
 from orchestrator.report.summary import what_was_run
-from orchestrator.report.tables import Spread, by_protocol, results, to_csv, trial_rows
+from orchestrator.report.tables import Spread, by_protocol, results, trial_rows
 from search_spaces.study import parse_study
 from tests.orchestrator.made_up import EPOCHS, counts, evaluation, lengthened, made_up_study, said, write_study
 from trainers import catalog
