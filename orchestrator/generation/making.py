@@ -18,6 +18,7 @@ from rich.console import Console
 from orchestrator.cluster.tasks import Task, run_tasks
 from orchestrator.lens.networks import Network, identity
 from trainers.config import Data
+from trainers.generation.settings import Dynamics, StartSettings
 from trainers.whole_files import write_with
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def make(
 
 
 def make_shard(
-    model: nn.Module, device: torch.device, *, data: str, recipe: Recipe, bounds: tuple[int, int], energies: Path,
+    model: nn.Module, device: torch.device, *, data: Data, recipe: Recipe, bounds: tuple[int, int], energies: Path,
     file: Path,
 ) -> str:  # fmt: skip
     """One shard of chains into a file; the energies of training images too, where no other shard has left them."""
@@ -120,7 +121,6 @@ def make_shard(
 
     from trainers.evaluation.searching import for_search
     from trainers.generation.sampler import Goal, generate
-    from trainers.generation.settings import Dynamics
     from trainers.precision import tf32
     from trainers.randomness import generator
 
@@ -148,7 +148,7 @@ def make_shard(
     return f"{steps.mean():.0f} steps, {len(images) / seconds:.1f} images/s"
 
 
-def _class_energies(model: nn.Module, device: torch.device, data: str, file: Path) -> tuple[Array, Array]:
+def _class_energies(model: nn.Module, device: torch.device, data: Data, file: Path) -> tuple[Array, Array]:
     """(mean, deviation) [K]: one pass over the training images for all shards of a network."""
     from trainers.generation.sampler import class_energies
 
@@ -159,13 +159,13 @@ def _class_energies(model: nn.Module, device: torch.device, data: str, file: Pat
     return content["mean"], content["deviation"]
 
 
-def _starts(data: str, recipe: Recipe, labels: torch.Tensor, first: int) -> torch.Tensor:
+def _starts(data: Data, recipe: Recipe, labels: torch.Tensor, first: int) -> torch.Tensor:
     import torch
 
     from trainers.randomness import generator
 
     fitted = _kept if len(recipe.classes) <= _CLASSES_KEPT else _fitted
-    settings = json.dumps(dict(recipe.starts), sort_keys=True)
+    settings = StartSettings(**recipe.starts)
     random = generator("cpu", recipe.seed, "starts", first)
     places, drawn = [], []
     for label in sorted(set(labels.tolist())):
@@ -175,11 +175,10 @@ def _starts(data: str, recipe: Recipe, labels: torch.Tensor, first: int) -> torc
     return torch.cat(drawn)[torch.cat(places).argsort()]
 
 
-def _fitted(data: str, init: str, label: int, settings: str) -> Draw:
-    from trainers.generation.settings import StartSettings
+def _fitted(data: Data, init: str, label: int, settings: StartSettings) -> Draw:
     from trainers.generation.starts import starts_of
 
-    return starts_of(init, _training(data), label, StartSettings(**json.loads(settings)))
+    return starts_of(init, _training(data), label, settings)
 
 
 # Fitted once a process, for four inits: the principal components of a class take seconds.
@@ -187,11 +186,11 @@ _kept = lru_cache(maxsize=4 * _CLASSES_KEPT)(_fitted)
 
 
 @lru_cache(maxsize=1)
-def _training(data: str) -> ImageSet:
+def _training(data: Data) -> ImageSet:
     """The images that the network was trained on, kept for the next shard."""
     from trainers.data.images import load_splits
 
-    return load_splits(Data.model_validate_json(data)).train
+    return load_splits(data).train
 
 
 def _joined(network: str, init: str, digest: str, files: tuple[Path, ...], energies: Path) -> Made:

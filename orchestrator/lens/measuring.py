@@ -75,9 +75,9 @@ def measure(
 
 
 def measure_shard(
-    model: nn.Module, device: torch.device, *, data: str, protocol: Protocol, bounds: tuple[int, int], file: Path
+    model: nn.Module, device: torch.device, *, data: Data, protocol: Protocol, bounds: tuple[int, int], file: Path
 ) -> str:
-    """One attack on one range of the test images of `data` (JSON), into a file."""
+    """One attack on one range of the test images of `data`, into a file."""
     from trainers.lens.measure import measure_range
 
     images = _images(data, protocol.samples).to(device)
@@ -93,11 +93,11 @@ def _measured(name: str, files: Mapping[str, Sequence[Path]]) -> Measured:
 
 
 @lru_cache(maxsize=1)
-def _images(data: str, samples: int) -> ImageSet:
+def _images(data: Data, samples: int) -> ImageSet:
     """Kept for the next range."""
     from trainers.evaluation.ranges import evaluation_images
 
-    return evaluation_images(Data.model_validate_json(data), samples)
+    return evaluation_images(data, samples)
 
 
 def _describe(network: Network, bounds: tuple[int, int], stage: str) -> str:

@@ -14,6 +14,7 @@ from orchestrator.evaluation.subjects import Subject, choose_subjects, own_subje
 from orchestrator.records.runs import Run
 from orchestrator.report.labels import method_label
 from trainers import catalog
+from trainers.config import Data
 from trainers.problems import InvalidInput, Problem, unknown_name
 from trainers.records import read_records
 
@@ -48,9 +49,9 @@ class Network:
     epoch: int | None = None
 
     @property
-    def data(self) -> str:
-        """The data that it is for, as JSON: so tasks take them."""
-        return self.subject.experiment.data.model_dump_json()
+    def data(self) -> Data:
+        """The data that it is for."""
+        return self.subject.experiment.data
 
 
 def choose_networks(

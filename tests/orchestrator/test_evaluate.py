@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import re
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
 
 from orchestrator.cli import main
 from orchestrator.evaluation.protocols import protocol_for
-from orchestrator.evaluation.shards import evaluate_shard
+from orchestrator.evaluation.shards import Shard, evaluate_shard
 from orchestrator.exit_codes import BAD_INPUT, ENVIRONMENT, INTERRUPTED, OK
 from search_spaces.study import Confirm
 from trainers import checkpoint
@@ -125,8 +125,7 @@ def test_a_run_whose_file_of_subsets_is_gone_is_evaluated(run_folder, natural_ne
     assert evaluate(run_folder, *PGD, "--output", "whole.json")[0] == OK
     assert Evaluation.load(tmp_path / "gone.json").flags == Evaluation.load(tmp_path / "whole.json").flags
     protocol = protocol_for(settings, Confirm(attack="clean", samples=20), "best", "held-out")
-    data = settings.data.model_dump_json()
-    evaluate_shard(str(saved), data, asdict(protocol), 0, 20, str(tmp_path / "run"), 1, 0)
+    evaluate_shard(Shard(saved, settings.data, protocol, (0, 20), tmp_path / "run"), 1, 0)
     assert len(list((tmp_path / "run" / "shards").glob("*.json"))) == 1
 
 
