@@ -22,12 +22,16 @@ Networks = Annotated[
     typer.Argument(metavar="[NAME=]CHECKPOINT...", help="run folders, checkpoint folders, files of weights"),
 ]
 Rule = Annotated[str | None, typer.Option("--checkpoint", help="of run folders: best (default) or last")]
-Model = Annotated[str | None, typer.Option(help="of the files of weights, as for evaluate")]
+Model = Annotated[
+    str | None, typer.Option(help="not ours: an architecture that the weights fit, or path/to/file.py:factory")
+]
 ModelOptions = Annotated[
     list[str] | None, typer.Option("--model-option", metavar="NAME=VALUE", help="parameter of --model, e.g. width=16")
 ]
-Data = Annotated[str | None, typer.Option(help="the data set; for checkpoints of ours it is known")]
-Normalization = Annotated[str | None, typer.Option(help="with --model, as for evaluate")]
+Data = Annotated[str | None, typer.Option(help="with --model: the data set; digits:8 for digits at 8x8")]
+Normalization = Annotated[
+    str | None, typer.Option(help="with --model: before the network, standard, half, none, or checkpoint")
+]
 AllowCode = Annotated[bool, typer.Option("--allow-code", help="execute the file that --model names")]
 Cluster = Annotated[
     str | None, typer.Option("--address", help="shard over this Ray cluster; local starts one; default: this process")
@@ -69,30 +73,22 @@ def evaluate(
     checkpoint: Annotated[
         str | None, typer.Option(help="of a run folder: best (default), last, or both and the gap between them")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="not ours: an architecture that the weights fit, or path/to/file.py:factory")
-    ] = None,
-    model_option: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="parameter of --model, e.g. width=16")
-    ] = None,
-    data: Annotated[str | None, typer.Option(help="with --model: the data set; digits:8 for digits at 8x8")] = None,
-    normalization: Annotated[
-        str | None, typer.Option(help="with --model: before the network, standard, half, none, or checkpoint")
-    ] = None,
+    model: Model = None,
+    model_option: ModelOptions = None,
+    data: Data = None,
+    normalization: Normalization = None,
     allow_code: AllowCode = False,
     output: Annotated[Path | None, typer.Option(help="write the flags of every image here (JSON); resumable")] = None,
     data_dir: DataDir = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads")] = None,
 ) -> None:
     """Attack a model on the test set, attack by attack, in this process: a run of ours, or anyone's weights."""
-    from orchestrator.evaluation.subjects import choose_subjects
+    from orchestrator.evaluation.subjects import Foreign, choose_subjects
     from orchestrator.evaluation.verb import evaluate_subjects, settings_of
 
     settings = settings_of(attack=attack, samples=samples, seed=seed, shard=shard, batch_size=batch_size)
-    subjects = choose_subjects(
-        path, rule=checkpoint, model=model, model_options=model_option or [], data=data, normalization=normalization,
-        allow_code=allow_code, data_dir=data_dir,
-    )  # fmt: skip
+    foreign = Foreign(model, tuple(model_option or ()), data, normalization, allow_code)
+    subjects = choose_subjects(path, checkpoint, foreign, data_dir)
     evaluate_subjects(
         subjects, settings, epsilon=epsilon, fast=fast, output=output, threads=threads,
         console=plain_console(markup=False),
@@ -125,7 +121,8 @@ def lens(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads, of each shard")] = None,
 ) -> None:
     """See networks through their energies: the same attacks on all, then figures, tables and a page."""
-    from orchestrator.lens.networks import Foreign, choose_networks
+    from orchestrator.evaluation.subjects import Foreign
+    from orchestrator.lens.networks import choose_networks
     from orchestrator.lens.verb import look
 
     foreign = Foreign(model, tuple(model_option or ()), data, normalization, allow_code)
@@ -219,10 +216,11 @@ def generate(
     threads: Annotated[int, typer.Option(min=1, help="CPU threads, of each shard")] = 1,
 ) -> None:
     """Let classifiers draw: Langevin dynamics on E(x,y) from starts of a class, with figures and metrics."""
+    from orchestrator.evaluation.subjects import Foreign
     from orchestrator.generation.judging import Judges
     from orchestrator.generation.options import load_generation
     from orchestrator.generation.verb import create, number_of_classes, recipes
-    from orchestrator.lens.networks import Foreign, choose_networks
+    from orchestrator.lens.networks import choose_networks
 
     options = {
         "init": init.split(",") if init else None, "classes": classes.split(",") if classes else None,

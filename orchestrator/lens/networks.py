@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.evaluation.subjects import Subject, choose_subjects, own_subjects
+from orchestrator.evaluation.subjects import Foreign, Subject, foreign_subject, own_subjects
 from orchestrator.records.runs import Run
 from orchestrator.report.labels import method_label
 from trainers import catalog
@@ -23,17 +23,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from trainers.data.images import ImageSet
-
-
-@dataclass(frozen=True)
-class Foreign:
-    """The options for models that are not ours; they hold for every file of weights that is given."""
-
-    model: str | None = None
-    options: tuple[str, ...] = ()
-    data: str | None = None
-    normalization: str | None = None
-    allow_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -182,13 +171,7 @@ def _run(path: Path, subject: Subject) -> Run:
 def _foreign(weights: Path | None, foreign: Foreign, data_dir: Path | None) -> Subject:
     if weights is not None and not weights.exists():
         raise InvalidInput.single(str(weights), "no such run folder, checkpoint folder or file of weights")
-    if foreign.model is None:
-        raise InvalidInput.single(str(weights), "is a file of weights: say --model, --data and --normalization")
-    (subject,) = choose_subjects(
-        weights, rule=None, model=foreign.model, model_options=foreign.options, data=foreign.data,
-        normalization=foreign.normalization, allow_code=foreign.allow_code, data_dir=data_dir,
-    )  # fmt: skip
-    return subject
+    return foreign_subject(weights, foreign, data_dir)
 
 
 def _names(found: Sequence[tuple[str | None, Path, Subject]]) -> list[str]:

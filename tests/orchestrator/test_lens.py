@@ -19,10 +19,11 @@ from PIL import Image
 from rich.console import Console
 
 from orchestrator.cli import main
+from orchestrator.evaluation.subjects import Foreign
 from orchestrator.evaluation.verb import settings_of
 from orchestrator.exit_codes import BAD_INPUT, INTERRUPTED, OK
 from orchestrator.lens import measuring
-from orchestrator.lens.networks import Foreign, choose_networks
+from orchestrator.lens.networks import choose_networks
 from orchestrator.lens.plates import rank_text
 from orchestrator.lens.seen import Seen
 from orchestrator.lens.smoothness import rank_correlations
