@@ -21,7 +21,7 @@ Networks = Annotated[
     list[str] | None,
     typer.Argument(metavar="[NAME=]CHECKPOINT...", help="run folders, checkpoint folders, files of weights"),
 ]
-Rule = Annotated[str | None, typer.Option("--checkpoint", help="of run folders: best (default) or last")]
+Checkpoint = Annotated[str | None, typer.Option(help="of run folders: best (default) or last")]
 Model = Annotated[
     str | None, typer.Option(help="not ours: an architecture that the weights fit, or path/to/file.py:factory")
 ]
@@ -96,7 +96,7 @@ def evaluate(
 
 
 def lens(
-    checkpoints: Networks = None,
+    paths: Networks = None,
     attack: Annotated[
         str, typer.Option(help="with commas: pgd20, kl20, fab-t, … (a wrong name lists all); each on every image")
     ] = "pgd20,pgd20-t,kl20,cw,apgd-ce,apgd-dlr",
@@ -108,7 +108,7 @@ def lens(
     seed: Annotated[int, typer.Option(help="of the attacks")] = 0,
     shard: Annotated[int, typer.Option(help="images per shard, part of the protocol")] = 500,
     batch_size: Annotated[int, typer.Option(help="images per attack batch, part of the protocol")] = 250,
-    rule: Rule = None,
+    checkpoint: Checkpoint = None,
     model: Model = None,
     model_option: ModelOptions = None,
     data: Data = None,
@@ -126,7 +126,7 @@ def lens(
     from orchestrator.lens.verb import look
 
     foreign = Foreign(model, tuple(model_option or ()), data, normalization, allow_code)
-    networks = choose_networks(checkpoints or [], rule=rule, foreign=foreign, data_dir=data_dir)
+    networks = choose_networks(paths or [], checkpoint=checkpoint, foreign=foreign, data_dir=data_dir)
     look(
         networks, attack=attack, samples=samples, epsilon=epsilon, seed=seed, shard=shard, batch_size=batch_size,
         epochs=epochs, data_dir=data_dir, address=address, threads=threads, output=output, track=track,
@@ -135,11 +135,13 @@ def lens(
 
 
 def subsets(
-    checkpoint: Annotated[Path, typer.Argument(help="the reference: a run folder or checkpoint folder of ours")],
+    reference: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="the reference: a run folder or checkpoint folder of ours")
+    ],
     output: Annotated[Path, typer.Option(help="the file (JSON) that data.subset.file then names")] = Path(
         "subsets.json"
     ),
-    rule: Annotated[str | None, typer.Option("--checkpoint", help="of a run folder: best (default) or last")] = None,
+    checkpoint: Checkpoint = None,
     seed: Annotated[int, typer.Option(min=0, help="of the random subset")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="images at a time")] = 500,
     data_dir: DataDir = None,
@@ -148,8 +150,8 @@ def subsets(
     from orchestrator.lens.subsets import write_subsets
 
     write_subsets(
-        checkpoint,
-        rule=rule,
+        reference,
+        checkpoint=checkpoint,
         output=output,
         seed=seed,
         batch_size=batch_size,
@@ -159,7 +161,7 @@ def subsets(
 
 
 def generate(
-    checkpoints: Networks = None,
+    paths: Networks = None,
     study: Annotated[
         str | None, typer.Option(help="a file with these options by name, or inits_and_models; options go over it")
     ] = None,
@@ -203,7 +205,7 @@ def generate(
     shard: Annotated[
         int | None, typer.Option(help="images that share their random numbers; decides what comes out; default: 500")
     ] = None,
-    rule: Rule = None,
+    checkpoint: Checkpoint = None,
     model: Model = None,
     model_option: ModelOptions = None,
     data: Data = None,
@@ -231,8 +233,8 @@ def generate(
     }  # fmt: skip
     settings = load_generation(study, {name: value for name, value in options.items() if value is not None})
     foreign = Foreign(model, tuple(model_option or ()), data, normalization, allow_code)
-    words = checkpoints or [f"{name}={path}" for name, path in settings.networks.items()]
-    networks = choose_networks(words, rule=rule, foreign=foreign, data_dir=data_dir)
+    words = paths or [f"{name}={path}" for name, path in settings.networks.items()]
+    networks = choose_networks(words, checkpoint=checkpoint, foreign=foreign, data_dir=data_dir)
     create(
         networks, recipes(settings, number_of_classes(networks)),
         Judges(settings.inception, settings.alexnet, settings.classifier), address=address, threads=threads,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.evaluation.protocols import checkpoint_folder
 from trainers import catalog
@@ -17,24 +17,30 @@ if TYPE_CHECKING:
     from torch import nn
 
 NORMALIZATIONS = ("standard", "half", "none", "checkpoint")
-RULES = ("best", "last", "both")
+Checkpoint = Literal["best", "last"]
+_CHECKPOINTS: tuple[Checkpoint, ...] = ("best", "last")
 _SAY_MODEL = "is a file of weights: say --model, --data and --normalization"
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to attack. `rule` goes into the protocol: which epoch, or `weights`. `epoch` counts from 0.
+    """A model to attack. `checkpoint` is the one that was asked for of a run folder, `epoch` counts from 0.
 
     Of a foreign model's `experiment` only the data and the evaluation's ε are meant.
     """
 
     source: str
-    rule: str
     experiment: Experiment
     load: Callable[[], nn.Module]
     experiment_digest: str | None = None
     epoch: int | None = None
+    checkpoint: Checkpoint | None = None
     foreign: ForeignModel | None = None
+
+    @property
+    def protocol_checkpoint(self) -> str:
+        """As a protocol has it: best, last, `epoch 7` (protocols that are on disk count from 0), or weights."""
+        return "weights" if self.foreign is not None else self.checkpoint or f"epoch {self.epoch}"
 
 
 @dataclass(frozen=True)
@@ -68,25 +74,28 @@ def choose_subjects(
     return own_subjects(path, checkpoint, data_dir)
 
 
-def own_subjects(path: Path, rule: str | None, data_dir: Path | None) -> list[Subject]:
-    """A checkpoint folder by its epoch; of a run folder the best epoch, the last, or both."""
-    if rule is not None and rule not in RULES:
-        raise InvalidInput.single("--checkpoint", unknown_name(rule, RULES, "rule"))
+def own_subjects(path: Path, checkpoint: str | None, data_dir: Path | None) -> list[Subject]:
+    """A checkpoint folder by its epoch; of a run folder the best epoch, the last, or both; by default the best."""
+    allowed = (*_CHECKPOINTS, "both")
+    if checkpoint is not None and checkpoint not in allowed:
+        raise InvalidInput.single("--checkpoint", unknown_name(checkpoint, allowed, "checkpoint"))
     if (path / "checkpoints").is_dir():
-        rules = ("best", "last") if rule == "both" else (rule or "best",)
-        return [_own(checkpoint_folder(path, name), name, data_dir) for name in rules]
+        wanted = [name for name in _CHECKPOINTS if (checkpoint or "best") in (name, "both")]
+        return [_own(checkpoint_folder(path, name), name, data_dir) for name in wanted]
     if not path.exists():
         raise InvalidInput.single(str(path), "no such run folder, checkpoint folder or file of weights")
     if path.is_file():
         raise InvalidInput.single(str(path), _SAY_MODEL)
     if (path / "trials").is_dir():
         raise InvalidInput.single(str(path), f"is the folder of a study: name one of its runs, e.g. {path}/trials/0000")
-    if rule is not None:
-        raise InvalidInput.single("--checkpoint", f"{rule}: {path} is no run folder, there is nothing to choose from")
+    if checkpoint is not None:
+        raise InvalidInput.single(
+            "--checkpoint", f"{checkpoint}: {path} is no run folder, there is nothing to choose from"
+        )
     return [_own(path, None, data_dir)]
 
 
-def _own(folder: Path, rule: str | None, data_dir: Path | None) -> Subject:
+def _own(folder: Path, checkpoint: Checkpoint | None, data_dir: Path | None) -> Subject:
     from trainers.checkpoint import load
 
     opened = load(folder.absolute())  # it may be loaded again by a Ray worker, which has another working directory
@@ -95,11 +104,8 @@ def _own(folder: Path, rule: str | None, data_dir: Path | None) -> Subject:
         data = experiment.data.model_copy(update={"directory": str(data_dir.absolute())})
         experiment = experiment.model_copy(update={"data": data})
     epoch = opened.record.epoch
-    return Subject(
-        f"{folder}, epoch {epoch + 1}",
-        # Protocols that are on disk count from 0.
-        rule or f"epoch {epoch}", experiment, opened.load_model, experiment.digest(), epoch,
-    )  # fmt: skip
+    source = f"{folder}, epoch {epoch + 1}"
+    return Subject(source, experiment, opened.load_model, experiment.digest(), epoch, checkpoint)
 
 
 def foreign_subject(weights: Path | None, foreign: Foreign, data_dir: Path | None) -> Subject:
@@ -129,7 +135,7 @@ def foreign_subject(weights: Path | None, foreign: Foreign, data_dir: Path | Non
 
     found = ForeignModel(architecture, weights_digest(network))
     source = f"{architecture}, weights {weights or 'of its own'} (sha256 {found.weights[:12]})"
-    return Subject(source, "weights", experiment, lambda: network, foreign=found)
+    return Subject(source, experiment, lambda: network, foreign=found)
 
 
 def _from_factory(weights: Path | None, model: str, foreign: Foreign) -> tuple[nn.Module, str]:

@@ -68,7 +68,7 @@ def evaluate_subjects(
         torch.set_num_threads(threads)
     evaluations: list[Evaluation] = []
     for subject, file in zip(subjects, files, strict=True):
-        found = protocol_for(subject.experiment, settings, subject.rule)
+        found = protocol_for(subject.experiment, settings, subject.protocol_checkpoint)
         protocol = replace(
             found,
             epsilon=epsilon or found.epsilon,
@@ -91,7 +91,7 @@ def _file_of(output: Path | None, subject: Subject, of: int) -> Path | None:
     """Where the flags of one of several models go."""
     if output is None or of == 1:
         return output
-    return output.with_name(f"{output.stem}-{subject.rule}{output.suffix}")
+    return output.with_name(f"{output.stem}-{subject.protocol_checkpoint}{output.suffix}")
 
 
 def _evaluate(subject: Subject, protocol: Protocol, output: Path | None, console: Console) -> Evaluation:

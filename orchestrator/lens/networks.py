@@ -44,20 +44,20 @@ class Network:
 
 
 def choose_networks(
-    words: Sequence[str], *, rule: str | None, foreign: Foreign, data_dir: Path | None
+    words: Sequence[str], *, checkpoint: str | None, foreign: Foreign, data_dir: Path | None
 ) -> list[Network]:
     """`[NAME=]PATH` words as networks: folders are ours, files are weights of others. Raises InvalidInput."""
     if not words and foreign.model is None:
         raise InvalidInput.single("CHECKPOINT", "is missing: run folders, checkpoint folders, or files of weights")
-    if rule not in (None, "best", "last"):
-        raise InvalidInput.single("--checkpoint", unknown_name(rule, ("best", "last"), "rule"))
+    if checkpoint not in (None, "best", "last"):
+        raise InvalidInput.single("--checkpoint", unknown_name(checkpoint, ("best", "last"), "checkpoint"))
     named = [_split(word) for word in words]
     if foreign.model is not None and named and all(path.is_dir() for _, path in named):
         raise InvalidInput.single("--model", f"{foreign.model}: no file of weights is given that it could be for")
-    if rule is not None and named and not any(_is_run(path) for _, path in named):
-        raise InvalidInput.single("--checkpoint", f"{rule}: is for run folders, and none is given")
+    if checkpoint is not None and named and not any(_is_run(path) for _, path in named):
+        raise InvalidInput.single("--checkpoint", f"{checkpoint}: is for run folders, and none is given")
     subjects = [
-        own_subjects(path, rule if _is_run(path) else None, data_dir)[0]
+        own_subjects(path, checkpoint if _is_run(path) else None, data_dir)[0]
         if path.is_dir()
         else _foreign(path, foreign, data_dir)
         for _, path in named

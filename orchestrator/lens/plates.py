@@ -241,6 +241,6 @@ def _who(network: Network) -> str:
     subject = network.subject
     if subject.foreign is not None or subject.epoch is None:
         return subject.source
-    # Rules on disk count epochs from 0, people from 1.
-    rule = f"{subject.rule} checkpoint (epoch {subject.epoch + 1})"
-    return f"{f'epoch {subject.epoch + 1}' if subject.rule.startswith('epoch ') else rule}, {subject.experiment_digest}"
+    epoch = f"epoch {subject.epoch + 1}"  # as people count
+    chosen = f"{subject.checkpoint} checkpoint ({epoch})" if subject.checkpoint else epoch
+    return f"{chosen}, {subject.experiment_digest}"

@@ -40,7 +40,7 @@ def lens_protocol(networks: Sequence[Network], settings: Confirm, epsilon: str |
     if epsilon is None and len(given) > 1:
         raise InvalidInput.single("--epsilon", f"is missing: the networks' own evaluation ε differ ({sorted(given)})")
     found = protocol_for(networks[0].subject.experiment, settings, "weights")
-    # A network is known by its weights: neither by the rule that chose its epoch nor by how it was trained.
+    # A network is known by its weights: neither by which checkpoint it is nor by how it was trained.
     return replace(found, epsilon=epsilon or found.epsilon, training="")
 
 

@@ -93,7 +93,7 @@ def test_best_and_last_share_a_protocol_and_their_gap_is_printed(run_folder, eva
     code, printed, _ = evaluate(run_folder, *PGD, "--checkpoint", "both", "--output", "flags.json")
     assert code == OK
     assert [int(shown) for shown in re.findall(r"^\S+/checkpoints/\S+, epoch (\d)", printed, re.MULTILINE)] == [2, 3]
-    best, last = (Evaluation.load(tmp_path / f"flags-{rule}.json") for rule in ("best", "last"))
+    best, last = (Evaluation.load(tmp_path / f"flags-{name}.json") for name in ("best", "last"))
     assert (best.epoch, last.epoch) == (1, 2)
     assert best.protocol.key.replace(" best ", " last ") == last.protocol.key
     (line,) = re.findall(r"^best \(epoch 2\) - last \(epoch 3\), in points: (.*)$", printed, re.MULTILINE)
@@ -263,7 +263,7 @@ def test_where_the_result_can_not_be_written_nothing_is_computed(words, run_fold
         (("weights.pt", *WEIGHTS, "--data", "cifar"), "Did you mean cifar10?"),
         (("weights.pt", *WEIGHTS, "--checkpoint", "both"), "--checkpoint: both: is for run folders"),
         (WEIGHTS, "--model: small has no weights of its own"),
-        (("RUN", "--checkpoint", "first"), "--checkpoint: unknown rule 'first'"),
+        (("RUN", "--checkpoint", "first"), "--checkpoint: unknown checkpoint 'first'"),
         (("RUN/checkpoints/best", "--checkpoint", "last"), "is no run folder"),
         (("nowhere",), "nowhere: no such run folder, checkpoint folder or file of weights"),
         (("RUN", "--attack", "pgd20,cv"), "attack: unknown attack 'cv'. Did you mean cw?"),

@@ -108,7 +108,7 @@ def measured(runs, tmp_path, monkeypatch):
 
     def called(word, foreign=None, *, output="lens", seed=0, epsilon="0.06", address=None):
         word = str(runs / word) if (runs / word).is_dir() else word
-        (network,) = choose_networks([word], rule=None, foreign=foreign or Foreign(), data_dir=None)
+        (network,) = choose_networks([word], checkpoint=None, foreign=foreign or Foreign(), data_dir=None)
         settings = settings_of(attack="pgd20,kl20", samples=24, seed=seed, shard=10, batch_size=10)
         wanted = [(network, ("clean", "pgd20", "kl20"))]
         protocol = lens_protocol([network], settings, epsilon)
@@ -228,7 +228,7 @@ def test_shards_on_ray_give_the_points_of_one_process(measured, foreign, tmp_pat
 
 def test_a_network_named_by_a_relative_path_is_loaded_from_any_working_directory(runs, tmp_path, monkeypatch):
     monkeypatch.chdir(runs)
-    (network,) = choose_networks(["a"], rule=None, foreign=Foreign(), data_dir=Path("data"))
+    (network,) = choose_networks(["a"], checkpoint=None, foreign=Foreign(), data_dir=Path("data"))
     monkeypatch.chdir(tmp_path)
     assert network.subject.source.startswith("a/checkpoints/best")
     assert network.subject.experiment.data.directory == str(runs / "data")
@@ -268,7 +268,9 @@ def test_stored_epochs_become_panels_and_frames_and_old_figures_go(runs, lens, t
 
 
 def test_records_of_runs_are_read_with_onsets_and_gaps(runs):
-    networks = choose_networks([f"net={runs / 'a'}", str(runs / "b")], rule=None, foreign=Foreign(), data_dir=None)
+    networks = choose_networks(
+        [f"net={runs / 'a'}", str(runs / "b")], checkpoint=None, foreign=Foreign(), data_dir=None
+    )
     found = training_lines(networks)
     assert [line["network"] for line in found] == ["net"] * len(ROBUST)
     assert [line["robust_error"] for line in found] == pytest.approx([1 - value for value in ROBUST])
@@ -302,8 +304,8 @@ def test_robust_accuracy_is_ranked_against_how_far_both_energies_move():
 
 
 def test_a_network_keeps_its_color_beside_others_that_have_no_records(runs):
-    (foreign,) = choose_networks([str(runs / "b")], rule=None, foreign=Foreign(), data_dir=None)
-    (trained,) = choose_networks([f"net={runs / 'a'}"], rule=None, foreign=Foreign(), data_dir=None)
+    (foreign,) = choose_networks([str(runs / "b")], checkpoint=None, foreign=Foreign(), data_dir=None)
+    (trained,) = choose_networks([f"net={runs / 'a'}"], checkpoint=None, foreign=Foreign(), data_dir=None)
     figure = energy_and_error([replace(foreign, name="first", run=None), trained])
     assert figure.legends[0].legend_handles[0].get_color() == method_colors(["first", "net"])["net"]
 
