@@ -89,9 +89,9 @@ def _problems(runs: Iterable[Run]) -> list[Markup]:
 def _results_table(protocol: Protocol, rows: Sequence[ResultRow]) -> Markup:
     stages = list(rows[0].accuracies)
     settings = {
-        "β": [row.beta for row in rows],
-        "β DER": [row.der_beta for row in rows],
-        "γ DER": [row.gamma for row in rows],
+        "β": [row.strengths.beta for row in rows],
+        "β DER": [row.strengths.der_beta for row in rows],
+        "γ DER": [row.strengths.gamma for row in rows],
     }
     settings = {name: values for name, values in settings.items() if any(value is not None for value in values)}
     attacks = ["Clean", *(STAGES[stage].label for stage in stages[1:])]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from orchestrator.records.constraints import limits, violations
@@ -11,7 +11,7 @@ from orchestrator.records.runs import Run
 from orchestrator.records.seeds import Spread, trials
 from orchestrator.report.curves import curve, onset_text
 from orchestrator.report.held_out import objectives
-from orchestrator.report.labels import epsilon_text, method_label
+from orchestrator.report.labels import Strengths, epsilon_text, method_label, strengths
 from search_spaces.study import Study
 from trainers.diagnostics.overfitting import ROBUST_ACCURACY
 from trainers.evaluation.result import Protocol
@@ -24,16 +24,13 @@ class ResultRow:
     """One configuration, confirmed over seeds under one protocol.
 
     `accuracies` go by stage of the evaluation and are cumulative; `best` names the stages in which this row is the
-    best of its protocol, or within one standard deviation of the best. `beta` belongs to the outer loss, `der_beta`
-    and `gamma` to the regularizer. `gap` is best minus last epoch in held-out robust accuracy, what robust overfitting
-    costs; None for runs without records.
+    best of its protocol, or within one standard deviation of the best. `gap` is best minus last epoch in held-out
+    robust accuracy, what robust overfitting costs; None for runs without records.
     """
 
     trial: int
     method: str
-    beta: float | None
-    der_beta: float | None
-    gamma: float | None
+    strengths: Strengths
     epsilon: str
     protocol: Protocol
     seeds: tuple[int, ...]
@@ -51,9 +48,7 @@ class ResultRow:
         cells: dict[str, object] = {
             "trial": self.trial,
             "method": self.method,
-            "beta": self.beta,
-            "der_beta": self.der_beta,
-            "gamma": self.gamma,
+            **asdict(self.strengths),
             "epsilon": self.epsilon,
             "protocol": self.protocol.key,
             "seeds": " ".join(map(str, self.seeds)),
@@ -177,14 +172,10 @@ def _result(group: Sequence[Run]) -> ResultRow:
     evaluations = [run.evaluation for run in group if run.evaluation is not None]
     stages = list(evaluations[0].accuracies)
     experiment = group[0].experiment
-    regularizer = experiment.method.regularizer
-    parameters = regularizer.parameters if regularizer else {}
     return ResultRow(
         trial=group[0].trial,
         method=method_label(experiment),
-        beta=experiment.method.beta,
-        der_beta=parameters.get("beta"),
-        gamma=parameters.get("gamma"),
+        strengths=strengths(experiment),
         epsilon=epsilon_text(experiment),
         protocol=evaluations[0].protocol,
         seeds=tuple(sorted(run.experiment.seed for run in group)),
