@@ -175,7 +175,7 @@ def tables(lens: Lens) -> dict[str, list[CsvRow]]:
     }
 
 
-def samples(lens: Lens) -> dict[str, Array]:
+def sample_columns(lens: Lens) -> dict[str, Array]:
     """Column -> one value per network, attack and image: what every figure of the networks is drawn from.
 
     `image` is where the image lies in the whole test set.

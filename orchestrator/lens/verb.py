@@ -16,7 +16,7 @@ from orchestrator.evaluation.verb import protocol_epsilon, settings_of
 from orchestrator.lens.drift import drift_animation
 from orchestrator.lens.measuring import Measured, measure
 from orchestrator.lens.networks import Network, file_name, stored_epochs
-from orchestrator.lens.plates import Lens, followed, plates, samples, tables
+from orchestrator.lens.plates import Lens, followed, plates, sample_columns, tables
 from orchestrator.lens.seen import Seen, check_finite, label
 from orchestrator.lens.smoothness import rank_correlations
 from orchestrator.pages.document import document
@@ -110,7 +110,7 @@ def write(lens: Lens, output: Path) -> None:
         animation = drift_animation(group)
         if animation is not None:
             write_with(folder / f"drift-{file_name(name)}.gif", methodcaller("write", animation))
-    write_parquet(samples(lens), folder / "samples.parquet")
+    write_parquet(sample_columns(lens), folder / "samples.parquet")
     write_whole(output / PAGE_FILE, document("Energy lens", sections))
 
 
