@@ -52,7 +52,7 @@ def protocol_epsilon(option: str | None) -> str | None:
 def evaluate_subjects(
     subjects: list[Subject], settings: Confirm, *, epsilon: str | None, fast: bool = False, output: Path | None,
     threads: int | None, console: Console,
-) -> list[Evaluation]:  # fmt: skip
+) -> None:  # fmt: skip
     """Attack one model, or the best and the last epoch of a run under the same protocol, and print the gap.
 
     `fast` searches in bfloat16. With `output`, the flags of finished shards survive an interruption in a `.partial`
@@ -84,7 +84,6 @@ def evaluate_subjects(
         evaluations.append(evaluation)
     if len(evaluations) > 1:
         _print_gap(evaluations[0], evaluations[1], console)
-    return evaluations
 
 
 def _file_of(output: Path | None, subject: Subject, of: int) -> Path | None:

@@ -65,10 +65,11 @@ def recipes(settings: Generation, num_classes: int) -> list[Recipe]:
 def create(
     networks: Sequence[Network], wanted: Sequence[Recipe], judges: Judges, *, address: str | None, threads: int,
     output: Path, track: bool, console: Console,
-) -> list[CsvRow]:  # fmt: skip
-    """Images of every network by every recipe; returns the lines of the table."""
-    if track:
-        server.check_reachable(server.uri_of_no_study())
+) -> None:  # fmt: skip
+    """Images of every network by every recipe, with a table of numbers about them."""
+    uri = server.uri_of_no_study() if track else None
+    if uri is not None:
+        server.check_reachable(uri)
     measures = Measures(judges, networks[0], wanted[0])
     try:
         made = make(networks, wanted, output, address=address, threads=threads, console=console)
@@ -84,9 +85,8 @@ def create(
     for warning in _not_finite(made):
         console.print(f"warning: {warning}", style="yellow", soft_wrap=True)
     console.print(f"images, figures and table: {output / PAGE_FILE}", soft_wrap=True)
-    if track:
-        _publish(made, lines, wanted[0], output, console)
-    return lines
+    if uri is not None:
+        _publish(uri, made, lines, wanted[0], output, console)
 
 
 def _line(made: Made) -> CsvRow:
@@ -198,7 +198,9 @@ def _print(lines: Sequence[CsvRow], console: Console) -> None:
     console.print(printed)
 
 
-def _publish(made: Sequence[Made], lines: Sequence[CsvRow], recipe: Recipe, output: Path, console: Console) -> None:
+def _publish(
+    uri: str, made: Sequence[Made], lines: Sequence[CsvRow], recipe: Recipe, output: Path, console: Console
+) -> None:
     metrics = {
         f"{file_name(str(line['network']))}/{line['init']}/{name.replace(' ', '_')}": value
         for line in lines
@@ -207,8 +209,8 @@ def _publish(made: Sequence[Made], lines: Sequence[CsvRow], recipe: Recipe, outp
     }
     identity = hashlib.sha256(repr([(one.network, one.digest) for one in made]).encode()).hexdigest()[:32]
     born = max(file.stat().st_mtime for one in made for file in one.files)
-    server.hand_over(
-        server.uri_of_no_study(), console,
+    server.log_folder(
+        uri, console,
         identity=identity, kind="generation", name="generated images", time=born,
         params={"recipe": _how(recipe)}, metrics=metrics,
         artifacts=[output / PAGE_FILE, output / FIGURES_FOLDER],

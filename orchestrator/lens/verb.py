@@ -48,7 +48,7 @@ def look(
     networks: Sequence[Network], *, attack: str, samples: int, epsilon: str | None, seed: int, shard: int,
     batch_size: int, epochs: str | None, data_dir: Path | None, address: str | None, threads: int | None,
     output: Path, track: bool, console: Console,
-) -> Lens:  # fmt: skip
+) -> None:  # fmt: skip
     """Measure all networks under all attacks, the stored `epochs` of runs under PGD-20, and write everything.
 
     Without PGD-20 among the attacks, stored epochs are seen under the first.
@@ -58,8 +58,9 @@ def look(
     if not chosen:
         raise InvalidInput.single("--attack", "clean: a lens compares images with their adversarial versions")
     protocol = lens_protocol(networks, settings, epsilon)
-    if track:
-        server.check_reachable(server.uri_of_no_study())
+    uri = server.uri_of_no_study() if track else None
+    if uri is not None:
+        server.check_reachable(uri)
     followed_stage = "pgd20" if "pgd20" in chosen else chosen[0]
     stored = [] if epochs is None else stored_epochs(networks, epochs, data_dir)
     wanted = [(one, ("clean", *chosen)) for one in networks] + [(one, ("clean", followed_stage)) for one in stored]
@@ -78,18 +79,17 @@ def look(
     write(lens, output)
     _print(lens, console)
     console.print(f"figures and tables: {output / PAGE_FILE}", soft_wrap=True)
-    if track:
-        _publish(lens, measured[: len(networks)], output, console)
-    return lens
+    if uri is not None:
+        _publish(uri, lens, measured[: len(networks)], output, console)
 
 
-def _publish(lens: Lens, measured: Sequence[Measured], output: Path, console: Console) -> None:
+def _publish(uri: str, lens: Lens, measured: Sequence[Measured], output: Path, console: Console) -> None:
     names = {f"network.{place}": one.name for place, one in enumerate(lens.seen)}
     who = [one.identity for one in measured]
     identity = hashlib.sha256(repr((lens.protocol.key, names, who)).encode()).hexdigest()[:32]
     born = max(file.stat().st_mtime for one in measured for file in one.files)
-    server.hand_over(
-        server.uri_of_no_study(), console,
+    server.log_folder(
+        uri, console,
         identity=identity, kind="lens", name=f"lens of {len(lens.seen)} networks", time=born,
         params=names | {"protocol": lens.protocol.key}, metrics=metrics(lens),
         artifacts=[output / PAGE_FILE, output / FIGURES_FOLDER],

@@ -359,7 +359,7 @@ def test_a_folder_is_logged_to_mlflow_once(tmp_path, monkeypatch):
     uri = server.uri_of_no_study()
     for _ in range(2):
         server.log_folder(
-            uri, identity="one", kind="lens", name="lens", time=1.7e9, params={"network.0": "net"},
+            uri, Console(quiet=True), identity="one", kind="lens", name="lens", time=1.7e9, params={"network.0": "net"},
             metrics={"net/pgd20/robust_accuracy": 0.25}, artifacts=[tmp_path / "figures"],
         )  # fmt: skip
     client = MlflowClient(tracking_uri=uri)
