@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 OURS = ("trainers", "search_spaces", "orchestrator")
 # The folders of orchestrator/: each may import from those before it.
 ROOMS = (
-    "host", "records", "cluster", "slots", "evaluation", "report",
+    "host", "records", "cluster", "slots", "evaluation", "pages", "report",
     "tracking", "study", "lens", "generation", "commands",
 )  # fmt: skip
 LAUNCHERS = {"ray", "mlflow", "optuna", "typer", "rich"}

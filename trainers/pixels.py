@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from trainers.problems import InvalidInput
-
 
 class PixelValue(float):
     """A length in pixel units of [0,1] that remembers how it was written: `8/255` stays text beside its float."""
@@ -31,11 +29,3 @@ class PixelValue(float):
     def plain(self) -> str | float:
         """As it goes into a file: the text if it is a fraction, else the number."""
         return self.text if "/" in self.text else float(self)
-
-
-def pixels(text: str) -> float:
-    """A length such as `8/255` as a number. Raises InvalidInput for text that is none."""
-    try:
-        return float(PixelValue(text))
-    except ValueError as error:
-        raise InvalidInput.single("epsilon", str(error)) from None

@@ -21,13 +21,17 @@ Networks = Annotated[
     list[str] | None,
     typer.Argument(metavar="[NAME=]CHECKPOINT...", help="run folders, checkpoint folders, files of weights"),
 ]
-Rule = Annotated[str | None, typer.Option("--checkpoint", help="of run folders: best (default) or last")]
-Model = Annotated[str | None, typer.Option(help="of the files of weights, as for evaluate")]
+Checkpoint = Annotated[str | None, typer.Option(help="of run folders: best (default) or last")]
+Model = Annotated[
+    str | None, typer.Option(help="not ours: an architecture that the weights fit, or path/to/file.py:factory")
+]
 ModelOptions = Annotated[
     list[str] | None, typer.Option("--model-option", metavar="NAME=VALUE", help="parameter of --model, e.g. width=16")
 ]
-Data = Annotated[str | None, typer.Option(help="the data set; for checkpoints of ours it is known")]
-Normalization = Annotated[str | None, typer.Option(help="with --model, as for evaluate")]
+Data = Annotated[str | None, typer.Option(help="with --model: the data set; digits:8 for digits at 8x8")]
+Normalization = Annotated[
+    str | None, typer.Option(help="with --model: before the network, standard, half, none, or checkpoint")
+]
 AllowCode = Annotated[bool, typer.Option("--allow-code", help="execute the file that --model names")]
 Cluster = Annotated[
     str | None, typer.Option("--address", help="shard over this Ray cluster; local starts one; default: this process")
@@ -69,30 +73,22 @@ def evaluate(
     checkpoint: Annotated[
         str | None, typer.Option(help="of a run folder: best (default), last, or both and the gap between them")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="not ours: an architecture that the weights fit, or path/to/file.py:factory")
-    ] = None,
-    model_option: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="parameter of --model, e.g. width=16")
-    ] = None,
-    data: Annotated[str | None, typer.Option(help="with --model: the data set; digits:8 for digits at 8x8")] = None,
-    normalization: Annotated[
-        str | None, typer.Option(help="with --model: before the network, standard, half, none, or checkpoint")
-    ] = None,
+    model: Model = None,
+    model_option: ModelOptions = None,
+    data: Data = None,
+    normalization: Normalization = None,
     allow_code: AllowCode = False,
     output: Annotated[Path | None, typer.Option(help="write the flags of every image here (JSON); resumable")] = None,
     data_dir: DataDir = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads")] = None,
 ) -> None:
     """Attack a model on the test set, attack by attack, in this process: a run of ours, or anyone's weights."""
-    from orchestrator.evaluation.subjects import choose_subjects
+    from orchestrator.evaluation.subjects import Foreign, choose_subjects
     from orchestrator.evaluation.verb import evaluate_subjects, settings_of
 
     settings = settings_of(attack=attack, samples=samples, seed=seed, shard=shard, batch_size=batch_size)
-    subjects = choose_subjects(
-        path, rule=checkpoint, model=model, model_options=model_option or [], data=data, normalization=normalization,
-        allow_code=allow_code, data_dir=data_dir,
-    )  # fmt: skip
+    foreign = Foreign(model, tuple(model_option or ()), data, normalization, allow_code)
+    subjects = choose_subjects(path, checkpoint, foreign, data_dir)
     evaluate_subjects(
         subjects, settings, epsilon=epsilon, fast=fast, output=output, threads=threads,
         console=plain_console(markup=False),
@@ -100,7 +96,7 @@ def evaluate(
 
 
 def lens(
-    checkpoints: Networks = None,
+    paths: Networks = None,
     attack: Annotated[
         str, typer.Option(help="with commas: pgd20, kl20, fab-t, … (a wrong name lists all); each on every image")
     ] = "pgd20,pgd20-t,kl20,cw,apgd-ce,apgd-dlr",
@@ -112,7 +108,7 @@ def lens(
     seed: Annotated[int, typer.Option(help="of the attacks")] = 0,
     shard: Annotated[int, typer.Option(help="images per shard, part of the protocol")] = 500,
     batch_size: Annotated[int, typer.Option(help="images per attack batch, part of the protocol")] = 250,
-    rule: Rule = None,
+    checkpoint: Checkpoint = None,
     model: Model = None,
     model_option: ModelOptions = None,
     data: Data = None,
@@ -125,11 +121,12 @@ def lens(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads, of each shard")] = None,
 ) -> None:
     """See networks through their energies: the same attacks on all, then figures, tables and a page."""
-    from orchestrator.lens.networks import Foreign, choose_networks
+    from orchestrator.evaluation.subjects import Foreign
+    from orchestrator.lens.networks import choose_networks
     from orchestrator.lens.verb import look
 
     foreign = Foreign(model, tuple(model_option or ()), data, normalization, allow_code)
-    networks = choose_networks(checkpoints or [], rule=rule, foreign=foreign, data_dir=data_dir)
+    networks = choose_networks(paths or [], checkpoint=checkpoint, foreign=foreign, data_dir=data_dir)
     look(
         networks, attack=attack, samples=samples, epsilon=epsilon, seed=seed, shard=shard, batch_size=batch_size,
         epochs=epochs, data_dir=data_dir, address=address, threads=threads, output=output, track=track,
@@ -138,11 +135,13 @@ def lens(
 
 
 def subsets(
-    checkpoint: Annotated[Path, typer.Argument(help="the reference: a run folder or checkpoint folder of ours")],
+    reference: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="the reference: a run folder or checkpoint folder of ours")
+    ],
     output: Annotated[Path, typer.Option(help="the file (JSON) that data.subset.file then names")] = Path(
         "subsets.json"
     ),
-    rule: Annotated[str | None, typer.Option("--checkpoint", help="of a run folder: best (default) or last")] = None,
+    checkpoint: Checkpoint = None,
     seed: Annotated[int, typer.Option(min=0, help="of the random subset")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="images at a time")] = 500,
     data_dir: DataDir = None,
@@ -151,8 +150,8 @@ def subsets(
     from orchestrator.lens.subsets import write_subsets
 
     write_subsets(
-        checkpoint,
-        rule=rule,
+        reference,
+        checkpoint=checkpoint,
         output=output,
         seed=seed,
         batch_size=batch_size,
@@ -162,7 +161,7 @@ def subsets(
 
 
 def generate(
-    checkpoints: Networks = None,
+    paths: Networks = None,
     study: Annotated[
         str | None, typer.Option(help="a file with these options by name, or inits_and_models; options go over it")
     ] = None,
@@ -206,7 +205,7 @@ def generate(
     shard: Annotated[
         int | None, typer.Option(help="images that share their random numbers; decides what comes out; default: 500")
     ] = None,
-    rule: Rule = None,
+    checkpoint: Checkpoint = None,
     model: Model = None,
     model_option: ModelOptions = None,
     data: Data = None,
@@ -219,10 +218,11 @@ def generate(
     threads: Annotated[int, typer.Option(min=1, help="CPU threads, of each shard")] = 1,
 ) -> None:
     """Let classifiers draw: Langevin dynamics on E(x,y) from starts of a class, with figures and metrics."""
+    from orchestrator.evaluation.subjects import Foreign
     from orchestrator.generation.judging import Judges
     from orchestrator.generation.options import load_generation
     from orchestrator.generation.verb import create, number_of_classes, recipes
-    from orchestrator.lens.networks import Foreign, choose_networks
+    from orchestrator.lens.networks import choose_networks
 
     options = {
         "init": init.split(",") if init else None, "classes": classes.split(",") if classes else None,
@@ -233,8 +233,8 @@ def generate(
     }  # fmt: skip
     settings = load_generation(study, {name: value for name, value in options.items() if value is not None})
     foreign = Foreign(model, tuple(model_option or ()), data, normalization, allow_code)
-    words = checkpoints or [f"{name}={path}" for name, path in settings.networks.items()]
-    networks = choose_networks(words, rule=rule, foreign=foreign, data_dir=data_dir)
+    words = paths or [f"{name}={path}" for name, path in settings.networks.items()]
+    networks = choose_networks(words, checkpoint=checkpoint, foreign=foreign, data_dir=data_dir)
     create(
         networks, recipes(settings, number_of_classes(networks)),
         Judges(settings.inception, settings.alexnet, settings.classifier), address=address, threads=threads,

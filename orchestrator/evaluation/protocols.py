@@ -46,8 +46,8 @@ def training_text(experiment: Experiment) -> str:
     return ", ".join(parts)
 
 
-def checkpoint_folder(run_dir: Path, rule: str) -> Path:
-    """Where the best checkpoint of a run lies, or with another rule the newest epoch's."""
+def checkpoint_folder(run_dir: Path, checkpoint: str) -> Path:
+    """Where the best checkpoint of a run lies, or for any other the newest epoch's."""
     from trainers.checkpoint import best_folder, epoch_folder, kept_epochs
 
-    return best_folder(run_dir) if rule == "best" else epoch_folder(run_dir, max(kept_epochs(run_dir), default=0))
+    return best_folder(run_dir) if checkpoint == "best" else epoch_folder(run_dir, max(kept_epochs(run_dir), default=0))

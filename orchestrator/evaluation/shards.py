@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial, reduce
 from pathlib import Path
-from typing import Any
 
 from orchestrator.host import disk
 from orchestrator.host.devices import reserved_device
@@ -19,41 +18,47 @@ from trainers.whole_files import write_whole
 ERROR_FILE = "evaluation_error.txt"
 
 
-def attempt_shard(
-    checkpoint: str, data: str, protocol: dict[str, Any], start: int, stop: int, run_dir: str, threads: int, gpus: float
-) -> str | None:
+@dataclass(frozen=True)
+class Shard:
+    """The range `bounds` of the images of `data` that `protocol` names, to be attacked for a run of this folder."""
+
+    checkpoint: Path
+    data: Data
+    protocol: Protocol
+    bounds: tuple[int, int]
+    run_dir: Path
+
+
+def attempt_shard(shard: Shard, threads: int, gpus: float) -> str | None:
     """`evaluate_shard`; of an error it keeps the traceback in the run's folder, and returns one line about it."""
     try:
-        evaluate_shard(checkpoint, data, protocol, start, stop, run_dir, threads, gpus)
+        evaluate_shard(shard, threads, gpus)
     except Exception as error:
         if disk.is_full(error):
             raise
-        return keep_traceback(Path(run_dir), error, ERROR_FILE)
+        return keep_traceback(shard.run_dir, error, ERROR_FILE)
     return None
 
 
-def evaluate_shard(
-    checkpoint: str, data: str, protocol: dict[str, Any], start: int, stop: int, run_dir: str, threads: int, gpus: float
-) -> None:
-    """Attack one range of a split of `data` (JSON), and keep its flags: attacks that have them are not run again."""
+def evaluate_shard(shard: Shard, threads: int, gpus: float) -> None:
+    """Attack the images of a shard and keep their flags: attacks that have them are not run again."""
     from trainers.checkpoint import load
     from trainers.evaluation.ranges import evaluate_range, evaluation_images
 
-    wanted = Protocol(**protocol)
-    file = _shard_file(Path(run_dir), wanted, start, stop)
+    protocol = shard.protocol
+    file = _shard_file(shard.run_dir, protocol, *shard.bounds)
     if file.exists():
         return
     import torch
 
     torch.set_num_threads(threads)
     device = reserved_device(gpus)
-    opened = load(Path(checkpoint))
-    images = evaluation_images(Data.model_validate_json(data), wanted.samples, wanted.split).to(device)
+    model = load(shard.checkpoint).load_model(device)
+    images = evaluation_images(shard.data, protocol.samples, protocol.split).to(device)
     unfinished = file.with_suffix(".partial")
     known = _read_flags(unfinished) if unfinished.exists() else None
-    flags = evaluate_range(
-        opened.load_model(device), images, wanted, start, stop, known=known, keep=partial(_write_flags, file=unfinished)
-    )
+    keep = partial(_write_flags, file=unfinished)
+    flags = evaluate_range(model, images, protocol, *shard.bounds, known=known, keep=keep)
     _write_flags(flags, file)
     unfinished.unlink(missing_ok=True)
 

@@ -17,7 +17,7 @@ from trainers import catalog
 from trainers.catalog.attacks import canonical, needs_gradients
 from trainers.evaluation.consistency import with_warnings
 from trainers.evaluation.result import EXACT, FAST, Evaluation, Flags, Protocol, differences
-from trainers.pixels import pixels
+from trainers.pixels import PixelValue
 from trainers.problems import InvalidInput
 
 if TYPE_CHECKING:
@@ -36,28 +36,29 @@ def settings_of(*, attack: str, samples: int, seed: int, shard: int, batch_size:
     return Confirm(attack=canonical(attack), samples=samples, seed=seed, shard=shard, batch_size=batch_size)
 
 
-def check_epsilon(epsilon: str | None) -> None:
-    """Raise InvalidInput for what `--epsilon` can't be."""
-    if epsilon is None:
-        return
+def protocol_epsilon(option: str | None) -> str | None:
+    """`--epsilon` as protocols have it, where 0.10 is 0.1 and 8/255 stays. Raises InvalidInput for what it can't be."""
+    if option is None:
+        return None
     try:
-        value = pixels(epsilon)
-    except InvalidInput as error:
-        raise InvalidInput.single("--epsilon", error.problems[0].message) from error
+        value = PixelValue(option)
+    except ValueError as error:
+        raise InvalidInput.single("--epsilon", str(error)) from error
     if not 0 < value <= 1:
-        raise InvalidInput.single("--epsilon", f"{epsilon!r}: must be above 0 and at most 1")
+        raise InvalidInput.single("--epsilon", f"{option!r}: must be above 0 and at most 1")
+    return str(value.plain())
 
 
 def evaluate_subjects(
     subjects: list[Subject], settings: Confirm, *, epsilon: str | None, fast: bool = False, output: Path | None,
     threads: int | None, console: Console,
-) -> list[Evaluation]:  # fmt: skip
+) -> None:  # fmt: skip
     """Attack one model, or the best and the last epoch of a run under the same protocol, and print the gap.
 
     `fast` searches in bfloat16. With `output`, the flags of finished shards survive an interruption in a `.partial`
     file beside it.
     """
-    check_epsilon(epsilon)
+    epsilon = protocol_epsilon(epsilon)
     files = [_file_of(output, subject, of=len(subjects)) for subject in subjects]
     for wanted in filter(None, files):
         disk.check_file(wanted, "--output")
@@ -67,7 +68,7 @@ def evaluate_subjects(
         torch.set_num_threads(threads)
     evaluations: list[Evaluation] = []
     for subject, file in zip(subjects, files, strict=True):
-        found = protocol_for(subject.experiment, settings, subject.rule)
+        found = protocol_for(subject.experiment, settings, subject.protocol_checkpoint)
         protocol = replace(
             found,
             epsilon=epsilon or found.epsilon,
@@ -83,14 +84,13 @@ def evaluate_subjects(
         evaluations.append(evaluation)
     if len(evaluations) > 1:
         _print_gap(evaluations[0], evaluations[1], console)
-    return evaluations
 
 
 def _file_of(output: Path | None, subject: Subject, of: int) -> Path | None:
     """Where the flags of one of several models go."""
     if output is None or of == 1:
         return output
-    return output.with_name(f"{output.stem}-{subject.rule}{output.suffix}")
+    return output.with_name(f"{output.stem}-{subject.protocol_checkpoint}{output.suffix}")
 
 
 def _evaluate(subject: Subject, protocol: Protocol, output: Path | None, console: Console) -> Evaluation:

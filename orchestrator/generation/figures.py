@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 
 from orchestrator.generation.making import Array, Made
 from orchestrator.lens.seen import panels
-from orchestrator.report.figure_data import Line
-from orchestrator.report.lettering import legend_outside, lettered
-from orchestrator.report.style import ADVERSARIAL_COLOR, INK, NATURAL_COLOR, new_figure, styled
+from orchestrator.pages.csv_rows import CsvRow
+from orchestrator.pages.lettering import legend_outside, lettered
+from orchestrator.pages.style import ADVERSARIAL_COLOR, INK, NATURAL_COLOR, new_figure, styled
 
 SHOWN = 12
 _GAP = 1
@@ -63,7 +63,7 @@ def energies(made: Sequence[Made]) -> Figure:
     return figure
 
 
-def energy_lines(made: Sequence[Made]) -> list[Line]:
+def energy_lines(made: Sequence[Made]) -> list[CsvRow]:
     """A line a network, init, class and step."""
     return [
         {

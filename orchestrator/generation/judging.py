@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.generation.making import Made, Recipe
 from orchestrator.lens.networks import Network
-from orchestrator.report.figure_data import Line
+from orchestrator.pages.csv_rows import CsvRow
 from trainers.config import Data
 from trainers.problems import InvalidInput
 
@@ -55,7 +55,7 @@ class Measures:
             )
         self._distance = None if judges.alexnet is None else perceptual_distance(judges.alexnet)
 
-    def of(self, made: Made, seed: int) -> Line:
+    def of(self, made: Made, seed: int) -> CsvRow:
         """Name -> value for the images of one network and init; `seed` is that of subsets and pairs."""
         import torch
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from rich.console import Console
 from orchestrator.cluster.tasks import Task, run_tasks
 from orchestrator.lens.networks import Network, identity
 from trainers.config import Data
+from trainers.generation.settings import Dynamics, StartSettings
 from trainers.whole_files import write_with
 
 if TYPE_CHECKING:
@@ -68,6 +70,7 @@ class Made:
 
     `target_energy` is the mean of E(x_n, y) over the chains of a class, `other_energy` that of the other classes'
     joint energies; `class_energy` [K] is the mean over training images. `seconds` is what the chains took in all.
+    `digest` names them by what decides them, `files` are the shards that hold them.
     """
 
     network: str
@@ -79,22 +82,24 @@ class Made:
     other_energy: Array
     class_energy: Array
     seconds: float
+    digest: str
+    files: tuple[Path, ...]
 
 
 def make(
-    wanted: Sequence[tuple[Network, Recipe]], folder: Path, *, address: str | None, threads: int, console: Console
-) -> list[Made]:
+    networks: Sequence[Network], recipes: Sequence[Recipe], folder: Path, *, address: str | None, threads: int,
+    console: Console,
+) -> list[Made]:  # fmt: skip
     """The images of every network by every recipe. Shards that are in `folder/shards` are not made again."""
-    names = {id(network): identity(network, _training(network.data), console, gradients=True) for network, _ in wanted}
+    names = [identity(network, _training(network.data), console, gradients=True) for network in networks]
     shards = (folder / SHARDS_FOLDER).absolute()
     tasks: dict[Path, Task] = {}
     found = []
-    for network, recipe in wanted:
-        name = names[id(network)]
-        energies = shards / f"energies-{name[:16]}.npz"
+    for (network, name), recipe in product(zip(networks, names, strict=True), recipes):
+        digest, energies = recipe.digest(name), shards / f"energies-{name[:16]}.npz"
         files = []
         for start, stop in recipe.ranges():
-            file = shards / f"{recipe.digest(name)}-{start:06d}-{stop:06d}.npz"
+            file = shards / f"{digest}-{start:06d}-{stop:06d}.npz"
             files.append(file)
             if not (file.exists() and energies.exists()):
                 work = partial(
@@ -102,13 +107,13 @@ def make(
                 )
                 said = f"{network.name}, {recipe.init}: chains {start}-{stop}"
                 tasks.setdefault(file, Task(said, file, network.subject.load, work))
-        found.append((network.name, recipe, files, energies))
+        found.append((network.name, recipe.init, digest, tuple(files), energies))
     run_tasks(list(tasks.values()), address=address, threads=threads, console=console)
     return [_joined(*one) for one in found]
 
 
 def make_shard(
-    model: nn.Module, device: torch.device, *, data: str, recipe: Recipe, bounds: tuple[int, int], energies: Path,
+    model: nn.Module, device: torch.device, *, data: Data, recipe: Recipe, bounds: tuple[int, int], energies: Path,
     file: Path,
 ) -> str:  # fmt: skip
     """One shard of chains into a file; the energies of training images too, where no other shard has left them."""
@@ -116,7 +121,6 @@ def make_shard(
 
     from trainers.evaluation.searching import for_search
     from trainers.generation.sampler import Goal, generate
-    from trainers.generation.settings import Dynamics
     from trainers.precision import tf32
     from trainers.randomness import generator
 
@@ -144,7 +148,7 @@ def make_shard(
     return f"{steps.mean():.0f} steps, {len(images) / seconds:.1f} images/s"
 
 
-def _class_energies(model: nn.Module, device: torch.device, data: str, file: Path) -> tuple[Array, Array]:
+def _class_energies(model: nn.Module, device: torch.device, data: Data, file: Path) -> tuple[Array, Array]:
     """(mean, deviation) [K]: one pass over the training images for all shards of a network."""
     from trainers.generation.sampler import class_energies
 
@@ -155,13 +159,13 @@ def _class_energies(model: nn.Module, device: torch.device, data: str, file: Pat
     return content["mean"], content["deviation"]
 
 
-def _starts(data: str, recipe: Recipe, labels: torch.Tensor, first: int) -> torch.Tensor:
+def _starts(data: Data, recipe: Recipe, labels: torch.Tensor, first: int) -> torch.Tensor:
     import torch
 
     from trainers.randomness import generator
 
     fitted = _kept if len(recipe.classes) <= _CLASSES_KEPT else _fitted
-    settings = json.dumps(dict(recipe.starts), sort_keys=True)
+    settings = StartSettings(**recipe.starts)
     random = generator("cpu", recipe.seed, "starts", first)
     places, drawn = [], []
     for label in sorted(set(labels.tolist())):
@@ -171,11 +175,10 @@ def _starts(data: str, recipe: Recipe, labels: torch.Tensor, first: int) -> torc
     return torch.cat(drawn)[torch.cat(places).argsort()]
 
 
-def _fitted(data: str, init: str, label: int, settings: str) -> Draw:
-    from trainers.generation.settings import StartSettings
+def _fitted(data: Data, init: str, label: int, settings: StartSettings) -> Draw:
     from trainers.generation.starts import starts_of
 
-    return starts_of(init, _training(data), label, StartSettings(**json.loads(settings)))
+    return starts_of(init, _training(data), label, settings)
 
 
 # Fitted once a process, for four inits: the principal components of a class take seconds.
@@ -183,20 +186,21 @@ _kept = lru_cache(maxsize=4 * _CLASSES_KEPT)(_fitted)
 
 
 @lru_cache(maxsize=1)
-def _training(data: str) -> ImageSet:
+def _training(data: Data) -> ImageSet:
     """The images that the network was trained on, kept for the next shard."""
     from trainers.data.images import load_splits
 
-    return load_splits(Data.model_validate_json(data)).train
+    return load_splits(data).train
 
 
-def _joined(network: str, recipe: Recipe, files: Sequence[Path], energies: Path) -> Made:
+def _joined(network: str, init: str, digest: str, files: tuple[Path, ...], energies: Path) -> Made:
     parts = [_read(file) for file in files]
     chains = np.maximum(sum(part["chains"] for part in parts), 1)
     images, labels, steps = (np.concatenate([part[name] for part in parts]) for name in ("images", "labels", "steps"))
     target, other = (sum(part[name] for part in parts) / chains for name in ("target_energy", "other_energy"))
     seconds = float(sum(part["seconds"] for part in parts))
-    return Made(network, recipe.init, images, labels, steps, target, other, _read(energies)["mean"], seconds)
+    mean = _read(energies)["mean"]
+    return Made(network, init, images, labels, steps, target, other, mean, seconds, digest, files)
 
 
 def _read(file: Path) -> dict[str, Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Sequence
 from functools import partial
@@ -12,15 +13,14 @@ from rich.console import Console
 
 from orchestrator.generation.figures import SHOWN, energies, energy_lines, mosaic
 from orchestrator.generation.judging import Judges, Measures
-from orchestrator.generation.making import SHARDS_FOLDER, Made, Recipe, make
+from orchestrator.generation.making import Made, Recipe, make
 from orchestrator.generation.options import INITS, Generation
 from orchestrator.lens.networks import Network, file_name
-from orchestrator.report.figure_data import Line
-from orchestrator.report.files import remove_earlier, write_plate, write_table
-from orchestrator.report.markup import Markup, element, table
-from orchestrator.report.page import document
-from orchestrator.report.plates import Plate
-from orchestrator.report.sections import FIGURES_FOLDER
+from orchestrator.pages.csv_rows import CsvRow
+from orchestrator.pages.document import document
+from orchestrator.pages.files import FIGURES_FOLDER, remove_earlier, write_table
+from orchestrator.pages.markup import Markup, element, table
+from orchestrator.pages.plate import Plate, write_plate
 from orchestrator.tracking import server
 from trainers import catalog
 from trainers.generation.settings import TOLERANCE
@@ -65,16 +65,14 @@ def recipes(settings: Generation, num_classes: int) -> list[Recipe]:
 def create(
     networks: Sequence[Network], wanted: Sequence[Recipe], judges: Judges, *, address: str | None, threads: int,
     output: Path, track: bool, console: Console,
-) -> list[Line]:  # fmt: skip
-    """Images of every network by every recipe; returns the lines of the table."""
-    if track:
-        server.check_reachable(server.uri_of_no_study())
+) -> None:  # fmt: skip
+    """Images of every network by every recipe, with a table of numbers about them."""
+    uri = server.uri_of_no_study() if track else None
+    if uri is not None:
+        server.check_reachable(uri)
     measures = Measures(judges, networks[0], wanted[0])
     try:
-        made = make(
-            [(network, recipe) for network in networks for recipe in wanted], output, address=address, threads=threads,
-            console=console,
-        )  # fmt: skip
+        made = make(networks, wanted, output, address=address, threads=threads, console=console)
     except KeyboardInterrupt:
         console.print(f"the same command again continues from {output}", soft_wrap=True)
         raise
@@ -87,12 +85,11 @@ def create(
     for warning in _not_finite(made):
         console.print(f"warning: {warning}", style="yellow", soft_wrap=True)
     console.print(f"images, figures and table: {output / PAGE_FILE}", soft_wrap=True)
-    if track:
-        _publish(made, lines, wanted[0], output, console)
-    return lines
+    if uri is not None:
+        _publish(uri, made, lines, wanted[0], output, console)
 
 
-def _line(made: Made) -> Line:
+def _line(made: Made) -> CsvRow:
     present = np.unique(made.labels)
     return {
         "network": made.network, "init": made.init, "images": len(made.images),
@@ -136,7 +133,7 @@ def _write_images(made: Made, folder: Path) -> None:
 
 
 def _write_page(
-    made: Sequence[Made], lines: Sequence[Line], recipe: Recipe, networks: Sequence[Network], output: Path
+    made: Sequence[Made], lines: Sequence[CsvRow], recipe: Recipe, networks: Sequence[Network], output: Path
 ) -> None:
     sources = "; ".join(f"{network.name} = {network.subject.source}" for network in networks)
     how = f"{_how(recipe)} {sources}."
@@ -145,7 +142,7 @@ def _write_page(
             Plate(
                 f"mosaic-{file_name(one.network)}-{one.init}", f"{one.network}, starts from {one.init}",
                 f"The first {min(SHOWN, recipe.per_class)} images of each class, {one.steps.mean():.0f} steps on "
-                f"average. {how}", mosaic(one), [], "",
+                f"average. {how}", mosaic(one), [],
             )
             for one in made
         ),
@@ -153,7 +150,7 @@ def _write_page(
             "energies", "Energies along the chains",
             "Joint energies E(x_n, k) in nats over the steps n: of the class that is generated, and the mean of the "
             "other classes'; thin: one class, thick: mean over classes; a chain that has stopped counts with its last "
-            f"energy. Dashed: mean E(x, y) of training images. {how}", energies(made), energy_lines(made), "",
+            f"energy. Dashed: mean E(x, y) of training images. {how}", energies(made), energy_lines(made),
         ),
     ]  # fmt: skip
     columns = list(dict.fromkeys(column for line in lines for column in line))
@@ -186,7 +183,7 @@ def _cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _print(lines: Sequence[Line], console: Console) -> None:
+def _print(lines: Sequence[CsvRow], console: Console) -> None:
     from rich.table import Table
 
     # The number of images is the same in all lines, and they have to fit a terminal.
@@ -201,19 +198,19 @@ def _print(lines: Sequence[Line], console: Console) -> None:
     console.print(printed)
 
 
-def _publish(made: Sequence[Made], lines: Sequence[Line], recipe: Recipe, output: Path, console: Console) -> None:
+def _publish(
+    uri: str, made: Sequence[Made], lines: Sequence[CsvRow], recipe: Recipe, output: Path, console: Console
+) -> None:
     metrics = {
         f"{file_name(str(line['network']))}/{line['init']}/{name.replace(' ', '_')}": value
         for line in lines
         for name, value in line.items()
         if isinstance(value, float)
     }
-    identity = recipe.digest(
-        " ".join(f"{one.network} {one.init} {one.images.ravel()[:4096].tobytes()!r}" for one in made)
-    )
-    born = max(file.stat().st_mtime for file in (output / SHARDS_FOLDER).glob("*.npz"))
-    server.hand_over(
-        server.uri_of_no_study(), console,
+    identity = hashlib.sha256(repr([(one.network, one.digest) for one in made]).encode()).hexdigest()[:32]
+    born = max(file.stat().st_mtime for one in made for file in one.files)
+    server.log_folder(
+        uri, console,
         identity=identity, kind="generation", name="generated images", time=born,
         params={"recipe": _how(recipe)}, metrics=metrics,
         artifacts=[output / PAGE_FILE, output / FIGURES_FOLDER],

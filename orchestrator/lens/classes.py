@@ -9,9 +9,9 @@ from dataclasses import asdict
 from matplotlib.figure import Figure
 
 from orchestrator.lens.seen import Seen, main_stage
-from orchestrator.report.figure_data import Line
-from orchestrator.report.lettering import lettered
-from orchestrator.report.style import ADVERSARIAL_COLOR, INK, MUTED, NATURAL_COLOR, new_figure, styled
+from orchestrator.pages.csv_rows import CsvRow
+from orchestrator.pages.lettering import lettered
+from orchestrator.pages.style import ADVERSARIAL_COLOR, INK, MUTED, NATURAL_COLOR, new_figure, styled
 from trainers.lens.statistics import class_correlations, class_rows, pearson, spearman
 
 _MAX_COLUMNS = 4
@@ -22,7 +22,7 @@ _ENERGIES = (("energy", r"$E(x^*)$"), ("joint_energy", r"$E(x^*, y)$"))
 
 
 @styled
-def class_profile(seen: Sequence[Seen]) -> Figure | None:
+def class_profile(seen: Sequence[Seen]) -> Figure:
     """A column a network, classes from the lowest robust error to the highest: energies, entropy, errors."""
     shown = seen[:_MAX_COLUMNS]
     figure = new_figure(4.6, max(1.0 + 1.9 * len(shown), 3.6))
@@ -56,7 +56,7 @@ def class_profile(seen: Sequence[Seen]) -> Figure | None:
     return figure
 
 
-def class_lines(seen: Sequence[Seen]) -> list[Line]:
+def class_lines(seen: Sequence[Seen]) -> list[CsvRow]:
     """One line per network and class."""
     return [
         {"network": one.name, **asdict(row)}
@@ -65,7 +65,7 @@ def class_lines(seen: Sequence[Seen]) -> list[Line]:
     ]
 
 
-def class_correlation_lines(seen: Sequence[Seen]) -> list[Line]:
+def class_correlation_lines(seen: Sequence[Seen]) -> list[CsvRow]:
     """One line per network and pair of columns: Spearman over classes."""
     return [
         {"network": one.name, "column": left, "other_column": right, "classes": len(rows), "spearman": value}
@@ -76,11 +76,9 @@ def class_correlation_lines(seen: Sequence[Seen]) -> list[Line]:
 
 
 @styled
-def margin_against_energy(seen: Sequence[Seen]) -> Figure | None:
+def margin_against_energy(seen: Sequence[Seen]) -> Figure:
     """A row a network: probabilistic margin of adversarial points over E(x*) left and E(x*,y) right."""
     stage = main_stage(seen)
-    if stage is None:
-        return None
     figure = new_figure(0.5 + 1.65 * len(seen), 5.2)
     grid = figure.subplots(len(seen), 2, sharey=True, squeeze=False)
     for row, one in enumerate(seen):
@@ -103,7 +101,7 @@ def margin_against_energy(seen: Sequence[Seen]) -> Figure | None:
     return figure
 
 
-def margin_lines(seen: Sequence[Seen]) -> list[Line]:
+def margin_lines(seen: Sequence[Seen]) -> list[CsvRow]:
     """One line per network, attack and energy: Pearson and Spearman with the probabilistic margin at x*."""
     return [
         {"network": one.name, "attack": stage, "energy": quantity,

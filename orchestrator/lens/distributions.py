@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from orchestrator.lens.seen import Seen, label
-from orchestrator.report.figure_data import Line
-from orchestrator.report.style import ADVERSARIAL_COLOR, INK, NATURAL_COLOR, new_figure, styled
+from orchestrator.pages.csv_rows import CsvRow
+from orchestrator.pages.style import ADVERSARIAL_COLOR, INK, NATURAL_COLOR, new_figure, styled
 from trainers.lens.points import Array, Points
 from trainers.lens.statistics import smoothness
 
@@ -16,10 +16,8 @@ _COLUMNS = (("energy", r"$E(x)$"), ("joint_energy", r"$E(x, y)$"))
 
 
 @styled
-def energy_distributions(seen: Seen) -> Figure | None:
+def energy_distributions(seen: Seen) -> Figure:
     """One row an attack, E(x) left and E(x,y) right: natural filled, adversarial as an outline."""
-    if not seen.attacked:
-        return None
     rows = len(seen.attacked)
     figure = new_figure(0.75 + 0.72 * rows, 6.2)
     grid = figure.subplots(rows, 2, sharex="col", squeeze=False)
@@ -48,9 +46,9 @@ def energy_distributions(seen: Seen) -> Figure | None:
     return figure
 
 
-def distribution_lines(seen: Seen) -> list[Line]:
+def distribution_lines(seen: Seen) -> list[CsvRow]:
     """Per attack, and for the natural images: accuracy, moments and quartiles of both energies and of their ΔE."""
-    lines: list[Line] = [{"network": seen.name, "attack": "clean"} | _moments(seen.natural)]
+    lines: list[CsvRow] = [{"network": seen.name, "attack": "clean"} | _moments(seen.natural)]
     lines[0]["robust_accuracy"] = float(seen.natural.correct.mean())
     for stage, points in seen.attacked.items():
         marginal, joint = map(smoothness, seen.deltas(stage))
@@ -70,8 +68,8 @@ def distribution_lines(seen: Seen) -> list[Line]:
     return lines
 
 
-def _moments(points: Points) -> Line:
-    line: Line = {"images": len(points)}
+def _moments(points: Points) -> CsvRow:
+    line: CsvRow = {"images": len(points)}
     for quantity, _ in _COLUMNS:
         values = getattr(points, quantity).astype(np.float64)
         low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))

@@ -13,9 +13,9 @@ from matplotlib.quiver import Quiver
 from PIL import Image
 
 from orchestrator.lens.seen import COLUMNS, Seen, main_stage, panels
-from orchestrator.report.figure_data import Line
-from orchestrator.report.lettering import lettered
-from orchestrator.report.style import MUTED, new_figure, styled
+from orchestrator.pages.csv_rows import CsvRow
+from orchestrator.pages.lettering import lettered
+from orchestrator.pages.style import MUTED, new_figure, styled
 from trainers.lens.points import Array
 
 ARROWS = 250
@@ -34,11 +34,9 @@ class _Window:
 
 
 @styled
-def drift(seen: Sequence[Seen]) -> Figure | None:
+def drift(seen: Sequence[Seen]) -> Figure:
     """A panel a network, each with axes of its own."""
     stage = main_stage(seen)
-    if stage is None:
-        return None
     figure, grid = panels(len(seen), 2.45)
     for place, (axes, one) in enumerate(zip(grid, seen, strict=True)):
         title = f"{lettered(one.name, _TITLE_CHARACTERS)}\nrobust {100 * one.robust_accuracy(stage):.1f} %"
@@ -51,11 +49,9 @@ def drift(seen: Sequence[Seen]) -> Figure | None:
 
 
 @styled
-def drift_over_epochs(epochs: Sequence[Seen]) -> Figure | None:
+def drift_over_epochs(epochs: Sequence[Seen]) -> Figure:
     """A panel an epoch of one run, all with the same axes and colors; at most nine, spread evenly."""
-    stage = main_stage(epochs) if epochs else None
-    if stage is None:
-        return None
+    stage = main_stage(epochs)
     chosen = [epochs[place] for place in np.unique(np.linspace(0, len(epochs) - 1, min(len(epochs), 9)).astype(int))]
     window = _window(epochs, stage)
     figure, grid = panels(len(chosen), 2.1, 2.15)
@@ -69,9 +65,9 @@ def drift_over_epochs(epochs: Sequence[Seen]) -> Figure | None:
 
 def drift_animation(epochs: Sequence[Seen]) -> bytes | None:
     """The same as a GIF, a frame an epoch; None with fewer than two."""
-    stage = main_stage(epochs) if len(epochs) > 1 else None
-    if stage is None:
+    if len(epochs) < 2:
         return None
+    stage = main_stage(epochs)
     window = _window(epochs, stage)
     frames = [_frame(one, stage, window) for one in epochs]
     durations = [_FRAME_MILLISECONDS] * (len(frames) - 1) + [_LAST_MILLISECONDS]
@@ -80,12 +76,11 @@ def drift_animation(epochs: Sequence[Seen]) -> bytes | None:
     return buffer.getvalue()
 
 
-def drift_lines(seen: Sequence[Seen]) -> list[Line]:
+def drift_lines(seen: Sequence[Seen]) -> list[CsvRow]:
     """One line per network or epoch: mean start, mean arrow and lengths of the arrows of all images."""
-    stage = main_stage(seen) if seen else None
-    lines: list[Line] = []
-    for one in seen if stage is not None else ():
-        assert stage is not None
+    stage = main_stage(seen)
+    lines: list[CsvRow] = []
+    for one in seen:
         marginal, joint = one.deltas(stage)
         length = np.hypot(marginal, joint)
         lines.append(

@@ -5,8 +5,8 @@ What is kept is found again by the network, the images and the protocol, so a se
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,29 +29,35 @@ if TYPE_CHECKING:
 POINTS_FOLDER = "points"
 
 
+@dataclass(frozen=True)
+class Measured:
+    """Stage -> points of all images for one network, which has this `identity`, read from these files."""
+
+    identity: str
+    points: Mapping[str, Points]
+    files: tuple[Path, ...]
+
+
 def measure(
     wanted: Sequence[tuple[Network, Sequence[str]]], protocol: Protocol, folder: Path, *, address: str | None,
     threads: int | None, console: Console,
-) -> list[dict[str, Points]]:  # fmt: skip
-    """Stage -> points of all images, for each of `wanted` in its order. Whole ranges are kept in `folder/points`.
+) -> list[Measured]:  # fmt: skip
+    """What each of `wanted` answers, in its order. Whole ranges are kept in `folder/points`.
 
     In this process, or with `address` on Ray: a task for each range and stage. The protocol's own attack is not looked
     at.
     """
-    from trainers.lens.points import Points
-
     images = _images(wanted[0][0].data, protocol.samples)
-    names = [
-        identity(network, images, console, gradients=any(map(needs_gradients, stages)))[:16]
-        for network, stages in wanted
+    identities = [
+        identity(network, images, console, gradients=any(map(needs_gradients, stages))) for network, stages in wanted
     ]
 
     def file(name: str, stage: str, bounds: tuple[int, int]) -> Path:
         digest = replace(protocol, attack=stage).digest
-        return (folder / POINTS_FOLDER / f"{name}-{digest}-{bounds[0]:06d}-{bounds[1]:06d}.npz").absolute()
+        return (folder / POINTS_FOLDER / f"{name[:16]}-{digest}-{bounds[0]:06d}-{bounds[1]:06d}.npz").absolute()
 
     tasks: dict[Path, Task] = {}
-    for (network, stages), name in zip(wanted, names, strict=True):
+    for (network, stages), name in zip(wanted, identities, strict=True):
         for bounds in protocol.ranges():
             for stage in stages:
                 kept = file(name, stage, bounds)
@@ -63,18 +69,15 @@ def measure(
                     tasks.setdefault(kept, Task(_describe(network, bounds, stage), kept, network.subject.load, work))
     run_tasks(list(tasks.values()), address=address, threads=threads, console=console)
     return [
-        {
-            stage: Points.joined([Points.load(file(name, stage, bounds)) for bounds in protocol.ranges()])
-            for stage in stages
-        }
-        for (_, stages), name in zip(wanted, names, strict=True)
+        _measured(name, {stage: [file(name, stage, bounds) for bounds in protocol.ranges()] for stage in stages})
+        for (_, stages), name in zip(wanted, identities, strict=True)
     ]
 
 
 def measure_shard(
-    model: nn.Module, device: torch.device, *, data: str, protocol: Protocol, bounds: tuple[int, int], file: Path
+    model: nn.Module, device: torch.device, *, data: Data, protocol: Protocol, bounds: tuple[int, int], file: Path
 ) -> str:
-    """One attack on one range of the test images of `data` (JSON), into a file."""
+    """One attack on one range of the test images of `data`, into a file."""
     from trainers.lens.measure import measure_range
 
     images = _images(data, protocol.samples).to(device)
@@ -82,12 +85,19 @@ def measure_shard(
     return ""
 
 
+def _measured(name: str, files: Mapping[str, Sequence[Path]]) -> Measured:
+    from trainers.lens.points import Points
+
+    points = {stage: Points.joined([Points.load(file) for file in parts]) for stage, parts in files.items()}
+    return Measured(name, points, tuple(file for parts in files.values() for file in parts))
+
+
 @lru_cache(maxsize=1)
-def _images(data: str, samples: int) -> ImageSet:
+def _images(data: Data, samples: int) -> ImageSet:
     """Kept for the next range."""
     from trainers.evaluation.ranges import evaluation_images
 
-    return evaluation_images(Data.model_validate_json(data), samples)
+    return evaluation_images(data, samples)
 
 
 def _describe(network: Network, bounds: tuple[int, int], stage: str) -> str:

@@ -10,28 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.evaluation.subjects import Subject, choose_subjects, own_subjects
+from orchestrator.evaluation.subjects import Foreign, Subject, foreign_subject, own_subjects
 from orchestrator.records.runs import Run
 from orchestrator.report.labels import method_label
 from trainers import catalog
+from trainers.config import Data
 from trainers.problems import InvalidInput, Problem, unknown_name
 from trainers.records import read_records
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from torch import nn
 
     from trainers.data.images import ImageSet
-
-
-@dataclass(frozen=True)
-class Foreign:
-    """The options for models that are not ours; they hold for every file of weights that is given."""
-
-    model: str | None = None
-    options: tuple[str, ...] = ()
-    data: str | None = None
-    normalization: str | None = None
-    allow_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,26 +38,26 @@ class Network:
     epoch: int | None = None
 
     @property
-    def data(self) -> str:
-        """The data that it is for, as JSON: so tasks take them."""
-        return self.subject.experiment.data.model_dump_json()
+    def data(self) -> Data:
+        """The data that it is for."""
+        return self.subject.experiment.data
 
 
 def choose_networks(
-    words: Sequence[str], *, rule: str | None, foreign: Foreign, data_dir: Path | None
+    words: Sequence[str], *, checkpoint: str | None, foreign: Foreign, data_dir: Path | None
 ) -> list[Network]:
     """`[NAME=]PATH` words as networks: folders are ours, files are weights of others. Raises InvalidInput."""
     if not words and foreign.model is None:
         raise InvalidInput.single("CHECKPOINT", "is missing: run folders, checkpoint folders, or files of weights")
-    if rule not in (None, "best", "last"):
-        raise InvalidInput.single("--checkpoint", unknown_name(rule, ("best", "last"), "rule"))
+    if checkpoint not in (None, "best", "last"):
+        raise InvalidInput.single("--checkpoint", unknown_name(checkpoint, ("best", "last"), "checkpoint"))
     named = [_split(word) for word in words]
     if foreign.model is not None and named and all(path.is_dir() for _, path in named):
         raise InvalidInput.single("--model", f"{foreign.model}: no file of weights is given that it could be for")
-    if rule is not None and named and not any(_is_run(path) for _, path in named):
-        raise InvalidInput.single("--checkpoint", f"{rule}: is for run folders, and none is given")
+    if checkpoint is not None and named and not any(_is_run(path) for _, path in named):
+        raise InvalidInput.single("--checkpoint", f"{checkpoint}: is for run folders, and none is given")
     subjects = [
-        own_subjects(path, rule if _is_run(path) else None, data_dir)[0]
+        own_subjects(path, checkpoint if _is_run(path) else None, data_dir)[0]
         if path.is_dir()
         else _foreign(path, foreign, data_dir)
         for _, path in named
@@ -107,25 +98,41 @@ def stored_epochs(networks: Sequence[Network], wanted: str, data_dir: Path | Non
 
 
 def identity(network: Network, images: ImageSet, console: Console, *, gradients: bool) -> str:
-    """A name for what this network does with these images, from what both are and not where they lie.
-
-    The same weights are other functions with another stride or normalization, so the architecture counts. Raises
-    InvalidInput for a model whose answers, or whose `gradients` where they are followed, could not be used, and prints
-    what makes them doubtful.
-    """
-    from trainers.evaluation.classifier import check_classifier
-    from trainers.foreign.weights import weights_digest
+    """The `network_digest` of a network that has passed `check_network`."""
     from trainers.ranks import Ranks
 
-    subject, device = network.subject, Ranks.current().device
-    model, num_classes = subject.load().to(device), catalog.DATASETS[subject.experiment.data.name].num_classes
+    subject = network.subject
+    model = subject.load().to(Ranks.current().device)
+    check_network(network, model, images, console, gradients=gradients)
+    architecture = subject.foreign.architecture if subject.foreign else subject.experiment.model.model_dump_json()
+    return network_digest(architecture, model, images)
+
+
+def check_network(network: Network, model: nn.Module, images: ImageSet, console: Console, *, gradients: bool) -> None:
+    """Raise InvalidInput for a `model` whose answers, or whose `gradients` where they are followed, could not be used.
+
+    Prints what makes them doubtful.
+    """
+    from trainers.evaluation.classifier import check_classifier
+    from trainers.ranks import Ranks
+
+    num_classes = catalog.DATASETS[network.subject.experiment.data.name].num_classes
+    some = images.floats(0, 8).to(Ranks.current().device)
     try:
-        warnings = check_classifier(model, images.floats(0, 8).to(device), num_classes, gradients=gradients)
+        warnings = check_classifier(model, some, num_classes, gradients=gradients)
     except InvalidInput as error:
         raise InvalidInput.single(network.name, str(error)) from error
     for warning in warnings:
         console.print(f"{network.name}: warning: {warning}", style="yellow", soft_wrap=True, markup=False)
-    architecture = subject.foreign.architecture if subject.foreign else subject.experiment.model.model_dump_json()
+
+
+def network_digest(architecture: str, model: nn.Module, images: ImageSet) -> str:
+    """A name for what this network does with these images, from what both are and not where they lie.
+
+    The same weights are other functions with another stride or normalization, so the architecture counts.
+    """
+    from trainers.foreign.weights import weights_digest
+
     digest = hashlib.sha256(f"{architecture} {weights_digest(model)}".encode())
     for array in (images.images, images.labels):
         digest.update(array.numpy().tobytes())
@@ -164,13 +171,7 @@ def _run(path: Path, subject: Subject) -> Run:
 def _foreign(weights: Path | None, foreign: Foreign, data_dir: Path | None) -> Subject:
     if weights is not None and not weights.exists():
         raise InvalidInput.single(str(weights), "no such run folder, checkpoint folder or file of weights")
-    if foreign.model is None:
-        raise InvalidInput.single(str(weights), "is a file of weights: say --model, --data and --normalization")
-    (subject,) = choose_subjects(
-        weights, rule=None, model=foreign.model, model_options=foreign.options, data=foreign.data,
-        normalization=foreign.normalization, allow_code=foreign.allow_code, data_dir=data_dir,
-    )  # fmt: skip
-    return subject
+    return foreign_subject(weights, foreign, data_dir)
 
 
 def _names(found: Sequence[tuple[str | None, Path, Subject]]) -> list[str]:

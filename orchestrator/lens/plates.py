@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 
 from orchestrator.lens import classes, distributions, drift, smoothness, steps, training
 from orchestrator.lens.networks import Network, file_name
 from orchestrator.lens.seen import Seen, label, main_stage
-from orchestrator.report.figure_data import Line
-from orchestrator.report.plates import Plate
+from orchestrator.pages.csv_rows import CsvRow
+from orchestrator.pages.plate import Plate
 from trainers import catalog
 from trainers.evaluation.result import Protocol, subset_indices
 from trainers.lens.points import Array
 
 _NO_RUN = "None of the networks is a run folder with records."
-_NO_ATTACK = "No attack was asked for."
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,6 @@ def _distributions(lens: Lens, one: Seen) -> Plate:
         f"attack.{_left_out(one)} {lens.protocol_text([one])}",
         distributions.energy_distributions(one),
         distributions.distribution_lines(one),
-        _NO_ATTACK,
     )
 
 
@@ -89,7 +87,6 @@ def _drift(lens: Lens) -> Plate:
         f"{lens.protocol_text(lens.seen)}",
         drift.drift(lens.seen),
         drift.drift_lines(lens.seen),
-        _NO_ATTACK,
     )
 
 
@@ -102,7 +99,6 @@ def _drift_over_epochs(lens: Lens, name: str, group: Sequence[Seen]) -> Plate:
         f"{lens.protocol_text(group[-1:])}",
         drift.drift_over_epochs(group),
         drift.drift_lines(group),
-        _NO_ATTACK,
     )
 
 
@@ -141,10 +137,9 @@ def _delta_energy(lens: Lens) -> Plate:
         "How far the energies move, from the least to the most robust network",
         f"Distributions of ΔE(x) and ΔE(x,y) under {_main_attack(lens.seen)}, natural minus adversarial, with median "
         "and quartiles, on an axis that is linear within ±0.1 and logarithmic beyond, without the outermost 0.5 % at "
-        f"either end. {_ranks(lens.seen)} {lens.protocol_text(lens.seen)}",
+        f"either end. {rank_text(lens.seen)} {lens.protocol_text(lens.seen)}",
         smoothness.delta_energy_distributions(lens.seen),
         smoothness.smoothness_lines(lens.seen),
-        _NO_ATTACK,
     )
 
 
@@ -157,7 +152,6 @@ def _classes(lens: Lens) -> Plate:
         f"{lens.protocol_text(lens.seen)}",
         classes.class_profile(lens.seen),
         classes.class_lines(lens.seen),
-        _NO_ATTACK,
     )
 
 
@@ -170,19 +164,18 @@ def _margin(lens: Lens) -> Plate:
         f"{lens.protocol_text(lens.seen)}",
         classes.margin_against_energy(lens.seen),
         classes.margin_lines(lens.seen),
-        _NO_ATTACK,
     )
 
 
-def tables(lens: Lens) -> dict[str, list[Line]]:
+def tables(lens: Lens) -> dict[str, list[CsvRow]]:
     """Tables that no figure has."""
     return {
         "class_correlations": classes.class_correlation_lines(lens.seen),
-        "rank_correlations": smoothness.rank_correlations(lens.seen),
+        "rank_correlations": [asdict(one) for one in smoothness.rank_correlations(lens.seen)],
     }
 
 
-def samples(lens: Lens) -> dict[str, Array]:
+def sample_columns(lens: Lens) -> dict[str, Array]:
     """Column -> one value per network, attack and image: what every figure of the networks is drawn from.
 
     `image` is where the image lies in the whole test set.
@@ -213,8 +206,7 @@ def followed(lens: Lens) -> dict[str, list[Seen]]:
 
 
 def _main_attack(seen: Sequence[Seen]) -> str:
-    stage = main_stage(seen)
-    return label(stage) if stage else "no attack"
+    return label(main_stage(seen))
 
 
 def _arrows(seen: Sequence[Seen]) -> str:
@@ -231,15 +223,17 @@ def _left_out(one: Seen) -> str:
     return f" Adversarial images that equal the natural one are left out ({names}); tables count them, with ΔE = 0."
 
 
-def _ranks(seen: Sequence[Seen]) -> str:
-    lines = smoothness.rank_correlations(seen)
-    if not lines:
+def rank_text(seen: Sequence[Seen]) -> str:
+    """What a caption says of the rank correlations of ΔE(x)."""
+    found = smoothness.rank_correlations(seen)
+    if not found:
         return "A rank correlation needs three networks."
-    words = {"absolute_mean": "|mean|", "std": "standard deviation", "small_share": "share below 0.1"}
-    parts = [
-        f"{words[measure]} {float(str(line['spearman'])):+.2f}"
-        for line, measure in zip(lines, smoothness.MEASURES, strict=False)
-    ]
+    words = {
+        "delta_energy_absolute_mean": "|mean|",
+        "delta_energy_std": "standard deviation",
+        "delta_energy_small_share": "share below 0.1",
+    }
+    parts = [f"{words[one.quantity]} {one.spearman:+.2f}" for one in found if one.quantity in words]
     return f"Spearman of robust accuracy with ΔE(x)'s {', '.join(parts)} (n = {len(seen)} networks)."
 
 
@@ -247,6 +241,6 @@ def _who(network: Network) -> str:
     subject = network.subject
     if subject.foreign is not None or subject.epoch is None:
         return subject.source
-    # Rules on disk count epochs from 0, people from 1.
-    rule = f"{subject.rule} checkpoint (epoch {subject.epoch + 1})"
-    return f"{f'epoch {subject.epoch + 1}' if subject.rule.startswith('epoch ') else rule}, {subject.experiment_digest}"
+    epoch = f"epoch {subject.epoch + 1}"  # as people count
+    chosen = f"{subject.checkpoint} checkpoint ({epoch})" if subject.checkpoint else epoch
+    return f"{chosen}, {subject.experiment_digest}"

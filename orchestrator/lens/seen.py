@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from orchestrator.lens.networks import Network
-from orchestrator.report.style import new_figure
+from orchestrator.pages.style import new_figure
 from trainers.catalog.attacks import STAGES
 from trainers.lens.points import Array, Points, point_delta_energies, standing
 from trainers.problems import InvalidInput, Problem
@@ -20,7 +20,7 @@ COLUMNS = 3
 
 @dataclass(frozen=True)
 class Seen:
-    """One network's answers to the images themselves and to each attack, by the name of its stage."""
+    """One network's answers to the images themselves and to each attack (one or more), by the name of its stage."""
 
     network: Network
     natural: Points
@@ -55,10 +55,10 @@ def check_finite(seen: Sequence[Seen]) -> None:
         raise InvalidInput(problems)
 
 
-def main_stage(seen: Sequence[Seen]) -> str | None:
-    """The attack of the figures that show one: PGD-20, or else the first; None if there is none."""
+def main_stage(seen: Sequence[Seen]) -> str:
+    """The attack of the figures that show one: PGD-20, or else the first."""
     stages = list(seen[0].attacked)
-    return "pgd20" if "pgd20" in stages else stages[0] if stages else None
+    return "pgd20" if "pgd20" in stages else stages[0]
 
 
 def label(stage: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FormatStrFormatter, NullLocator
 
 from orchestrator.lens.seen import Seen, main_stage
-from orchestrator.report.figure_data import Line
-from orchestrator.report.lettering import lettered
-from orchestrator.report.style import INK, MUTED, NATURAL_COLOR, new_figure, styled
+from orchestrator.pages.csv_rows import CsvRow
+from orchestrator.pages.lettering import lettered
+from orchestrator.pages.style import INK, MUTED, NATURAL_COLOR, new_figure, styled
 from trainers.lens.points import Array
 from trainers.lens.statistics import SMALL_CHANGE, smoothness, spearman
 
@@ -21,15 +21,22 @@ _BINS = 90
 _NAME_CHARACTERS = 11
 _NAMES = ("delta_energy", "delta_joint_energy")
 _LABELS = (r"$\Delta E(x)$ [nats]", r"$\Delta E(x, y)$ [nats]")
-MEASURES = ("absolute_mean", "std", "small_share")
+_MEASURES = ("absolute_mean", "std", "small_share")
+
+
+@dataclass(frozen=True)
+class RankCorrelation:
+    """Spearman over networks between robust accuracy and one number of ΔE, such as `delta_energy_std`."""
+
+    quantity: str
+    networks: int
+    spearman: float
 
 
 @styled
-def delta_energy_distributions(seen: Sequence[Seen]) -> Figure | None:
+def delta_energy_distributions(seen: Sequence[Seen]) -> Figure:
     """A shape a network with median and quartiles, on a symmetric logarithm that is linear below 0.1."""
     stage = main_stage(seen)
-    if stage is None:
-        return None
     ordered = by_robustness(seen, stage)
     figure = new_figure(4.4, max(3.6, 1.3 + 0.75 * len(ordered)))
     for row, (axes, heading) in enumerate(zip(figure.subplots(2, 1, sharex=True), _LABELS, strict=True)):
@@ -46,11 +53,9 @@ def delta_energy_distributions(seen: Sequence[Seen]) -> Figure | None:
     return figure
 
 
-def smoothness_lines(seen: Sequence[Seen]) -> list[Line]:
+def smoothness_lines(seen: Sequence[Seen]) -> list[CsvRow]:
     """One line a network, the least robust first: its accuracies and the numbers of both ΔE."""
     stage = main_stage(seen)
-    if stage is None:
-        return []
     return [
         {"network": one.name, "attack": stage, "clean_accuracy": float(one.natural.correct.mean()),
          "robust_accuracy": one.robust_accuracy(stage)}
@@ -63,18 +68,18 @@ def smoothness_lines(seen: Sequence[Seen]) -> list[Line]:
     ]  # fmt: skip
 
 
-def rank_correlations(seen: Sequence[Seen]) -> list[Line]:
-    """Spearman over networks between robust accuracy and each number of ΔE; none with fewer than three networks."""
-    lines = smoothness_lines(seen)
-    if len(lines) < 3:
+def rank_correlations(seen: Sequence[Seen]) -> list[RankCorrelation]:
+    """One for each number of ΔE(x), then of ΔE(x,y); none with fewer than three networks."""
+    if len(seen) < 3:
         return []
-    accuracy = [float(str(line["robust_accuracy"])) for line in lines]
+    stage = main_stage(seen)
+    accuracies = [one.robust_accuracy(stage) for one in seen]
+    numbers = {name: [smoothness(one.deltas(stage)[place]) for one in seen] for place, name in enumerate(_NAMES)}
     return [
-        {"quantity": f"{name}_{measure}", "networks": len(lines),
-         "spearman": spearman(accuracy, [float(str(line[f"{name}_{measure}"])) for line in lines])}
-        for name in _NAMES
-        for measure in MEASURES
-    ]  # fmt: skip
+        RankCorrelation(f"{name}_{measure}", len(seen), spearman(accuracies, [getattr(one, measure) for one in of]))
+        for name, of in numbers.items()
+        for measure in _MEASURES
+    ]
 
 
 def by_robustness(seen: Sequence[Seen], stage: str) -> list[Seen]:

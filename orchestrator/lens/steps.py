@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from orchestrator.lens.seen import Seen
-from orchestrator.report.figure_data import Line
-from orchestrator.report.lettering import legend_outside
-from orchestrator.report.style import method_colors, method_markers, new_figure, styled
+from orchestrator.pages.csv_rows import CsvRow
+from orchestrator.pages.lettering import legend_outside
+from orchestrator.pages.style import method_colors, method_markers, new_figure, styled
 from trainers.lens.measure import TRACED
 
 _QUANTITIES = (("energy", "step_energy", r"mean $E(x_t)$"), ("joint_energy", "step_joint_energy", r"mean $E(x_t, y)$"))
@@ -44,9 +44,9 @@ def energy_over_steps(seen: Sequence[Seen]) -> Figure | None:
     return figure
 
 
-def step_lines(seen: Sequence[Seen]) -> list[Line]:
+def step_lines(seen: Sequence[Seen]) -> list[CsvRow]:
     """One line per network and step, with mean and quartiles of both energies; the image itself is step -1."""
-    lines: list[Line] = []
+    lines: list[CsvRow] = []
     for one in seen:
         if TRACED not in one.attacked:
             continue
@@ -55,7 +55,7 @@ def step_lines(seen: Sequence[Seen]) -> list[Line]:
             for quantity, steps, _ in _QUANTITIES
         ]
         for column in range(traced[0].shape[1]):
-            line: Line = {"network": one.name, "step": column - 1}
+            line: CsvRow = {"network": one.name, "step": column - 1}
             for (quantity, _, _), values in zip(_QUANTITIES, traced, strict=True):
                 low, high = np.quantile(values[:, column], (0.25, 0.75))
                 line |= {f"{quantity}_mean": float(values[:, column].mean())}

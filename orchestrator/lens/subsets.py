@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 
 def write_subsets(
-    checkpoint: Path, *, rule: str | None, output: Path, seed: int, batch_size: int, data_dir: Path | None,
+    reference: Path, *, checkpoint: str | None, output: Path, seed: int, batch_size: int, data_dir: Path | None,
     console: Console,
 ) -> None:  # fmt: skip
     """Sort the training images of a run's own split by its net's E(x) and write the four subsets of `lens.subsets`.
 
-    Raises InvalidInput if the net is always right or always wrong, or for `rule` both.
+    Raises InvalidInput if the net is always right or always wrong, or for `checkpoint` both.
     """
-    if rule == "both":
+    if checkpoint == "both":
         raise InvalidInput.single("--checkpoint", "both: subsets come from one net; allowed: best, last")
     disk.check_file(output, "--output")
-    (subject,) = own_subjects(checkpoint, rule, data_dir)
+    (subject,) = own_subjects(reference, checkpoint, data_dir)
     from trainers.data.images import load_splits, training_indices
     from trainers.foreign.weights import weights_digest
     from trainers.lens.subsets import choose_subsets
@@ -42,7 +42,7 @@ def write_subsets(
     try:
         chosen = choose_subsets(seen.energy, seen.correct, seed=seed)
     except ValueError as error:
-        raise InvalidInput.single(str(checkpoint), str(error)) from error
+        raise InvalidInput.single(str(reference), str(error)) from error
     mean_energy = {name: float(seen.energy[rows].mean()) for name, rows in chosen.items()}
     content = {
         "data": f"{data.name} {data.size}x{data.size}",

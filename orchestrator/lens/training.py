@@ -12,13 +12,13 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from orchestrator.lens.networks import Network
+from orchestrator.pages.csv_rows import CsvRow
+from orchestrator.pages.lettering import legend_outside
+from orchestrator.pages.style import INK, MUTED, method_colors, new_figure, styled
 from orchestrator.records.runs import Run
 from orchestrator.report.curves import curve, overfitting, training_phases
-from orchestrator.report.figure_data import Line
 from orchestrator.report.figures import ONSETS, delta_energy_axis, mark_onsets
 from orchestrator.report.labels import epsilon_text
-from orchestrator.report.lettering import legend_outside
-from orchestrator.report.style import INK, MUTED, method_colors, new_figure, styled
 from trainers.diagnostics.overfitting import REFERENCE_DELTA_ENERGY, ROBUST_ACCURACY
 
 _ABNORMAL_FRACTION = "probe/abnormal_fraction"
@@ -87,9 +87,9 @@ def abnormal_examples(networks: Sequence[Network]) -> Figure | None:
     return figure
 
 
-def training_lines(networks: Sequence[Network]) -> list[Line]:
+def training_lines(networks: Sequence[Network]) -> list[CsvRow]:
     """One line per run and epoch; `phase` counts from 1 in runs that are long enough to have phases."""
-    lines: list[Line] = []
+    lines: list[CsvRow] = []
     for name, run in _runs(networks, REFERENCE_DELTA_ENERGY).items():
         onsets = {onset.epoch + 1: onset.kind for onset in overfitting(run)}
         found = training_phases(run)
@@ -110,9 +110,9 @@ def training_lines(networks: Sequence[Network]) -> list[Line]:
     return lines
 
 
-def abnormal_lines(networks: Sequence[Network]) -> list[Line]:
+def abnormal_lines(networks: Sequence[Network]) -> list[CsvRow]:
     """One line per run and epoch; an energy is empty where no example was abnormal."""
-    lines: list[Line] = []
+    lines: list[CsvRow] = []
     for name, run in _runs(networks, _ABNORMAL_FRACTION).items():
         curves = {metric: dict(zip(*curve(run, metric), strict=True)) for metric in _ABNORMAL}
         lines += [

@@ -12,16 +12,17 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator.evaluation.protocols import protocol_for
-from orchestrator.evaluation.verb import check_epsilon, settings_of
+from orchestrator.evaluation.verb import protocol_epsilon, settings_of
 from orchestrator.lens.drift import drift_animation
-from orchestrator.lens.measuring import POINTS_FOLDER, measure
+from orchestrator.lens.measuring import Measured, measure
 from orchestrator.lens.networks import Network, file_name, stored_epochs
-from orchestrator.lens.plates import Lens, followed, plates, samples, tables
+from orchestrator.lens.plates import Lens, followed, plates, sample_columns, tables
 from orchestrator.lens.seen import Seen, check_finite, label
-from orchestrator.report.files import remove_earlier, write_parquet, write_plate, write_table
-from orchestrator.report.markup import Markup, element, table
-from orchestrator.report.page import document
-from orchestrator.report.sections import FIGURES_FOLDER
+from orchestrator.lens.smoothness import rank_correlations
+from orchestrator.pages.document import document
+from orchestrator.pages.files import FIGURES_FOLDER, remove_earlier, write_parquet, write_table
+from orchestrator.pages.markup import Markup, element, table
+from orchestrator.pages.plate import write_plate
 from orchestrator.tracking import server
 from search_spaces.study import Confirm
 from trainers.catalog.attacks import stages
@@ -34,12 +35,12 @@ PAGE_FILE = "lens.html"
 
 def lens_protocol(networks: Sequence[Network], settings: Confirm, epsilon: str | None) -> Protocol:
     """The protocol that all networks share. Raises InvalidInput if their ε differ and none is said."""
-    check_epsilon(epsilon)
+    epsilon = protocol_epsilon(epsilon)
     given = {str(one.subject.experiment.evaluation.epsilon.plain()) for one in networks}
     if epsilon is None and len(given) > 1:
         raise InvalidInput.single("--epsilon", f"is missing: the networks' own evaluation ε differ ({sorted(given)})")
     found = protocol_for(networks[0].subject.experiment, settings, "weights")
-    # A network is known by its weights: neither by the rule that chose its epoch nor by how it was trained.
+    # A network is known by its weights: neither by which checkpoint it is nor by how it was trained.
     return replace(found, epsilon=epsilon or found.epsilon, training="")
 
 
@@ -47,7 +48,7 @@ def look(
     networks: Sequence[Network], *, attack: str, samples: int, epsilon: str | None, seed: int, shard: int,
     batch_size: int, epochs: str | None, data_dir: Path | None, address: str | None, threads: int | None,
     output: Path, track: bool, console: Console,
-) -> Lens:  # fmt: skip
+) -> None:  # fmt: skip
     """Measure all networks under all attacks, the stored `epochs` of runs under PGD-20, and write everything.
 
     Without PGD-20 among the attacks, stored epochs are seen under the first.
@@ -57,8 +58,9 @@ def look(
     if not chosen:
         raise InvalidInput.single("--attack", "clean: a lens compares images with their adversarial versions")
     protocol = lens_protocol(networks, settings, epsilon)
-    if track:
-        server.check_reachable(server.uri_of_no_study())
+    uri = server.uri_of_no_study() if track else None
+    if uri is not None:
+        server.check_reachable(uri)
     followed_stage = "pgd20" if "pgd20" in chosen else chosen[0]
     stored = [] if epochs is None else stored_epochs(networks, epochs, data_dir)
     wanted = [(one, ("clean", *chosen)) for one in networks] + [(one, ("clean", followed_stage)) for one in stored]
@@ -69,26 +71,25 @@ def look(
         console.print(f"the same command again continues from {output}", soft_wrap=True)
         raise
     seen = [
-        Seen(network, points["clean"], {stage: points[stage] for stage in listed if stage != "clean"})
-        for (network, listed), points in zip(wanted, measured, strict=True)
+        Seen(network, found.points["clean"], {stage: found.points[stage] for stage in listed if stage != "clean"})
+        for (network, listed), found in zip(wanted, measured, strict=True)
     ]
     check_finite(seen)
     lens = Lens(protocol, seen[: len(networks)], seen[len(networks) :])
     write(lens, output)
     _print(lens, console)
     console.print(f"figures and tables: {output / PAGE_FILE}", soft_wrap=True)
-    if track:
-        _publish(lens, output, console)
-    return lens
+    if uri is not None:
+        _publish(uri, lens, measured[: len(networks)], output, console)
 
 
-def _publish(lens: Lens, output: Path, console: Console) -> None:
+def _publish(uri: str, lens: Lens, measured: Sequence[Measured], output: Path, console: Console) -> None:
     names = {f"network.{place}": one.name for place, one in enumerate(lens.seen)}
-    who = [one.network.subject.source for one in lens.seen]
+    who = [one.identity for one in measured]
     identity = hashlib.sha256(repr((lens.protocol.key, names, who)).encode()).hexdigest()[:32]
-    born = max(file.stat().st_mtime for file in (output / POINTS_FOLDER).glob("*.npz"))
-    server.hand_over(
-        server.uri_of_no_study(), console,
+    born = max(file.stat().st_mtime for one in measured for file in one.files)
+    server.log_folder(
+        uri, console,
         identity=identity, kind="lens", name=f"lens of {len(lens.seen)} networks", time=born,
         params=names | {"protocol": lens.protocol.key}, metrics=metrics(lens),
         artifacts=[output / PAGE_FILE, output / FIGURES_FOLDER],
@@ -109,7 +110,7 @@ def write(lens: Lens, output: Path) -> None:
         animation = drift_animation(group)
         if animation is not None:
             write_with(folder / f"drift-{file_name(name)}.gif", methodcaller("write", animation))
-    write_parquet(samples(lens), folder / "samples.parquet")
+    write_parquet(sample_columns(lens), folder / "samples.parquet")
     write_whole(output / PAGE_FILE, document("Energy lens", sections))
 
 
@@ -126,8 +127,7 @@ def metrics(lens: Lens) -> dict[str, float]:
                 f"{name}/{stage}/delta_energy/mean": float(marginal.mean()),
                 f"{name}/{stage}/delta_joint_energy/mean": float(joint.mean()),
             }
-    for line in tables(lens)["rank_correlations"]:
-        found[f"rank_correlation/{line['quantity']}"] = float(str(line["spearman"]))
+    found |= {f"rank_correlation/{one.quantity}": one.spearman for one in rank_correlations(lens.seen)}
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
@@ -165,9 +165,8 @@ def _print(lens: Lens, console: Console) -> None:
         printed.add_row(one.name, f"{100 * one.natural.correct.mean():.1f}", *accuracies)
         printed.add_row("", "", *changes)
     console.print(printed)
-    for line in tables(lens)["rank_correlations"]:
+    for found in rank_correlations(lens.seen):
         console.print(
-            f"Spearman of robust accuracy with {line['quantity']} over {line['networks']} networks: "
-            f"{float(str(line['spearman'])):+.2f}",
+            f"Spearman of robust accuracy with {found.quantity} over {found.networks} networks: {found.spearman:+.2f}",
             soft_wrap=True,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict
 
+from orchestrator.pages.csv_rows import CsvRow
 from orchestrator.records.runs import Run
 from orchestrator.records.trials import trials
 from orchestrator.report.curves import curve, overfitting
@@ -13,12 +14,10 @@ from orchestrator.report.importance import Importances
 from orchestrator.report.labels import epsilon_text, method_label
 from trainers.diagnostics.overfitting import REFERENCE_DELTA_ENERGY, ROBUST_ACCURACY
 
-Line = dict[str, object]
 
-
-def energy_curve_lines(runs: Iterable[Run]) -> list[Line]:
+def energy_curve_lines(runs: Iterable[Run]) -> list[CsvRow]:
     """One line per trial (its first seed) and epoch of `energy_curves`; `onset` says what sets in there."""
-    lines: list[Line] = []
+    lines: list[CsvRow] = []
     for run in (trial.first for trial in trials(runs)):
         energies = dict(zip(*curve(run, REFERENCE_DELTA_ENERGY), strict=True))
         accuracies = dict(zip(*curve(run, ROBUST_ACCURACY), strict=True))
@@ -38,12 +37,12 @@ def energy_curve_lines(runs: Iterable[Run]) -> list[Line]:
     return lines
 
 
-def held_out_lines(points: Iterable[HeldOutPoint]) -> list[Line]:
+def held_out_lines(points: Iterable[HeldOutPoint]) -> list[CsvRow]:
     """One line per trial that counts: the data of `pareto_front` and of `accuracy_over_epsilon`."""
     return [asdict(point) for point in points]
 
 
-def importance_lines(importances: Importances) -> list[Line]:
+def importance_lines(importances: Importances) -> list[CsvRow]:
     """One line per objective and parameter."""
     return [
         {"objective": objective, "parameter": parameter, "importance": share}

@@ -14,14 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FormatStrFormatter, MaxNLocator, NullLocator
 
-from orchestrator.records.runs import Run
-from orchestrator.records.trials import trials
-from orchestrator.report.curves import curve, overfitting, training_phases
-from orchestrator.report.held_out import HeldOutPoint
-from orchestrator.report.importance import Importances
-from orchestrator.report.labels import epsilon_text, evaluation_epsilon, method_label, short_names
-from orchestrator.report.lettering import legend_outside
-from orchestrator.report.style import (
+from orchestrator.pages.lettering import legend_outside
+from orchestrator.pages.style import (
     ADVERSARIAL_COLOR,
     INK,
     MUTED,
@@ -35,6 +29,12 @@ from orchestrator.report.style import (
     new_figure,
     styled,
 )
+from orchestrator.records.runs import Run
+from orchestrator.records.trials import trials
+from orchestrator.report.curves import curve, overfitting, training_phases
+from orchestrator.report.held_out import HeldOutPoint
+from orchestrator.report.importance import Importances
+from orchestrator.report.labels import epsilon_text, evaluation_epsilon, method_label, short_names
 from search_spaces.study import Study
 from trainers.diagnostics.overfitting import CLEAN_ACCURACY, REFERENCE_DELTA_ENERGY, ROBUST_ACCURACY
 

@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from orchestrator.records.runs import Run
 from trainers import catalog
 from trainers.config import Experiment
 
-_NAMES = {
-    "fgsm": "FGSM",
-    "fgsm_rs": "FGSM-RS",
-    "n_fgsm": "N-FGSM",
-    "sat": "SAT",
-    "trades": "TRADES",
-    "mart": "MART",
-    "mail_at": "MAIL-AT",
-    "mail_trades": "MAIL-TRADES",
-    "weat_nat": "WEAT-NAT",
-    "weat_adv": "WEAT-ADV",
-    "sat_awp": "AT-AWP",
-    "trades_awp": "TRADES-AWP",
-    "grad_align": "GradAlign",
-    "aaer": "AAER",
-    "aaer_n": "N-AAER",
-}
+
+@dataclass(frozen=True)
+class Strengths:
+    """What weighs the terms of a loss: β of the outer loss, β and γ of the regularizer; None where it has none."""
+
+    beta: float | None
+    der_beta: float | None
+    gamma: float | None
+
+    @property
+    def betas_text(self) -> str:
+        """Both β with three digits and a slash between, such as `7/0.1`."""
+        return "/".join(f"{beta:.3g}" for beta in (self.beta, self.der_beta) if beta is not None)
+
+    @property
+    def gamma_text(self) -> str:
+        """γ with three digits."""
+        return "" if self.gamma is None else f"{self.gamma:.3g}"
+
+
+def strengths(experiment: Experiment) -> Strengths:
+    """Those of one experiment."""
+    method = experiment.method
+    parameters = method.regularizer.parameters if method.regularizer else {}
+    return Strengths(method.beta, parameters.get("beta"), parameters.get("gamma"))
 
 
 def method_label(experiment: Experiment) -> str:
@@ -36,7 +45,7 @@ def method_label(experiment: Experiment) -> str:
     pairs = [(slot, getattr(method, slot), preset.slot(slot)) for slot in slots]
     named = [(slot, chosen and chosen.name, usual and usual["name"]) for slot, chosen, usual in pairs]
     changed = [f"{slot} {chosen or 'none'}" for slot, chosen, usual in named if chosen != usual]
-    label = _NAMES.get(base, base) + (f" ({', '.join(changed)})" if changed else "")
+    label = (preset.label or base) + (f" ({', '.join(changed)})" if changed else "")
     own = catalog.PRESETS[base].slot("regularizer") if base in catalog.PRESETS else None
     usual, chosen = own and own["name"], method.regularizer and method.regularizer.name
     if chosen == usual:

@@ -1,24 +1,24 @@
-"""`report.html`: one self-contained page about one study, and its figures and tables as files beside it.
+"""`report.html`: one page about one study, and its figures and tables as files beside it.
 
-The page asks the network for nothing, works from a file, and is the same for the same journals, byte by byte.
+It is the same for the same journals, byte by byte.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
+from orchestrator.pages.csv_rows import to_csv
+from orchestrator.pages.document import document
+from orchestrator.pages.files import FIGURES_FOLDER
+from orchestrator.pages.plate import write_plate
 from orchestrator.records.journal import Journal
 from orchestrator.records.rungs import climbed
 from orchestrator.records.storage import storage_url
 from orchestrator.records.study_folder import STUDY_FILE, read_study
 from orchestrator.report import sections
-from orchestrator.report.files import write_plate
 from orchestrator.report.held_out import held_out_points
-from orchestrator.report.markup import Markup, element, join
 from orchestrator.report.plates import plates
-from orchestrator.report.stylesheet import CSS
-from orchestrator.report.tables import confirmations, results, to_csv, trial_rows
+from orchestrator.report.tables import confirmations, results, trial_rows
 from trainers.whole_files import write_whole
 
 REPORT_FILE = "report.html"
@@ -27,7 +27,7 @@ REPORT_FILE = "report.html"
 def write_report(journal: Journal) -> Path:
     """Write `report.html` and `figures/` into the folder of a study, at any moment of it; returns the page."""
     study, runs = read_study(journal.folder), journal.runs()
-    folder = journal.folder / sections.FIGURES_FOLDER
+    folder = journal.folder / FIGURES_FOLDER
     folder.mkdir(exist_ok=True)
     tested, tried, points = results(runs), trial_rows(study, runs), held_out_points(study, runs)
     events = journal.events()
@@ -44,27 +44,3 @@ def write_report(journal: Journal) -> Path:
         sections.citations(),
     ]
     return write_whole(journal.folder / REPORT_FILE, document(study.name, parts))
-
-
-def document(title: str, parts: Sequence[Markup]) -> str:
-    """A self-contained page of these parts."""
-    # The policy makes the browser enforce what is promised: nothing is loaded, not even an icon.
-    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-    lines = [
-        "<!DOCTYPE html>",
-        '<html lang="en">',
-        "<head>",
-        '<meta charset="utf-8">',
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        '<link rel="icon" href="data:,">',
-        element("title", title),
-        f"<style>{CSS}</style>",
-        "</head>",
-        "<body>",
-        element("main", join(parts, "\n")),
-        "</body>",
-        "</html>",
-        "",
-    ]
-    return "\n".join(lines)

@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-from matplotlib.figure import Figure
 
 from orchestrator.host.databases import reason
+from orchestrator.pages.plate import Plate
 from orchestrator.records.runs import Run
 from orchestrator.records.trials import trials
 from orchestrator.report import figures
-from orchestrator.report.figure_data import Line, energy_curve_lines, held_out_lines, importance_lines
+from orchestrator.report.figure_data import energy_curve_lines, held_out_lines, importance_lines
 from orchestrator.report.held_out import HeldOutPoint, nothing_counts
 from orchestrator.report.importance import MIN_TRIALS, Importances, parameter_importances
 from orchestrator.report.labels import evaluation_epsilon
 from search_spaces.study import Study
-
-
-@dataclass(frozen=True)
-class Plate:
-    """A figure with its heading, caption and data; `missing` is said where there is no figure."""
-
-    name: str
-    heading: str
-    caption: str
-    figure: Figure | None
-    lines: list[Line]
-    missing: str
 
 
 def plates(study: Study, runs: Sequence[Run], points: Sequence[HeldOutPoint], storage_url: str) -> list[Plate]:

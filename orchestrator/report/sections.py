@@ -6,21 +6,19 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from orchestrator.pages.files import link
+from orchestrator.pages.markup import Markup, element, join, table
 from orchestrator.records.events import Event, RungClimbed
 from orchestrator.records.runs import Run
 from orchestrator.records.study_folder import STUDY_FILE
 from orchestrator.report.held_out import HeldOutPoint
 from orchestrator.report.labels import short_names
-from orchestrator.report.markup import Markup, element, inline_svg, join, table
-from orchestrator.report.plates import Plate
 from orchestrator.report.summary import headlines, what_was_run
 from orchestrator.report.tables import ResultRow, TrialRow, by_protocol
 from search_spaces.study import Study
 from trainers.catalog.attacks import STAGES, attack_label, stages
 from trainers.diagnostics.overfitting import CLEAN_ACCURACY, ROBUST_ACCURACY
 from trainers.evaluation.result import Protocol
-
-FIGURES_FOLDER = "figures"
 
 _OBJECTIVES = {CLEAN_ACCURACY: "Clean", ROBUST_ACCURACY: "PGD\u201110"}
 _CITATIONS = (
@@ -78,7 +76,7 @@ def test_results(rows: Sequence[ResultRow], confirmed: Sequence[Run]) -> Markup:
         parts += [_results_table(protocol, group), _protocol_note(protocol, ranked=len(group) > 1)]
     if waiting:
         parts.append(element("p", f"Confirmation runs without an evaluation yet: {waiting}.", class_="note"))
-    parts.append(element("p", _link("results.csv", "CSV"), class_="note"))
+    parts.append(element("p", link("results.csv", "CSV"), class_="note"))
     return element("section", *parts)
 
 
@@ -90,9 +88,9 @@ def _problems(runs: Iterable[Run]) -> list[Markup]:
 def _results_table(protocol: Protocol, rows: Sequence[ResultRow]) -> Markup:
     stages = list(rows[0].accuracies)
     settings = {
-        "β": [row.beta for row in rows],
-        "β DER": [row.der_beta for row in rows],
-        "γ DER": [row.gamma for row in rows],
+        "β": [row.strengths.beta for row in rows],
+        "β DER": [row.strengths.der_beta for row in rows],
+        "γ DER": [row.strengths.gamma for row in rows],
     }
     settings = {name: values for name, values in settings.items() if any(value is not None for value in values)}
     attacks = ["Clean", *(STAGES[stage].label for stage in stages[1:])]
@@ -154,18 +152,6 @@ def _protocol_note(protocol: Protocol, *, ranked: bool) -> Markup:
     )
 
 
-def plate(content: Plate, document: str | None) -> Markup:
-    """A figure under its heading with its caption, or the line that says why there is none."""
-    heading = element("h2", content.heading)
-    if document is None:
-        return element("section", heading, element("p", content.missing, class_="none"))
-    files = [_link(f"{content.name}.svg", "SVG")]
-    # Pictures have no numbers, and no file of them.
-    files += [_link(f"{content.name}.csv", "CSV")] if content.lines else []
-    caption = element("figcaption", content.caption, " ", join(files, " "))
-    return element("section", heading, element("figure", inline_svg(document, content.name, content.heading), caption))
-
-
 def all_trials(study: Study, rows: Sequence[TrialRow]) -> Markup:
     """The table of every trial, folded away."""
     heading = element("h2", "All trials")
@@ -191,7 +177,7 @@ def all_trials(study: Study, rows: Sequence[TrialRow]) -> Markup:
     over = f", mean ± sample standard deviation over {study.search.seeds} seeds" if study.search.seeds > 1 else ""
     note = element(
         "p", f"Objectives are held-out accuracies at the {study.search.checkpoint} epoch{over}; epochs count from 1. ",
-        _link("trials.csv", "CSV"), class_="note",
+        link("trials.csv", "CSV"), class_="note",
     )  # fmt: skip
     summary = element("summary", f"{len(rows)} trials")
     return element("section", heading, element("details", summary, table(header, body, left=words), note))
@@ -220,10 +206,6 @@ def citations() -> Markup:
         for name, text, number in _CITATIONS
     ]
     return element("section", element("h2", "How to cite"), *entries)
-
-
-def _link(file: str, text: str) -> Markup:
-    return element("a", text, href=f"{FIGURES_FOLDER}/{file}")
 
 
 def _value(value: Any) -> str:

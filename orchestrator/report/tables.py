@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from orchestrator.records.constraints import limits, violations
@@ -13,7 +11,7 @@ from orchestrator.records.runs import Run
 from orchestrator.records.trials import Spread, Trial, trials
 from orchestrator.report.curves import curve, trial_onset_text
 from orchestrator.report.held_out import objectives
-from orchestrator.report.labels import epsilon_text, method_label
+from orchestrator.report.labels import Strengths, epsilon_text, method_label, strengths
 from search_spaces.study import Study
 from trainers.diagnostics.overfitting import ROBUST_ACCURACY
 from trainers.evaluation.result import Protocol
@@ -26,16 +24,13 @@ class ResultRow:
     """One configuration, confirmed over seeds under one protocol.
 
     `accuracies` go by stage of the evaluation and are cumulative; `best` names the stages in which this row is the
-    best of its protocol, or within one standard deviation of the best. `beta` belongs to the outer loss, `der_beta`
-    and `gamma` to the regularizer. `gap` is best minus last epoch in held-out robust accuracy, what robust overfitting
-    costs; None for runs without records.
+    best of its protocol, or within one standard deviation of the best. `gap` is best minus last epoch in held-out
+    robust accuracy, what robust overfitting costs; None for runs without records.
     """
 
     trial: int
     method: str
-    beta: float | None
-    der_beta: float | None
-    gamma: float | None
+    strengths: Strengths
     epsilon: str
     protocol: Protocol
     seeds: tuple[int, ...]
@@ -53,9 +48,7 @@ class ResultRow:
         cells: dict[str, object] = {
             "trial": self.trial,
             "method": self.method,
-            "beta": self.beta,
-            "der_beta": self.der_beta,
-            "gamma": self.gamma,
+            **asdict(self.strengths),
             "epsilon": self.epsilon,
             "protocol": self.protocol.key,
             "seeds": " ".join(map(str, self.seeds)),
@@ -166,17 +159,6 @@ def trial_rows(study: Study, runs: Sequence[Run]) -> list[TrialRow]:
     ]
 
 
-def to_csv(lines: Iterable[Mapping[str, object]]) -> str:
-    """Lines as CSV; columns in the order in which they first appear, cells that a line lacks are empty."""
-    lines = list(lines)
-    columns = list(dict.fromkeys(column for line in lines for column in line))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
-
-
 def _constraints(study: Study, demanded: Mapping[str, float | None], trial: Trial) -> str:
     if not demanded or not trial.objectives:
         return ""
@@ -190,14 +172,10 @@ def _result(group: Sequence[Run]) -> ResultRow:
     evaluations = [run.evaluation for run in group if run.evaluation is not None]
     stages = list(evaluations[0].accuracies)
     experiment = group[0].experiment
-    regularizer = experiment.method.regularizer
-    parameters = regularizer.parameters if regularizer else {}
     return ResultRow(
         trial=group[0].trial,
         method=method_label(experiment),
-        beta=experiment.method.beta,
-        der_beta=parameters.get("beta"),
-        gamma=parameters.get("gamma"),
+        strengths=strengths(experiment),
         epsilon=epsilon_text(experiment),
         protocol=evaluations[0].protocol,
         seeds=tuple(sorted(run.experiment.seed for run in group)),

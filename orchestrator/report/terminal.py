@@ -28,8 +28,7 @@ def print_results(rows: Sequence[ResultRow], console: Console, *, studies: Seque
     for heading in [*(["study"] if studies else []), *headings, *(["best−last"] if wide else [])]:
         table.add_column(heading, no_wrap=True)
     for place, row in enumerate(rows):
-        betas = "/".join(f"{beta:.3g}" for beta in (row.beta, row.der_beta) if beta is not None)
-        gamma = "" if row.gamma is None else f"{row.gamma:.3g}"
+        betas, gamma = row.strengths.betas_text, row.strengths.gamma_text
         cells = [escape(studies[place])] if studies else []
         cells += [str(row.trial), row.method, row.epsilon, betas, gamma, str(len(row.seeds))]
         cells += [f"[bold]{row.accuracies[s]}[/bold]" if s in row.best else str(row.accuracies[s]) for s in stages]

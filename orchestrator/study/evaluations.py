@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from orchestrator.evaluation.protocols import checkpoint_folder
-from orchestrator.evaluation.shards import attempt_shard, collect, summary
+from orchestrator.evaluation.shards import Shard, attempt_shard, collect, summary
 from orchestrator.records.events import Evaluated
 from orchestrator.records.runs import Run
 from orchestrator.study.session import Session
@@ -55,11 +54,11 @@ def _submitted(session: Session, wanted: Sequence[tuple[Run, Protocol]]) -> dict
     task = ray.remote(attempt_shard).options(num_cpus=threads, num_gpus=gpus, max_retries=_MAX_LOSSES)
     pending: dict[Any, tuple[Run, Protocol]] = {}
     for run, protocol in wanted:
-        folder = str(checkpoint_folder(run.folder, protocol.checkpoint))
-        data = session.study.located(run.experiment).data.model_dump_json()
+        folder = checkpoint_folder(run.folder, protocol.checkpoint)
+        data = session.study.located(run.experiment).data
         for bounds in protocol.ranges():
-            reference = task.remote(folder, data, asdict(protocol), *bounds, str(run.folder), threads, gpus)
-            pending[reference] = run, protocol
+            shard = Shard(folder, data, protocol, bounds, run.folder)
+            pending[task.remote(shard, threads, gpus)] = run, protocol
     return pending
 
 

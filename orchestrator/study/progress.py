@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.records.events import State
-from orchestrator.report.labels import epsilon_text
+from orchestrator.report.labels import epsilon_text, strengths
 from trainers.config import Experiment
 from trainers.diagnostics.overfitting import (
     CLEAN_ACCURACY,
@@ -193,15 +193,12 @@ class StudyView:
 
 def swept(experiment: Experiment) -> dict[str, str]:
     """The four things that this product sweeps, as text: method, ε, β and γ (a dash where there is none)."""
-    method = experiment.method
-    regularizer = method.regularizer.parameters if method.regularizer else {}
-    betas = [value for value in (method.beta, regularizer.get("beta")) if value is not None]
-    gamma = regularizer.get("gamma")
+    found = strengths(experiment)
     return {
-        "method": method.name,
+        "method": experiment.method.name,
         "epsilon": epsilon_text(experiment),
-        "beta": "/".join(f"{value:.3g}" for value in betas) or "-",
-        "gamma": "-" if gamma is None else f"{gamma:.3g}",
+        "beta": found.betas_text or "-",
+        "gamma": found.gamma_text or "-",
     }
 
 

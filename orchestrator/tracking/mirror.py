@@ -183,8 +183,8 @@ class Mirror:
             self._client.log_batch(self._runs[trial_key(trial)].run_id, metrics=[metric])
 
     def _send_report(self) -> None:
+        from orchestrator.pages.files import FIGURES_FOLDER
         from orchestrator.report.page import REPORT_FILE
-        from orchestrator.report.sections import FIGURES_FOLDER
 
         report, figures = (self._journal.folder / name for name in (REPORT_FILE, FIGURES_FOLDER))
         with uploading():

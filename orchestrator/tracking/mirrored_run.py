@@ -96,8 +96,8 @@ class MirroredRun:
             return
         if run.records:
             yield "figures", _ending(run), partial(self._upload_energy_figure, run)
-        for rule in ("best", "last"):
-            folder, name = checkpoint_folder(run.folder, rule), f"checkpoints/{rule}"
+        for checkpoint in ("best", "last"):
+            folder, name = checkpoint_folder(run.folder, checkpoint), f"checkpoints/{checkpoint}"
             if folder.is_dir():
                 yield name, _ending(run), partial(self._client.log_artifacts, self.run_id, str(folder), name)
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from orchestrator.host.credentials import refuse_password
 from orchestrator.host.databases import advice, try_connecting
@@ -178,37 +178,32 @@ def _schemes() -> set[str]:
 
 
 def log_folder(
-    uri: str, *, identity: str, kind: str, name: str, time: float, params: Mapping[str, str],
+    uri: str, console: Console, *, identity: str, kind: str, name: str, time: float, params: Mapping[str, str],
     metrics: Mapping[str, float], artifacts: Sequence[Path],
 ) -> None:  # fmt: skip
     """One run with files and folders, once for each `identity`; metrics are those of the moment `time` (Unix seconds).
 
-    Raises whatever the server raises.
+    Says where it went. A server that fails is a warning: what is on disk stands.
     """
     from mlflow.entities import Metric, Param
 
-    client = connected(uri)
-    experiment = find_experiment(client, uri, Tracking().experiment)
-    tags = {KIND_TAG: kind, RUN_TAG: identity}
-    run_id = find_or_create(client, experiment, identity, name, tags).info.run_id
-    client.log_batch(
-        run_id,
-        params=[Param(key, value) for key, value in params.items()],
-        metrics=[Metric(key, value, int(time * 1000), 0) for key, value in metrics.items()],
-    )
-    with uploading():
-        for path in artifacts:
-            if path.is_dir():
-                client.log_artifacts(run_id, str(path), path.name)
-            else:
-                client.log_artifact(run_id, str(path))
-    client.set_terminated(run_id, "FINISHED")
-
-
-def hand_over(uri: str, console: Console, **what: Any) -> None:
-    """`log_folder`, and say where it went; a server that fails is a warning: the folder itself stands."""
     try:
-        log_folder(uri, **what)
+        client = connected(uri)
+        experiment = find_experiment(client, uri, Tracking().experiment)
+        tags = {KIND_TAG: kind, RUN_TAG: identity}
+        run_id = find_or_create(client, experiment, identity, name, tags).info.run_id
+        client.log_batch(
+            run_id,
+            params=[Param(key, value) for key, value in params.items()],
+            metrics=[Metric(key, value, int(time * 1000), 0) for key, value in metrics.items()],
+        )
+        with uploading():
+            for path in artifacts:
+                if path.is_dir():
+                    client.log_artifacts(run_id, str(path), path.name)
+                else:
+                    client.log_artifact(run_id, str(path))
+        client.set_terminated(run_id, "FINISHED")
     except Exception as error:
         said = f"MLflow has not got it ({outage(error)}); the same command again sends it"
         console.print(said, style="yellow", markup=False)

@@ -13,6 +13,7 @@ import pytest
 from orchestrator.cli import main
 from orchestrator.commands.compare import differences, rankings
 from orchestrator.records.study_folder import create_study_folder
+from orchestrator.report.labels import Strengths
 from orchestrator.report.tables import ResultRow, Spread
 from search_spaces.study import parse_study
 from tests.orchestrator.made_up import confirm_run, end_run
@@ -24,7 +25,7 @@ ELSEWHERE = replace(PROTOCOL, epsilon="4/255", samples=50)
 
 def row(trial: int, robust: float, protocol: Protocol = PROTOCOL, deviation: float | None = None) -> ResultRow:
     accuracies = {"clean": Spread(0.9, None, 1), "square": Spread(robust, deviation, 1)}
-    return ResultRow(trial, "FGSM", None, None, None, "8/255", protocol, (0,), accuracies)
+    return ResultRow(trial, "FGSM", Strengths(None, None, None), "8/255", protocol, (0,), accuracies)
 
 
 def test_one_protocol_is_one_ranking_over_studies():

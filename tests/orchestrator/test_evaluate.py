@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import re
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
 
 from orchestrator.cli import main
 from orchestrator.evaluation.protocols import protocol_for
-from orchestrator.evaluation.shards import evaluate_shard
+from orchestrator.evaluation.shards import Shard, evaluate_shard
 from orchestrator.exit_codes import BAD_INPUT, ENVIRONMENT, INTERRUPTED, OK
 from search_spaces.study import Confirm
 from trainers import checkpoint
@@ -93,7 +93,7 @@ def test_best_and_last_share_a_protocol_and_their_gap_is_printed(run_folder, eva
     code, printed, _ = evaluate(run_folder, *PGD, "--checkpoint", "both", "--output", "flags.json")
     assert code == OK
     assert [int(shown) for shown in re.findall(r"^\S+/checkpoints/\S+, epoch (\d)", printed, re.MULTILINE)] == [2, 3]
-    best, last = (Evaluation.load(tmp_path / f"flags-{rule}.json") for rule in ("best", "last"))
+    best, last = (Evaluation.load(tmp_path / f"flags-{name}.json") for name in ("best", "last"))
     assert (best.epoch, last.epoch) == (1, 2)
     assert best.protocol.key.replace(" best ", " last ") == last.protocol.key
     (line,) = re.findall(r"^best \(epoch 2\) - last \(epoch 3\), in points: (.*)$", printed, re.MULTILINE)
@@ -125,8 +125,7 @@ def test_a_run_whose_file_of_subsets_is_gone_is_evaluated(run_folder, natural_ne
     assert evaluate(run_folder, *PGD, "--output", "whole.json")[0] == OK
     assert Evaluation.load(tmp_path / "gone.json").flags == Evaluation.load(tmp_path / "whole.json").flags
     protocol = protocol_for(settings, Confirm(attack="clean", samples=20), "best", "held-out")
-    data = settings.data.model_dump_json()
-    evaluate_shard(str(saved), data, asdict(protocol), 0, 20, str(tmp_path / "run"), 1, 0)
+    evaluate_shard(Shard(saved, settings.data, protocol, (0, 20), tmp_path / "run"), 1, 0)
     assert len(list((tmp_path / "run" / "shards").glob("*.json"))) == 1
 
 
@@ -152,6 +151,15 @@ def test_a_fast_evaluation_says_so_in_its_protocol(run_folder, evaluate, tmp_pat
     assert fast.protocol.is_fast
     assert fast.protocol.key != exact.protocol.key
     assert fast.flags.standing["clean"] == exact.flags.standing["clean"]
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"), [("0.10", "0.1"), ("6e-2", "0.06"), ("8/255", "8/255"), ("8 / 255", "8/255")]
+)
+def test_an_epsilon_is_one_protocol_however_it_is_written(written, kept, run_folder, evaluate, tmp_path):
+    words = ("--attack", "pgd20", "-n", "10", "--epsilon", written, "--output", "flags.json")
+    assert evaluate(run_folder, *words)[0] == OK
+    assert Evaluation.load(tmp_path / "flags.json").protocol.epsilon == kept
 
 
 def test_a_model_of_the_users_own_code_is_attacked_and_its_softmax_warned_of(evaluate, tmp_path):
@@ -255,7 +263,7 @@ def test_where_the_result_can_not_be_written_nothing_is_computed(words, run_fold
         (("weights.pt", *WEIGHTS, "--data", "cifar"), "Did you mean cifar10?"),
         (("weights.pt", *WEIGHTS, "--checkpoint", "both"), "--checkpoint: both: is for run folders"),
         (WEIGHTS, "--model: small has no weights of its own"),
-        (("RUN", "--checkpoint", "first"), "--checkpoint: unknown rule 'first'"),
+        (("RUN", "--checkpoint", "first"), "--checkpoint: unknown checkpoint 'first'"),
         (("RUN/checkpoints/best", "--checkpoint", "last"), "is no run folder"),
         (("nowhere",), "nowhere: no such run folder, checkpoint folder or file of weights"),
         (("RUN", "--attack", "pgd20,cv"), "attack: unknown attack 'cv'. Did you mean cw?"),

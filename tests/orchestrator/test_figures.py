@@ -10,6 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from orchestrator.pages.style import to_svg
 from orchestrator.records.runs import Run
 from orchestrator.records.storage import storage_url
 from orchestrator.records.study_folder import open_study_folder
@@ -18,7 +19,6 @@ from orchestrator.report.curves import training_phases
 from orchestrator.report.figure_data import energy_curve_lines
 from orchestrator.report.held_out import held_out_points
 from orchestrator.report.importance import parameter_importances
-from orchestrator.report.style import to_svg
 from tests.orchestrator.made_up import EPOCHS, lengthened, made_up_study, record, write_study
 
 

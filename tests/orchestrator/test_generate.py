@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from mlflow import MlflowClient
 
 from orchestrator.cli import main
 from orchestrator.exit_codes import BAD_INPUT, OK
@@ -21,6 +22,7 @@ from trainers import checkpoint
 from trainers.config import parse
 from trainers.data.extra import read_extra
 from trainers.data.images import load_splits
+from trainers.evaluation import classifier
 from trainers.generation.settings import StartSettings
 from trainers.generation.starts import STARTS, pca
 from trainers.problems import InvalidInput
@@ -92,6 +94,18 @@ def test_the_table_and_the_traces_say_what_the_chains_did(generate):
     assert 0 <= float(line["steps"]) <= 30
 
 
+def test_a_network_is_looked_at_once_for_all_its_starts(generate, monkeypatch):
+    looked, original = [], classifier.check_classifier
+
+    def counted(model, *arguments, **options):
+        looked.append(model)
+        return original(model, *arguments, **options)
+
+    monkeypatch.setattr(classifier, "check_classifier", counted)
+    assert generate("--init", "noise,gaussian")[0] == OK
+    assert len(looked) == 1
+
+
 def test_a_missing_shard_alone_is_made_again_and_the_same(generate):
     _, first_time, _ = generate()
     before = images_of()
@@ -104,6 +118,17 @@ def test_a_missing_shard_alone_is_made_again_and_the_same(generate):
     assert second_time.count("chains") == 1
     assert shards[0].stat().st_mtime_ns == kept
     assert all(np.array_equal(one, other) for one, other in zip(before, images_of(), strict=True))
+
+
+def test_the_same_images_are_one_run_of_mlflow_whatever_else_was_made_meanwhile(generate, tmp_path, monkeypatch):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    for words in ((), ("--seed", "1"), ()):
+        assert generate("--init", "noise", "--track", *words)[0] == OK
+    client = MlflowClient(tracking_uri=uri)
+    runs = client.search_runs([client.get_experiment_by_name("adversarial-training").experiment_id])
+    assert len(runs) == 2
+    assert all(len(client.get_metric_history(run.info.run_id, "net/noise/final_energy")) == 1 for run in runs)
 
 
 def test_of_many_classes_one_is_fitted_at_a_time_and_the_images_are_the_same(generate, monkeypatch):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import shutil
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet
@@ -17,13 +19,17 @@ from PIL import Image
 from rich.console import Console
 
 from orchestrator.cli import main
+from orchestrator.evaluation.subjects import Foreign
 from orchestrator.evaluation.verb import settings_of
 from orchestrator.exit_codes import BAD_INPUT, INTERRUPTED, OK
 from orchestrator.lens import measuring
-from orchestrator.lens.networks import Foreign, choose_networks
+from orchestrator.lens.networks import choose_networks
+from orchestrator.lens.plates import rank_text
+from orchestrator.lens.seen import Seen
+from orchestrator.lens.smoothness import rank_correlations
 from orchestrator.lens.training import abnormal_lines, energy_and_error, training_lines
 from orchestrator.lens.verb import lens_protocol
-from orchestrator.report.style import method_colors
+from orchestrator.pages.style import method_colors
 from orchestrator.tracking import server
 from tests.orchestrator.curves import records
 from trainers import checkpoint
@@ -100,16 +106,16 @@ def measured(runs, tmp_path, monkeypatch):
     """`measured("a")`: what one pass finds of a run, or of foreign weights, with the settings of QUICK."""
     monkeypatch.chdir(tmp_path)
 
-    def called(word, foreign=None, *, output="lens", seed=0, address=None):
+    def called(word, foreign=None, *, output="lens", seed=0, epsilon="0.06", address=None):
         word = str(runs / word) if (runs / word).is_dir() else word
-        (network,) = choose_networks([word], rule=None, foreign=foreign or Foreign(), data_dir=None)
+        (network,) = choose_networks([word], checkpoint=None, foreign=foreign or Foreign(), data_dir=None)
         settings = settings_of(attack="pgd20,kl20", samples=24, seed=seed, shard=10, batch_size=10)
         wanted = [(network, ("clean", "pgd20", "kl20"))]
-        protocol = lens_protocol([network], settings, "0.06")
+        protocol = lens_protocol([network], settings, epsilon)
         (found,) = measuring.measure(
             wanted, protocol, tmp_path / output, address=address, threads=1, console=Console(quiet=True)
         )
-        return found
+        return found.points
 
     return called
 
@@ -179,6 +185,8 @@ def test_a_second_call_measures_nothing_and_a_lost_range_alone_is_measured_again
     again = measured("a")
     assert len(counted) == 3 * 3 + 1
     assert all(equal(again[stage], whole[stage]) for stage in whole)
+    measured("a", epsilon="0.060")
+    assert len(counted) == 3 * 3 + 1
     measured("a", seed=1)
     # The seed is part of the protocol, of the natural points too.
     assert len(counted) == 2 * 3 * 3 + 1
@@ -220,7 +228,7 @@ def test_shards_on_ray_give_the_points_of_one_process(measured, foreign, tmp_pat
 
 def test_a_network_named_by_a_relative_path_is_loaded_from_any_working_directory(runs, tmp_path, monkeypatch):
     monkeypatch.chdir(runs)
-    (network,) = choose_networks(["a"], rule=None, foreign=Foreign(), data_dir=Path("data"))
+    (network,) = choose_networks(["a"], checkpoint=None, foreign=Foreign(), data_dir=Path("data"))
     monkeypatch.chdir(tmp_path)
     assert network.subject.source.startswith("a/checkpoints/best")
     assert network.subject.experiment.data.directory == str(runs / "data")
@@ -260,7 +268,9 @@ def test_stored_epochs_become_panels_and_frames_and_old_figures_go(runs, lens, t
 
 
 def test_records_of_runs_are_read_with_onsets_and_gaps(runs):
-    networks = choose_networks([f"net={runs / 'a'}", str(runs / "b")], rule=None, foreign=Foreign(), data_dir=None)
+    networks = choose_networks(
+        [f"net={runs / 'a'}", str(runs / "b")], checkpoint=None, foreign=Foreign(), data_dir=None
+    )
     found = training_lines(networks)
     assert [line["network"] for line in found] == ["net"] * len(ROBUST)
     assert [line["robust_error"] for line in found] == pytest.approx([1 - value for value in ROBUST])
@@ -270,9 +280,32 @@ def test_records_of_runs_are_read_with_onsets_and_gaps(runs):
     assert [line["probe/abnormal_energy/mean"] for line in abnormal] == [-3.0, -3.0, "", -3.0, -3.0, -3.0, -3.0]
 
 
+def test_robust_accuracy_is_ranked_against_how_far_both_energies_move():
+    """The more robust of these move less in E(x) and more in E(x,y)."""
+
+    def points(energy, joint_energy, right):
+        image = np.arange(10)
+        return Points(
+            image, energy, joint_energy, *[np.zeros(10)] * 3, image < right, np.ones(10, bool), *[np.zeros((10, 0))] * 2
+        )
+
+    still, moving = np.zeros(10), np.arange(10.0)
+    networks = [
+        Seen(SimpleNamespace(name=str(right)), points(still, still, 10),
+             {"pgd20": points((10 - right) * moving, right * moving, right)})
+        for right in (6, 2, 4)
+    ]  # fmt: skip
+    assert rank_correlations(networks[:2]) == []
+    found = {one.quantity: one.spearman for one in rank_correlations(networks)}
+    assert [one.networks for one in rank_correlations(networks)] == [3] * 6
+    assert found["delta_energy_std"] == found["delta_energy_absolute_mean"] == pytest.approx(-1)
+    assert found["delta_joint_energy_std"] == found["delta_joint_energy_absolute_mean"] == pytest.approx(1)
+    assert "Spearman of robust accuracy with ΔE(x)'s |mean| -1.00, standard deviation -1.00, " in rank_text(networks)
+
+
 def test_a_network_keeps_its_color_beside_others_that_have_no_records(runs):
-    (foreign,) = choose_networks([str(runs / "b")], rule=None, foreign=Foreign(), data_dir=None)
-    (trained,) = choose_networks([f"net={runs / 'a'}"], rule=None, foreign=Foreign(), data_dir=None)
+    (foreign,) = choose_networks([str(runs / "b")], checkpoint=None, foreign=Foreign(), data_dir=None)
+    (trained,) = choose_networks([f"net={runs / 'a'}"], checkpoint=None, foreign=Foreign(), data_dir=None)
     figure = energy_and_error([replace(foreign, name="first", run=None), trained])
     assert figure.legends[0].legend_handles[0].get_color() == method_colors(["first", "net"])["net"]
 
@@ -326,7 +359,7 @@ def test_a_folder_is_logged_to_mlflow_once(tmp_path, monkeypatch):
     uri = server.uri_of_no_study()
     for _ in range(2):
         server.log_folder(
-            uri, identity="one", kind="lens", name="lens", time=1.7e9, params={"network.0": "net"},
+            uri, Console(quiet=True), identity="one", kind="lens", name="lens", time=1.7e9, params={"network.0": "net"},
             metrics={"net/pgd20/robust_accuracy": 0.25}, artifacts=[tmp_path / "figures"],
         )  # fmt: skip
     client = MlflowClient(tracking_uri=uri)
@@ -335,6 +368,28 @@ def test_a_folder_is_logged_to_mlflow_once(tmp_path, monkeypatch):
     assert (metric.value, metric.timestamp) == (0.25, 1_700_000_000_000)
     assert run.data.params == {"network.0": "net"}
     assert [item.path for item in client.list_artifacts(run.info.run_id, "figures")] == ["figures/a.csv"]
+
+
+def test_a_lens_has_one_run_of_mlflow_for_its_networks_wherever_they_lie(runs, lens, tmp_path, monkeypatch):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    client, words = MlflowClient(tracking_uri=uri), ("--attack", "kl20", "-n", "24", "--epsilon", "0.06")
+
+    def tracked():
+        return client.search_runs([client.get_experiment_by_name("adversarial-training").experiment_id])
+
+    shutil.copytree(runs / "a", tmp_path / "here" / "a")
+    assert lens("net=here/a", *words)[0] == OK
+    (first,) = tracked()
+    monkeypatch.chdir(tmp_path / "here")
+    assert lens("net=a", *words)[0] == OK
+    assert [run.info.run_id for run in tracked()] == [first.info.run_id]
+    # Trained again into the same folder it is another network, with numbers of its own.
+    shutil.rmtree("a")
+    shutil.copytree(runs / "b", "a")
+    assert lens("net=a", *words)[0] == OK
+    assert len(tracked()) == 2
+    assert client.get_run(first.info.run_id).data.metrics == first.data.metrics
 
 
 def test_nothing_is_measured_for_a_tracker_that_does_not_answer(runs, lens, monkeypatch, tmp_path):

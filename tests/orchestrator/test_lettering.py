@@ -18,10 +18,10 @@ from orchestrator.lens.seen import Seen
 from orchestrator.lens.smoothness import delta_energy_distributions
 from orchestrator.lens.steps import energy_over_steps
 from orchestrator.lens.training import abnormal_examples, energy_and_error
+from orchestrator.pages.lettering import lettered
+from orchestrator.pages.markup import inline_svg
+from orchestrator.pages.style import new_figure, to_svg
 from orchestrator.report.figures import delta_energy_axis
-from orchestrator.report.lettering import lettered
-from orchestrator.report.markup import inline_svg
-from orchestrator.report.style import new_figure, to_svg
 from trainers.lens.points import Points
 from trainers.records import EpochRecord
 
@@ -67,7 +67,17 @@ def networks(experiment):
 def made_images(name, init):
     lines = np.zeros((6, 4))
     return Made(
-        name, init, np.zeros((4, 8, 8, 1), np.uint8), np.arange(4), np.full(4, 5), lines, lines + 1, np.zeros(4), 1.0
+        name,
+        init,
+        np.zeros((4, 8, 8, 1), np.uint8),
+        np.arange(4),
+        np.full(4, 5),
+        lines,
+        lines + 1,
+        np.zeros(4),
+        1.0,
+        "",
+        (),
     )
 
 
@@ -158,6 +168,6 @@ def test_a_narrow_figure_is_not_blown_up_to_the_width_of_the_page():
 def test_few_images_of_many_classes_are_no_page_of_many_screens():
     few = Made(
         "net", "pca", np.zeros((10, 32, 32, 3), np.uint8), np.arange(10), np.full(10, 5), *[np.zeros((6, 10))] * 2,
-        np.zeros(10), 1.0,
+        np.zeros(10), 1.0, "", (),
     )  # fmt: skip
     assert mosaic(few).get_size_inches()[1] < 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import threading
 import time
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from rich.console import Console
 
 from orchestrator.records.events import Started
 from orchestrator.records.journal import EVALUATION_FILE, Journal
@@ -302,7 +304,21 @@ def test_an_upload_may_take_longer_than_any_other_request(
     own = f"sqlite:///{tmp_path}/mlflow.db"
     MlflowClient(tracking_uri=own).create_experiment(Tracking().experiment, artifact_location=slow_store)
     (tmp_path / "file").write_text("content")
-    log_folder(own, identity="a", kind="lens", name="a", time=0.0, params={}, metrics={}, artifacts=[tmp_path / "file"])
+    assert said_of_logging(own, tmp_path / "file") == f"MLflow: {own}\n"
+
+
+def said_of_logging(uri: str, artifact: Path) -> str:
+    said = io.StringIO()
+    log_folder(
+        uri, Console(file=said, width=500), identity="a", kind="lens", name="a", time=0.0, params={}, metrics={},
+        artifacts=[artifact],
+    )  # fmt: skip
+    return said.getvalue()
+
+
+def test_a_server_that_is_away_costs_a_verb_a_warning(tmp_path: Path) -> None:
+    said = said_of_logging("http://127.0.0.1:9", tmp_path)
+    assert said.startswith("MLflow has not got it (Connection refused); the same command again sends it")
 
 
 def test_what_takes_too_long_to_fail_is_tried_last_the_next_time(

@@ -11,15 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.pages.csv_rows import to_csv
 from orchestrator.records.pareto import pareto_indices
 from orchestrator.records.runs import Run
 from orchestrator.records.study_folder import create_study_folder, open_study_folder
 from orchestrator.report.curves import onset_text
 from orchestrator.report.held_out import held_out_points
-from orchestrator.report.labels import epsilon_text, method_label, short_names
+from orchestrator.report.labels import Strengths, epsilon_text, method_label, short_names
 from orchestrator.report.page import write_report
 from orchestrator.report.summary import what_was_run
-from orchestrator.report.tables import Spread, by_protocol, results, to_csv, trial_rows
+from orchestrator.report.tables import Spread, by_protocol, results, trial_rows
 from search_spaces.study import parse_study
 from tests.orchestrator.made_up import EPOCHS, counts, evaluation, lengthened, made_up_study, said, write_study
 from trainers import catalog
@@ -59,8 +60,8 @@ def test_results_average_seeds_and_mark_what_is_within_one_deviation_of_the_best
         (1, "FGSM + DER", "16/255", (1, 2)),
         (2, "WEAT-ADV", "8/255", (1, 2)),
     ]
-    assert (rows[0].beta, rows[0].der_beta, rows[0].gamma) == (None, 30.0, 0.1)
-    assert (rows[1].beta, rows[1].der_beta, rows[1].gamma) == (7.0, None, None)
+    assert rows[0].strengths == Strengths(None, 30.0, 0.1)
+    assert rows[1].strengths == Strengths(7.0, None, None)
     assert [str(row.robust) for row in rows] == ["45.00 ± 2.83", "44.50 ± 0.71"]
     assert [str(row.accuracies["clean"]) for row in rows] == ["82.00 ± 2.83", "90.50 ± 0.71"]
     assert rows[0].best == {"apgd-ce", "apgd-t", "fab-t", "square"}
@@ -139,6 +140,14 @@ def test_methods_are_named_by_what_was_run() -> None:
     assert (named["grad_align"], named["aaer"], named["mail_at_der"]) == ("GradAlign", "AAER", "MAIL-AT + DER")
     bare = study.experiment_for({"method.name": "aaer", "method.regularizer": None})
     assert method_label(bare) == "AAER without aaer"
+
+
+def test_a_method_of_another_package_is_named_by_its_own_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = made_up_study()
+    monkeypatch.setitem(catalog.PRESETS, "both", replace(catalog.PRESETS["sat"], label="CE-both"))
+    monkeypatch.setitem(catalog.PRESETS, "plain", replace(catalog.PRESETS["sat"], label=""))
+    names = [method_label(study.experiment_for({"method.name": name})) for name in ("both", "plain")]
+    assert names == ["CE-both", "plain"]
 
 
 @pytest.mark.parametrize(("written", "shown"), [("8/255", "8/255"), (0.12, "0.12"), (0.031372549019607845, "0.03137")])

@@ -10,7 +10,7 @@ import yaml
 from trainers import catalog
 from trainers.config import apply_overrides, apply_values, parse
 from trainers.data.availability import check_available
-from trainers.pixels import PixelValue, pixels
+from trainers.pixels import PixelValue
 from trainers.problems import InvalidInput
 
 FULL = {
@@ -68,13 +68,13 @@ def test_however_a_number_is_written_the_run_has_one_digest(method, path, spelli
 
 @pytest.mark.parametrize(("text", "value"), [("8/255", 8 / 255), ("0.031", 0.031), (" 1 / 4", 0.25), ("1e-2", 0.01)])
 def test_pixels_are_read_from_fractions_and_decimals(text, value):
-    assert pixels(text) == value
+    assert PixelValue(text) == value
 
 
 @pytest.mark.parametrize("text", ["", "eight", "8/", "8/0", "1/2/3", "0x8"])
-def test_text_that_is_no_number_is_invalid_input(text):
-    with pytest.raises(InvalidInput, match="not a number or a fraction such as 8/255"):
-        pixels(text)
+def test_text_that_is_no_number_is_refused(text):
+    with pytest.raises(ValueError, match="not a number or a fraction such as 8/255"):
+        PixelValue(text)
 
 
 def test_the_bare_name_of_a_table_is_its_name():

@@ -156,7 +156,8 @@ Pick = Mapping[str, Any]
 class Preset:
     """A published method as a row over the slots; a slot is a name or, with parameters, a mapping as in a study file.
 
-    `beta` is the outer loss's default; None where it has none.
+    `beta` is the outer loss's default; None where it has none. `label` is what tables and figures call the method, if
+    it is not the row's name.
     """
 
     inner: str | Pick
@@ -169,6 +170,7 @@ class Preset:
     weighting: str | Pick | None = None
     regularizer: str | Pick | None = None
     weight_perturbation: str | Pick | None = None
+    label: str = ""
 
     def slot(self, name: str) -> dict[str, Any] | None:
         """What fills one slot, as a mapping with its `name`; None for an empty one."""
