@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import sys
 from collections.abc import Sequence
 from typing import Any
 
+from orchestrator.pages.csv_rows import to_csv
 from search_spaces.loader import header, load_study, shipped
 from trainers import catalog
 from trainers.config import by_path, parse
@@ -30,9 +29,7 @@ def print_rows(rows: Sequence[Row], form: str, columns: Sequence[str] = ()) -> N
     if form == "json":
         print(json.dumps(rows, indent=1, ensure_ascii=False))
     elif form == "csv":
-        writer = csv.DictWriter(sys.stdout, fieldnames=list(rows[0]) if rows else columns)
-        writer.writeheader()
-        writer.writerows(rows)
+        print(to_csv(rows, columns), end="")
     else:
         _print_table(rows)
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 CsvRow = dict[str, object]
 
 
-def to_csv(lines: Iterable[Mapping[str, object]]) -> str:
-    """Lines as CSV; columns in the order in which they first appear, cells that a line lacks are empty."""
+def to_csv(lines: Iterable[Mapping[str, object]], columns: Sequence[str] = ()) -> str:
+    """Lines as CSV: these columns, then others in the order in which they appear; cells that a line lacks are empty."""
     lines = list(lines)
-    columns = list(dict.fromkeys(column for line in lines for column in line))
+    found = dict.fromkeys([*columns, *(column for line in lines for column in line)])
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer = csv.DictWriter(text, list(found), restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     return text.getvalue()

@@ -233,6 +233,7 @@ def test_listings_come_in_three_formats(answer: Command, form: str) -> None:
         if form == "json":
             assert isinstance(json.loads(result.stdout), dict if verb == ["spaces", "quickstart"] else list)
         elif form == "csv":
+            assert "\r" not in result.stdout
             rows = list(csv.reader(result.stdout.splitlines()))
             assert len({len(row) for row in rows}) == 1
             assert rows[0][0] in ("method", "field", "study")
