@@ -28,7 +28,7 @@ class TakenOver(OSError):
 def claim(experiment: Experiment, run_dir: Path, resume: bool, writer: str) -> None:
     """Make the run folder this experiment's, and `writer` who writes into it. Raises InvalidInput if it may not be."""
     identity, digest = run_dir / _IDENTITY_FILE, experiment.digest()
-    held = _held_digest(identity) if identity.exists() else None
+    held = held_digest(run_dir) if identity.exists() else None
     if held is not None and (held != digest or not resume):
         what = "another experiment" if held != digest else "this experiment already"
         raise InvalidInput.single(str(run_dir), f"holds {what} (digest {held}); choose another folder")
@@ -63,8 +63,9 @@ def record_epoch(run_dir: Path, folder: Path, record: EpochRecord, recorded: Map
         append_record(run_dir, record)
 
 
-def _held_digest(identity: Path) -> str:
-    """Of the experiment whose run a folder holds. Raises InvalidInput if the file does not say it."""
+def held_digest(run_dir: Path) -> str:
+    """Of the experiment whose run a folder holds. Raises FileNotFoundError if none, InvalidInput if that is broken."""
+    identity = run_dir / _IDENTITY_FILE
     try:
         return str(json.loads(identity.read_text())["digest"])
     except (ValueError, KeyError, TypeError):

@@ -19,6 +19,8 @@ from trainers.branching import branching_epochs
 from trainers.config import Experiment
 from trainers.origin import Origin, drop_origin, read_origin
 from trainers.prefix import Sharing, begin, take_over
+from trainers.problems import InvalidInput
+from trainers.run_folder import held_digest
 from trainers.whole_files import write_whole
 
 _HARDWARE_FILE = "hardware.json"
@@ -80,9 +82,8 @@ class Beginnings:
         with suppress(FileNotFoundError):
             for name in set(os.listdir(runs)) - known:
                 # It is about to begin, or broken, which is that study's matter: the next look may see it.
-                with suppress(FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
-                    digest = json.loads((runs / name / "digest.json").read_text())["digest"]
-                    self._elsewhere.setdefault(digest, []).append(runs / name)
+                with suppress(FileNotFoundError, NotADirectoryError, InvalidInput):
+                    self._elsewhere.setdefault(held_digest(runs / name), []).append(runs / name)
                     known.add(name)
 
 
