@@ -159,10 +159,7 @@ class Study(Section):
         return parse(apply_values(experiment.to_dict(), late)) if self.smoke and late else experiment
 
     def with_data_in(self, directory: Path) -> Study:
-        """The same study with its data in another folder. Raises InvalidInput where that is a dimension."""
-        if any(dimension.path == "data.directory" for dimension in self.space):
-            message = "varies in this study: set space.data.directory, not --data-dir"
-            raise InvalidInput.single("experiment.data.directory", message)
+        """The same study with its data in another folder."""
         experiment = apply_values(self.experiment, {"data.directory": str(directory.absolute())})
         return self.model_copy(update={"experiment": experiment})
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.commands.options import with_data_dir
 from orchestrator.exit_codes import INTERRUPTED
 from search_spaces.addresses import sqlite_file
 from trainers.problems import InvalidInput, Problem
@@ -48,9 +49,7 @@ def submit(
     ]
     if relative:
         raise InvalidInput(relative)
-    loaded = load_study(study, words or [], smoke=smoke)
-    if data_dir:
-        loaded = loaded.with_data_in(Path(data_dir))
+    loaded = with_data_dir(load_study(study, words or [], smoke=smoke), Path(data_dir) if data_dir else None)
     _check_database(loaded, storage)
     # One folder is written one way: that is how a study is known that runs already.
     _announce(Jobs(address).submit(loaded, Place(posixpath.normpath(storage), python)))

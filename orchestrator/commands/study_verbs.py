@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.commands.options import ATTACK_HELP, Address, DataDir, Format, Storage, Words, plain_console
+from orchestrator.commands.options import (
+    ATTACK_HELP,
+    Address,
+    DataDir,
+    Format,
+    Storage,
+    Words,
+    plain_console,
+    with_data_dir,
+)
 from orchestrator.records import DEFAULT_STORAGE
 from trainers.problems import InvalidInput
 
@@ -24,9 +33,7 @@ def sweep(
     """Run a study: search, confirm the best, report. Run it again to continue it."""
     from search_spaces.loader import load_study
 
-    loaded = load_study(study, words or [], smoke=smoke)
-    if data_dir is not None:
-        loaded = loaded.with_data_in(data_dir)
+    loaded = with_data_dir(load_study(study, words or [], smoke=smoke), data_dir)
     if dry_run:
         from orchestrator.study.plan import print_plan
 
@@ -50,8 +57,7 @@ def resume(
     from orchestrator.study.run import relative, run_study
 
     journal = open_study_folder(folder)
-    held = read_study(journal.folder)
-    study = held if data_dir is None else held.with_data_in(data_dir)
+    study = with_data_dir(read_study(journal.folder), data_dir)
     again = ["resume", relative(journal.folder), *_options(address=address)]
     raise typer.Exit(run_study(study, journal.folder, address, plain_console(), again=again))
 
@@ -73,7 +79,7 @@ def confirm(
     journal = open_study_folder(folder)
     given = {"top": top, "seeds": seeds, "attack": attack, "samples": samples}
     held = read_study(journal.folder)
-    raw = (held if data_dir is None else held.with_data_in(data_dir)).to_raw()
+    raw = with_data_dir(held, data_dir).to_raw()
     raw["confirm"] |= {name: value for name, value in given.items() if value is not None}
     if top is not None:
         raw["confirm"]["ladder"] = [rung.model_dump() for rung in held.confirm.ladder_for(top)]

@@ -78,7 +78,7 @@ def test_a_folder_of_data_is_no_option_where_folders_are_compared(answer: Comman
     write_study(tmp_path, space={"data.directory": ["a", "b"]})
     result = answer("sweep", "tiny.yaml", "--data-dir", "c")
     assert result.returncode == 2
-    assert "error: experiment.data.directory: varies in this study: set space.data.directory" in result.stderr
+    assert "error: --data-dir: has no effect, for data.directory varies: set it in the space" in result.stderr
 
 
 def test_a_subset_of_other_images_is_found_before_anything_is_created(answer: Command, tmp_path: Path) -> None:

@@ -349,3 +349,10 @@ def test_every_event_comes_back_as_it_was_written() -> None:
     ]
     assert {type(event) for event in written} == set(events.EVENTS.values())
     assert [events.from_line(events.to_line(event)) for event in written] == written
+
+
+def test_a_study_that_compares_folders_of_data_is_started_again(tmp_path: Path) -> None:
+    study = study_with(space={"data.directory": ["/clean", "/filtered"]})
+    first = create_study_folder(tmp_path / "s", study)
+    again = create_study_folder(tmp_path / "s", study)
+    assert read_identity(again.folder) == read_identity(first.folder)
