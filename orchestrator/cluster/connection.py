@@ -18,6 +18,7 @@ from orchestrator.cluster.joining import address_in_use, check_answers
 from orchestrator.cluster.scratch import own_folder
 from orchestrator.host.credentials import withheld
 from orchestrator.host.machine import usable_cpus, visible_gpus
+from orchestrator.host.own_groups import own_groups
 from search_spaces.study import Resources, Study
 from trainers.data.availability import DIRECTORY_VARIABLE
 from trainers.problems import InvalidInput, Problem
@@ -187,7 +188,8 @@ def _start(trial_slots: int) -> Path:
     folder = own_folder() / "r"  # one below: Ray opens the folder that it is given to everybody
     for _ in range(_START_ATTEMPTS):
         try:
-            with withheld():
+            # Who asks the group of a study to stop, such as `timeout`, must not end the Ray that it stops with.
+            with withheld(), own_groups():
                 ray.init(
                     address="local",
                     num_cpus=usable_cpus(),  # Ray's own count knows nothing of affinity

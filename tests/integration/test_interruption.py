@@ -49,7 +49,7 @@ SECTIONS: dict[str, object] = {
 def start(folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command("sweep", "tiny.yaml"),
-        cwd=folder, env=unmeasured(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=folder, env=unmeasured(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
 
 
@@ -78,14 +78,14 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def survived(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str], str, str]:
-    """Ctrl-C in the first trial, kill -9 in the second, then to the end."""
+    """What `timeout` does in the first trial, kill -9 in the second, then to the end."""
     folder = tmp_path_factory.mktemp("survived")
     write_study(folder, **SECTIONS)
     first = start(folder)
     wait_until(lambda: (folder / "runs" / "tiny" / "journal.jsonl").exists(), first)
     second_driver = run("sweep", "tiny.yaml", cwd=folder, measured=False)
     wait_until(lambda: epochs_of(folder, 0) >= 2, first)
-    first.send_signal(signal.SIGINT)
+    os.killpg(first.pid, signal.SIGTERM)
     output, errors = first.communicate(timeout=300)
     assert first.returncode == 130, output + errors
     second = start(folder)
@@ -100,7 +100,7 @@ def survived(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess
 Survived = tuple[Path, subprocess.CompletedProcess[str], str, str]
 
 
-def test_ctrl_c_ends_with_the_command_that_resumes(survived: Survived) -> None:
+def test_a_signal_to_the_process_group_ends_with_the_command_that_resumes(survived: Survived) -> None:
     _, _, said, _ = survived
     assert said.rstrip().endswith("resume with: orchestrator resume runs/tiny")
     assert "Traceback" not in said
