@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.host import disk
 from orchestrator.host.databases import advice, reason, time_limits
-from orchestrator.records.patience import Patience
+from orchestrator.records.database_wait import DatabaseWait
 from search_spaces.addresses import sqlite_address
 from search_spaces.study import Study
 from trainers.problems import InvalidInput
@@ -74,17 +74,17 @@ def _opened(url: str) -> RDBStorage:
         raise InvalidInput.single("search.storage", f"{url!r} can't be opened: {advice(error)}") from error
 
 
-def open_database(url: str, patience: Patience | None = None) -> RDBStorage:
+def open_database(url: str, waiting: DatabaseWait | None = None) -> RDBStorage:
     """Optuna's storage at this address; raises at once whatever a database raises that is away.
 
-    With patience, one that goes away later, or falls silent, is waited for.
+    With `waiting`, one that goes away later, or falls silent, is waited for.
     """
     import optuna
 
     # A server that was started again, or a firewall, has closed what the pool still takes for open.
     storage = optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True, "connect_args": time_limits(url)})
-    if patience is not None:
-        patience.with_engine(storage.engine)
+    if waiting is not None:
+        waiting.with_engine(storage.engine)
     return storage
 
 

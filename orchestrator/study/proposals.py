@@ -18,8 +18,8 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 
+from orchestrator.records.database_wait import DatabaseWait
 from orchestrator.records.events import Ended, State
-from orchestrator.records.patience import Patience
 from orchestrator.records.storage import of_another_folder, open_database
 from search_spaces.space import suggest
 from search_spaces.study import Search, Study
@@ -152,7 +152,7 @@ class Proposals:
         self._stored._storage.set_trial_user_attr(self._trial(number)._trial_id, name, value)
 
 
-def open_storage(study: Study, url: str, identity: str, patience: Patience | None) -> optuna.Study:
+def open_storage(study: Study, url: str, identity: str, waiting: DatabaseWait | None) -> optuna.Study:
     """Open or create the Optuna study of the study folder with this identity.
 
     Raises InvalidInput if it is another folder's, or was made with other objectives.
@@ -161,7 +161,7 @@ def open_storage(study: Study, url: str, identity: str, patience: Patience | Non
     directions = ["maximize"] * len(study.search.objectives)
     opened = optuna.create_study(
         study_name=study.name,
-        storage=open_database(url, patience),
+        storage=open_database(url, waiting),
         directions=directions,
         load_if_exists=True,
     )

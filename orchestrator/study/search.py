@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.records.patience import Patience
+from orchestrator.records.database_wait import DatabaseWait
 from orchestrator.records.storage import storage_url
 from orchestrator.records.study_folder import read_identity
 from orchestrator.records.trials import trials
@@ -21,8 +21,8 @@ def run_search(session: Session) -> None:
     decisions = StopDecisions(study.search.stop, journal)
     runs = TrialRuns(session, decisions)
     url = storage_url(study, journal.folder)
-    patience = Patience(url, session.view.say, lambda: interrupt.requested)
-    proposals = Proposals(study, open_storage(study, url, read_identity(journal.folder), patience))
+    waiting = DatabaseWait(url, session.view.say, lambda: interrupt.requested)
+    proposals = Proposals(study, open_storage(study, url, read_identity(journal.folder), waiting))
     searcher = StudySearcher(proposals, runs, study.search.seeds)
     tried = trials(journal.runs())
     open_trials = study.trials - sum(trial.state != "running" for trial in tried)

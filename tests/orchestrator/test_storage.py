@@ -8,8 +8,8 @@ from pathlib import Path
 import optuna
 import pytest
 
-from orchestrator.records import patience
-from orchestrator.records.patience import Patience
+from orchestrator.records import database_wait
+from orchestrator.records.database_wait import DatabaseWait
 from orchestrator.records.storage import check_is_ours, explained, open_database, storage_url
 from orchestrator.records.study_folder import STUDY_FILE, create_study_folder, open_study_folder, read_study
 from orchestrator.report.page import write_report
@@ -104,7 +104,7 @@ def test_an_address_of_no_database_or_driver_says_what_may_be_written(storage: s
 def test_a_connection_that_the_server_has_closed_is_made_anew_without_a_word(tmp_path: Path) -> None:
     said: list[str] = []
     url = f"sqlite:///{tmp_path}/mine.db"
-    storage = open_database(url, Patience(url, said.append, lambda: False))
+    storage = open_database(url, DatabaseWait(url, said.append, lambda: False))
     closed = storage.engine.raw_connection()
     closed.driver_connection.close()
     closed.close()
@@ -115,7 +115,7 @@ def test_a_connection_that_the_server_has_closed_is_made_anew_without_a_word(tmp
 @pytest.fixture
 def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where an open database was; it comes back when it is put there again."""
-    monkeypatch.setattr(patience, "_RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(database_wait, "_RETRY_SECONDS", 0.02)
     (tmp_path / "here").mkdir()
     return tmp_path / "here"
 
@@ -129,7 +129,7 @@ def test_a_database_that_goes_away_is_waited_for_aloud(away: Path) -> None:
             away.with_name("there").rename(away)
 
     url = f"sqlite:///{away}/mine.db"
-    storage = open_database(url, Patience(url, say, lambda: False))
+    storage = open_database(url, DatabaseWait(url, say, lambda: False))
     storage.engine.dispose()
     away.rename(away.with_name("there"))
     assert storage.create_new_study([optuna.study.StudyDirection.MAXIMIZE], "s") == 1
@@ -140,9 +140,9 @@ def test_a_database_that_goes_away_is_waited_for_aloud(away: Path) -> None:
 
 
 def test_one_that_stays_away_ends_the_study_with_its_name(away: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(database_wait, "PATIENCE_SECONDS", 0.1)
     url = f"sqlite:///{away}/mine.db"
-    storage = open_database(url, Patience(url, lambda _: None, lambda: False))
+    storage = open_database(url, DatabaseWait(url, lambda _: None, lambda: False))
     storage.engine.dispose()
     away.rename(away.with_name("there"))
     with pytest.raises(ConnectionError, match=r"search\.storage: .*mine\.db' did not answer for .* minutes: unable"):

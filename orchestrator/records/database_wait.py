@@ -23,7 +23,7 @@ _LEAVING = ("do_rollback", "do_close")
 _ASKING = ("connect", "do_ping", "do_execute", "do_executemany", "do_execute_no_params", "do_commit", *_LEAVING)
 
 
-class Patience:
+class DatabaseWait:
     """Connects for SQLAlchemy, as often as it takes, and waits for whatever a server is asked, as long as it takes.
 
     A server may be frozen, or cut off: a driver that is written in C hears no Ctrl-C until there is an answer. What it
@@ -36,7 +36,7 @@ class Patience:
         self._lost: ConnectionError | None = None
 
     def with_engine(self, engine: Engine) -> None:
-        """Let this engine connect and ask with patience; a file answers, or fails, at once."""
+        """Let this engine connect and ask for as long as it takes; a file answers, or fails, at once."""
         from sqlalchemy import event
 
         # Only in connecting, where nothing has begun yet, is trying again no second time.
