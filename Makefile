@@ -1,6 +1,7 @@
 # make demo   sets up, then runs the study search_spaces/quickstart.yaml
 # make test   sets up, then runs all tests and prints the coverage
 # make test-containers  builds the image and runs a study on the stack of docker/ (needs Docker, or root on Debian)
+# make test-lowest  runs the tests of trainers/ and search_spaces/ on the oldest releases that pyproject.toml allows (6 GB in LOWEST)
 # make test-cluster  runs studies on several nodes, in network namespaces, while links and nodes fail (root, iproute2; Slurm)
 # make nightly  runs the study co_small on CIFAR-10 in ORCHESTRATOR_DATA and looks for the effect that it is about
 # make chaos  injects FAULTS (default 30) faults at random times into running studies
@@ -15,7 +16,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-containers test-cluster nightly chaos bench lint docs lock lock-cpu setup clean
+.PHONY: demo test test-lowest test-containers test-cluster nightly chaos bench lint docs lock lock-cpu setup clean
 
 setup: $(READY)
 
@@ -38,6 +39,15 @@ test: setup lint
 	$(BIN)/python -m coverage run -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
+
+LOWEST ?= .venv-lowest
+
+test-lowest: setup
+	$(BIN)/uv pip compile --quiet pyproject.toml --extra dev --extra generation --extra server --resolution lowest-direct \
+	    --no-emit-index-url --output-file $(LOWEST).txt
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(LOWEST)
+	$(BIN)/uv pip sync --quiet --python $(LOWEST)/bin/python $(LOWEST).txt
+	PYTHONPATH="$(CURDIR)" $(LOWEST)/bin/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile tests/trainers tests/search_spaces
 
 test-containers: setup
 	PYTHON=$(BIN)/python tests/containers/run.sh
@@ -79,4 +89,4 @@ lock-cpu: setup
 	    --output-file docker/torch-cpu.lock
 
 clean:
-	rm -rf $(VENV) .coverage* .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf $(VENV) $(LOWEST) $(LOWEST).txt .coverage* .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -22,3 +24,11 @@ class Autocast(nn.Module):
         with torch.autocast(images.device.type, dtype=torch.bfloat16):
             logits: Tensor = self.module(images)
         return logits.float()
+
+
+def in_float32(device: torch.device) -> AbstractContextManager[object]:
+    """What computes in the precision of its arguments inside the block, under autocast too.
+
+    The meta device has no autocast; PyTorch 2.11 can compile this question, and not `is_autocast_available`.
+    """
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
+
+from trainers.models.autocast import in_float32
 
 
 class Head(nn.Linear):
@@ -15,7 +16,5 @@ class Head(nn.Linear):
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits [B, K], in the precision of the weights, of features [B, C]."""
-        if not torch.amp.is_autocast_available(features.device.type):
-            return super().forward(features)
-        with torch.autocast(features.device.type, enabled=False):
+        with in_float32(features.device):
             return super().forward(features.to(self.weight.dtype))

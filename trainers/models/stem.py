@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
+
+from trainers.models.autocast import in_float32
 
 
 class Stem(nn.Conv2d):
@@ -17,7 +18,5 @@ class Stem(nn.Conv2d):
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, width, H / stride, W / stride]."""
-        if not torch.amp.is_autocast_available(images.device.type):
-            return super().forward(images)
-        with torch.autocast(images.device.type, enabled=False):
+        with in_float32(images.device):
             return super().forward(images)
