@@ -45,8 +45,8 @@ def keep(name: str, table: Table) -> None:
 
 _HEAD = """# Measurements
 
-Written by `make bench`. Every number is measured with its peer in one run; ratios carry over to other machines better
-than seconds."""
+Written by `make bench`. Both sides of a ratio are measured in one run, and it carries over to other machines better
+than seconds: `median (middle half of the rounds)`. Some tables have no other side."""
 
 
 def _machine() -> str:
