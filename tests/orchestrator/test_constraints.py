@@ -23,7 +23,7 @@ from orchestrator.report.tables import trial_rows
 from orchestrator.study.confirm import distinct
 from search_spaces.study import Study, parse_study
 from tests.orchestrator.made_up import end_run, record, said
-from tests.orchestrator.test_searcher import Driver, made_up_study, url
+from tests.orchestrator.made_up_driver import Driver, made_up_study, url
 from trainers.problems import InvalidInput
 from trainers.records import EpochRecord, append_record
 

@@ -10,7 +10,7 @@ import pytest
 from orchestrator.records.constraints import limits, violations
 from orchestrator.records.runs import Run
 from orchestrator.records.trials import trials
-from tests.orchestrator.test_searcher import made_up_study
+from tests.orchestrator.made_up_driver import made_up_study
 from trainers.config import parse
 from trainers.records import EpochRecord
 
