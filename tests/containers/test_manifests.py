@@ -71,6 +71,7 @@ class TestCompose:
             assert {"mem_limit", "cpus", "pids_limit"} <= service.keys(), name
             assert service["restart"] == "unless-stopped", name
             assert service["security_opt"] == ["no-new-privileges:true"], name
+            assert service["logging"] == {"driver": "local"}, name  # which rotates them
 
     def test_gpus_are_added_to_services_that_exist(self, compose):
         override = yaml.safe_load((DOCKER / "compose.gpu.yaml").read_text())
@@ -124,6 +125,15 @@ class TestKubernetes:
         assert all(isinstance(value, str) for start in starts for value in start.values()), (
             "KubeRay takes strings alone"
         )
+
+    def test_a_worker_offers_what_its_pod_requests_and_keeps_its_objects_in_memory(self):
+        (cluster,) = [manifest for manifest in manifests() if manifest["kind"] == "RayCluster"]
+        (group,) = cluster["spec"]["workerGroupSpecs"]
+        start, (container,) = group["rayStartParams"], group["template"]["spec"]["containers"]
+        assert start["num-cpus"] == container["resources"]["requests"]["cpu"]
+        volumes = {volume["name"]: volume for volume in group["template"]["spec"]["volumes"]}
+        shared = volumes["shared-memory"]["emptyDir"]["sizeLimit"]
+        assert int(start["object-store-memory"]) < int(shared.removesuffix("Gi")) * 2**30
 
     def test_passwords_are_references(self):
         assert not [manifest for manifest in manifests() if manifest["kind"] == "Secret"]
