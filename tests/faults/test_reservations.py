@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -29,11 +28,11 @@ os.kill(os.getpid(), 9)
 """
 
 
-def killed_driver() -> tuple[str, str]:
-    """A driver on this cluster that reserves and dies: its job, and its placement group."""
+def killed_drivers(count: int) -> list[list[str]]:
+    """Drivers on this cluster that reserve and die: the job of each, and its placement group."""
     words = [sys.executable, "-c", DRIVER, ray.get_runtime_context().gcs_address]
-    job, group = subprocess.run(words, capture_output=True, text=True, env=os.environ).stdout.split()
-    return job, group
+    drivers = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(count)]
+    return [driver.communicate()[0].split() for driver in drivers]
 
 
 def test_what_earlier_drivers_of_the_study_reserved_is_removed_and_others_stay(tmp_path: Path) -> None:
@@ -44,7 +43,7 @@ def test_what_earlier_drivers_of_the_study_reserved_is_removed_and_others_stay(t
         release_left_over(journal)
         (joined,) = journal.events()
         assert joined.job == ray.get_runtime_context().get_job_id()
-        (ours, left), (_, foreign) = killed_driver(), killed_driver()
+        (ours, left), (_, foreign) = killed_drivers(2)
         journal.append(Joined(cluster=joined.cluster, job=ours))
         journal.append(Joined(cluster="another cluster", job=foreign[-8:]))
         release_left_over(journal)

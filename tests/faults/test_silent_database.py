@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,11 +19,18 @@ from orchestrator.records.patience import Patience
 from orchestrator.records.storage import open_database
 from tests.faults.processes import wait_until
 from tests.faults.servers import DatabaseServer
-from tests.integration.conftest import command, run, unmeasured, write_study
+from tests.integration.conftest import run, unmeasured, write_study
 from trainers.records import read_records
 
 MAXIMIZE = [optuna.study.StudyDirection.MAXIMIZE]
 SILENT = "Optuna's database (search.storage) has been silent for {} seconds; waiting for it, at most 10 minutes"
+IMPATIENT = """
+from orchestrator.cli import main
+from orchestrator.records import patience
+
+patience._SILENT_SECONDS = 5.0
+main()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -85,16 +93,14 @@ def test_a_study_that_waits_says_so_hears_the_first_ctrl_c_and_goes_on_later(
         resources={"concurrent_trials": 1},
         experiment={"epochs": 10},
     )
-    said = tmp_path / "said.txt"
+    said, words = tmp_path / "said.txt", [sys.executable, "-c", IMPATIENT, "sweep", "tiny.yaml"]
     with open(said, "w") as output:
-        driver = subprocess.Popen(
-            command("sweep", "tiny.yaml"), cwd=tmp_path, env=unmeasured(), stdout=output, stderr=subprocess.STDOUT
-        )
+        driver = subprocess.Popen(words, cwd=tmp_path, env=unmeasured(), stdout=output, stderr=subprocess.STDOUT)
     unless = lambda: None if driver.poll() is None else said.read_text()  # noqa: E731
     folder = tmp_path / "runs" / "tiny"
     wait_until(lambda: len(read_records(folder / "trials" / "0000")) > 0, "an epoch", unless=unless)
     frozen.freeze()
-    wait_until(lambda: SILENT.format(20) in said.read_text(), "a word of the silence", unless=unless)
+    wait_until(lambda: SILENT.format(5) in said.read_text(), "a word of the silence", unless=unless)
     driver.send_signal(signal.SIGINT)
     asked = time.monotonic()
     wait_until(lambda: "stopping after the current epoch" in said.read_text(), "an answer", unless=unless)

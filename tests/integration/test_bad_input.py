@@ -155,14 +155,14 @@ def test_every_file_is_validated_and_named(answer: Command, tmp_path: Path) -> N
         assert f"\n{line}" in result.stderr
 
 
-def test_a_corrupt_checkpoint_is_named(orchestrator: Command, tmp_path: Path) -> None:
+def test_a_corrupt_checkpoint_is_named(answer: Command, tmp_path: Path) -> None:
     words = ["data.size=8", "data.train_samples=100", "epochs=1", "model.width=4", "evaluation.probe_samples=10"]
-    assert orchestrator("train", *words, "--run-dir", "run").returncode == 0
+    assert answer("train", *words, "--run-dir", "run").returncode == 0
     weights = tmp_path / "run" / "checkpoints" / "best" / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(bytes(content))
-    result = orchestrator("evaluate", "run", "--attack", "clean")
+    result = answer("evaluate", "run", "--attack", "clean")
     assert result.returncode == 2
     assert "model.safetensors does not match its checksum" in result.stderr
 

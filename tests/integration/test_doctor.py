@@ -20,11 +20,12 @@ def test_a_healthy_machine_passes_and_missing_data_is_only_mentioned(orchestrato
     assert "workers run Python 3." in result.stdout
 
 
-def test_what_fails_is_named_and_the_exit_code_says_environment(orchestrator: Command, tmp_path: Path) -> None:
+def test_what_fails_is_named_and_the_exit_code_says_environment(
+    answer: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("in the way")
-    result = orchestrator(
-        "doctor", "--storage", "file/runs", "--address", "127.0.0.1:1", MLFLOW_TRACKING_URI="http://127.0.0.1:9"
-    )
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    result = answer("doctor", "--storage", "file/runs", "--address", "127.0.0.1:1")
     assert result.returncode == 3
     for name in ("storage", "MLflow", "Ray"):
         assert f"fails {name}" in result.stdout

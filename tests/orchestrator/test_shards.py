@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from orchestrator.cluster import connection
+from orchestrator.cluster.connection import Capacity
 from orchestrator.evaluation import shards
 from orchestrator.evaluation.protocols import protocol_for
 from orchestrator.host.interrupt import Interrupt
@@ -66,6 +67,12 @@ def journal(tmp_path: Path) -> Journal:
     return journal
 
 
+@pytest.fixture(scope="module")
+def capacity() -> Iterator[Capacity]:
+    with connection.connect(None, trial_slots=1) as capacity:
+        yield capacity
+
+
 @contextmanager
 def broken(run_dir: Path) -> Iterator[None]:
     file = checkpoint.best_folder(run_dir) / "model.safetensors"
@@ -80,47 +87,46 @@ def run(journal: Journal, key: str) -> Run:
 
 
 def test_a_run_that_fails_is_left_out_with_its_reason_until_it_can_be_evaluated(
-    journal: Journal, capsys: pytest.CaptureFixture[str]
+    journal: Journal, capacity: Capacity, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with connection.connect(None, trial_slots=1) as capacity:
-        session = Session(STUDY, journal, capacity, StudyView(Console(width=500)), Interrupt(print))
-        with broken(journal.confirmation_folder(1, 1)):
-            confirm(session, anew=False)
-        first, second = (run(journal, confirmation_key(number, 1)) for number in (0, 1))
-        assert first.evaluation is not None
-        assert (second.evaluation, first.not_evaluated) == (None, "")
-        assert "model.safetensors" in second.not_evaluated
-        said = capsys.readouterr().out
-        assert f"{second.key}  not evaluated: {second.not_evaluated}" in said
-        assert "\x1b" not in said
-        assert "Traceback" in (second.folder / shards.ERROR_FILE).read_text()
-        assert f"{second.key} was not evaluated" in write_report(journal).read_text()
-
-        laddered = with_ladder(STUDY)
-        session = replace(session, study=laddered)
-        with broken(journal.trial_folder(0)):
-            for _ in range(2):
-                assert [trial.number for trial in climb(session, trials(journal.runs()))] == [1]
-        (found,) = climbed(journal.events()).values()
-        assert list(found.by_trial) == [1]
-        assert "model.safetensors" in run(journal, trial_key(0)).not_evaluated
-
-        session = replace(session, study=STUDY)
+    session = Session(STUDY, journal, capacity, StudyView(Console(width=500)), Interrupt(print))
+    with broken(journal.confirmation_folder(1, 1)):
         confirm(session, anew=False)
-        climb(replace(session, study=laddered), trials(journal.runs()))
-        assert not any(run.not_evaluated for run in journal.runs())
-        told = [(event.key, bool(event.problem)) for event in journal.events() if isinstance(event, Evaluated)]
-        assert [failed for key, failed in told if key == confirmation_key(1, 1)] == [True, False]
-        assert [failed for key, failed in told if key == trial_key(0)] == [True, True, False]
-        assert all(run.evaluation is not None for run in journal.runs() if run.kind == "confirmation")
+    first, second = (run(journal, confirmation_key(number, 1)) for number in (0, 1))
+    assert first.evaluation is not None
+    assert (second.evaluation, first.not_evaluated) == (None, "")
+    assert "model.safetensors" in second.not_evaluated
+    said = capsys.readouterr().out
+    assert f"{second.key}  not evaluated: {second.not_evaluated}" in said
+    assert "\x1b" not in said
+    assert "Traceback" in (second.folder / shards.ERROR_FILE).read_text()
+    assert f"{second.key} was not evaluated" in write_report(journal).read_text()
 
-        raw = STUDY.to_raw()
-        raw["confirm"] |= {"samples": 20}
-        asked, resumed = replace(session, study=parse_study(raw)), replace(session, study=STUDY)
-        for settings, anew, samples in ((asked, False, 40), (asked, True, 20), (resumed, False, 20)):
-            confirm(settings, anew=anew)
-            found = [run.evaluation for run in journal.runs() if run.kind == "confirmation"]
-            assert [evaluation.protocol.samples for evaluation in found if evaluation is not None] == [samples] * 2
+    laddered = with_ladder(STUDY)
+    session = replace(session, study=laddered)
+    with broken(journal.trial_folder(0)):
+        for _ in range(2):
+            assert [trial.number for trial in climb(session, trials(journal.runs()))] == [1]
+    (found,) = climbed(journal.events()).values()
+    assert list(found.by_trial) == [1]
+    assert "model.safetensors" in run(journal, trial_key(0)).not_evaluated
+
+    session = replace(session, study=STUDY)
+    confirm(session, anew=False)
+    climb(replace(session, study=laddered), trials(journal.runs()))
+    assert not any(run.not_evaluated for run in journal.runs())
+    told = [(event.key, bool(event.problem)) for event in journal.events() if isinstance(event, Evaluated)]
+    assert [failed for key, failed in told if key == confirmation_key(1, 1)] == [True, False]
+    assert [failed for key, failed in told if key == trial_key(0)] == [True, True, False]
+    assert all(run.evaluation is not None for run in journal.runs() if run.kind == "confirmation")
+
+    raw = STUDY.to_raw()
+    raw["confirm"] |= {"samples": 20}
+    asked, resumed = replace(session, study=parse_study(raw)), replace(session, study=STUDY)
+    for settings, anew, samples in ((asked, False, 40), (asked, True, 20), (resumed, False, 20)):
+        confirm(settings, anew=anew)
+        found = [run.evaluation for run in journal.runs() if run.kind == "confirmation"]
+        assert [evaluation.protocol.samples for evaluation in found if evaluation is not None] == [samples] * 2
 
 
 def with_ladder(study: Study) -> Study:
@@ -130,7 +136,7 @@ def with_ladder(study: Study) -> Study:
 
 
 def test_a_shard_outlives_many_losses_of_its_process(
-    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    journal: Journal, capacity: Capacity, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deaths, real = tmp_path / "deaths", shards.attempt_shard
     deaths.mkdir()
@@ -143,10 +149,9 @@ def test_a_shard_outlives_many_losses_of_its_process(
         return real(*arguments)
 
     monkeypatch.setattr(evaluations, "attempt_shard", dying)
-    with connection.connect(None, trial_slots=1) as capacity:
-        session = Session(STUDY, journal, capacity, StudyView(Console(quiet=True)), Interrupt(print))
-        subject = run(journal, confirmation_key(0, 1))
-        protocol = replace(protocol_for(subject.experiment, STUDY.confirm, "best"), samples=20)
-        ((_, evaluation),) = evaluations.evaluate_on_ray(session, [(subject, protocol)])
+    session = Session(STUDY, journal, capacity, StudyView(Console(quiet=True)), Interrupt(print))
+    subject = run(journal, confirmation_key(0, 1))
+    protocol = replace(protocol_for(subject.experiment, STUDY.confirm, "best"), samples=20)
+    ((_, evaluation),) = evaluations.evaluate_on_ray(session, [(subject, protocol)])
     assert len(evaluation.flags.standing["clean"]) == 20
     assert len(list(deaths.iterdir())) == 4
