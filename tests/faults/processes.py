@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -24,6 +25,14 @@ def wait_until(
         assert problem is None, f"while waiting for {what}: {problem}"
         assert time.monotonic() < deadline, f"waited {PATIENCE_SECONDS:.0f} s for {what}"
         time.sleep(every)
+
+
+def wait_while(
+    process: subprocess.Popen[str], condition: Callable[[], bool], what: str, *, every: float = 0.02
+) -> None:
+    """The same while this process runs; fails with what it said if it ends before."""
+    said = lambda: None if process.poll() is None else str(process.communicate())  # noqa: E731
+    wait_until(condition, what, unless=said, every=every)
 
 
 def descendants(pid: int) -> dict[int, str]:

@@ -8,8 +8,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import optuna
@@ -18,11 +16,12 @@ import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
-from orchestrator.records.runs import Run
 from orchestrator.records.storage import storage_url
 from orchestrator.records.study_folder import open_study_folder, read_identity, read_study
 from orchestrator.tracking.server import RUN_TAG
+from tests.faults.processes import wait_while
 from tests.integration.conftest import command, run, unmeasured, write_study
+from tests.recorded import timeless
 from trainers.loop import fit
 from trainers.origin import Origin
 from trainers.ranks import Ranks
@@ -53,23 +52,8 @@ def start(folder: Path) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 600
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "the study did not get that far"
-        time.sleep(0.05)
-
-
 def epochs_of(folder: Path, trial: int) -> int:
     return len(read_records(folder / "runs" / "tiny" / "trials" / f"{trial:04d}"))
-
-
-def timeless(run: Run | Path) -> list[dict[str, float]]:
-    """Every metric but the clocks."""
-    records = read_records(run) if isinstance(run, Path) else run.records
-    clocks = ("seconds", "images_per_second")
-    return [{name: v for name, v in record.metrics.items() if not name.endswith(clocks)} for record in records]
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -82,14 +66,14 @@ def survived(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess
     folder = tmp_path_factory.mktemp("survived")
     write_study(folder, **SECTIONS)
     first = start(folder)
-    wait_until(lambda: (folder / "runs" / "tiny" / "journal.jsonl").exists(), first)
+    wait_while(first, (folder / "runs" / "tiny" / "journal.jsonl").exists, "the study's journal")
     second_driver = run("sweep", "tiny.yaml", cwd=folder, measured=False)
-    wait_until(lambda: epochs_of(folder, 0) >= 2, first)
+    wait_while(first, lambda: epochs_of(folder, 0) >= 2, "two epochs")
     os.killpg(first.pid, signal.SIGTERM)
     output, errors = first.communicate(timeout=300)
     assert first.returncode == 130, output + errors
     second = start(folder)
-    wait_until(lambda: epochs_of(folder, 1) > BRANCH, second)
+    wait_while(second, lambda: epochs_of(folder, 1) > BRANCH, "an epoch after the branch")
     os.kill(second.pid, signal.SIGKILL)
     second.communicate()
     last = run("resume", "runs/tiny", cwd=folder, measured=False)
@@ -121,7 +105,7 @@ def test_every_trial_ends_bit_for_bit_as_if_never_interrupted(survived: Survived
         for trial in journal.runs():
             fresh = tmp_path / trial.key
             list(fit(trial.experiment, fresh, ranks=Ranks.current("cpu")))
-            assert timeless(trial) == timeless(fresh)
+            assert timeless(trial.records) == timeless(read_records(fresh))
             assert [record.epoch for record in trial.records] == list(range(EPOCHS))
             ours = weights(trial.folder)
             assert all(torch.equal(ours[name], value) for name, value in weights(fresh).items())
@@ -133,7 +117,7 @@ def test_the_second_trial_trained_what_differs_alone_and_says_so(survived: Survi
     first, second = open_study_folder(survived[0] / "runs" / "tiny").runs()
     assert (first.origin, second.origin) == (None, Origin("prefix", "trial-0000", BRANCH))
     assert second.records[:BRANCH] == first.records[:BRANCH]
-    assert timeless(first)[BRANCH] != timeless(second)[BRANCH]
+    assert timeless(first.records)[BRANCH] != timeless(second.records)[BRANCH]
     assert f"Begun from a shared prefix: 1 run; {BRANCH} of {2 * EPOCHS} epochs" in survived[3]
 
 

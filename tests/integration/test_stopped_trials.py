@@ -5,22 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import optuna
 import pytest
-import yaml
 from mlflow import MlflowClient
-from rich.console import Console
 
 from orchestrator.records import events
 from orchestrator.records.runs import Run
 from orchestrator.records.storage import storage_url
-from orchestrator.records.study_folder import create_study_folder, open_study_folder, read_identity, read_study
+from orchestrator.records.study_folder import open_study_folder, read_identity, read_study
 from orchestrator.tracking.server import RUN_TAG
-from search_spaces.study import parse_study
+from tests.faults.processes import wait_while
 from tests.integration.conftest import command, run, unmeasured, write_study
+from tests.recorded import timeless
 from trainers.checkpoint import load
 from trainers.diagnostics.overfitting import catastrophic_onset
 
@@ -54,11 +52,6 @@ def onset(trial: Run) -> int:
     return found.epoch
 
 
-def timeless(trial: Run) -> list[dict[str, float]]:
-    clocks = ("seconds", "images_per_second")
-    return [{name: v for name, v in record.metrics.items() if not name.endswith(clocks)} for record in trial.records]
-
-
 class Stopped:
     """A study whose driver was killed as soon as it had decided to stop its first trial, resumed to the end."""
 
@@ -69,11 +62,8 @@ class Stopped:
             command("sweep", "tiny.yaml"),
             cwd=folder, env=unmeasured(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        deadline = time.monotonic() + 600
-        while not (journal_file.exists() and '"stopping"' in journal_file.read_text()):
-            assert first.poll() is None, first.communicate()
-            assert time.monotonic() < deadline, "no trial was stopped"
-            time.sleep(0.002)
+        decided = lambda: journal_file.exists() and '"stopping"' in journal_file.read_text()  # noqa: E731
+        wait_while(first, decided, "a trial that is stopped", every=0.002)
         os.kill(first.pid, signal.SIGKILL)
         first.communicate()
         self.result = run("resume", "runs/tiny", cwd=folder, measured=False)
@@ -102,7 +92,8 @@ def test_trials_end_in_the_epoch_of_the_onset_and_resuming_changes_no_decision(s
     for trial in (study.trials[0], study.trials[2]):
         assert [record.epoch for record in trial.records] == list(range(onset(trial) + 1))
     # The second trial is the first one with a detector that never fires: until the stop they are one.
-    assert timeless(study.trials[0]) == timeless(study.trials[1])[: len(study.trials[0].records)]
+    first, second, _ = study.trials
+    assert timeless(first.records) == timeless(second.records[: len(first.records)])
 
 
 def test_optuna_knows_stopped_trials_as_pruned_and_the_first_was_not_issued_again(study: Stopped) -> None:
@@ -138,26 +129,3 @@ def test_mlflow_and_the_report_give_the_reason_and_what_was_saved(study: Stopped
         steps = [metric.step for metric in client.get_metric_history(tracked.info.run_id, "val/pgd10_accuracy")]
         assert sorted(steps) == list(range(len(trial.records)))
         assert trial.reason.replace(">", "&gt;") in page
-
-
-def test_a_group_of_workers_stops_within_one_epoch_and_takes_the_next_trial(tmp_path: Path) -> None:
-    content = yaml.safe_load(write_study(tmp_path, **SECTIONS).read_text())
-    study = parse_study({**content, "resources": {"workers": 2, "concurrent_trials": 1}})
-    journal = create_study_folder(tmp_path / "study", study)
-    from orchestrator.cluster import connection
-    from orchestrator.host.interrupt import Interrupt
-    from orchestrator.study.progress import StudyView
-
-    with connection.connect(None, trial_slots=1) as capacity:
-        from orchestrator.study.search import run_search
-        from orchestrator.study.session import Session
-
-        run_search(Session(study, journal, capacity, StudyView(Console(quiet=True)), Interrupt(print)))
-    first, second, third = journal.runs()
-    assert [trial.state for trial in (first, second, third)] == ["stopped", "complete", "stopped"]
-    assert len(second.records) == EPOCHS
-    for trial in (first, third):
-        # The group may be an epoch ahead of the decision, no more.
-        assert onset(trial) + 1 <= len(trial.records) <= onset(trial) + 2
-    groups = {(trial.folder / "placement_group").read_text() for trial in (first, second, third)}
-    assert len(groups) == 1

@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-import time
-from types import SimpleNamespace
-from typing import Any
 
-import pytest
-import ray
 import torch
 
-from orchestrator.cluster import connection
-from orchestrator.slots import group_slot
-from orchestrator.slots.group_slot import GroupSlot, patience
+from orchestrator.slots.group_slot import patience
 from orchestrator.slots.mailbox import Mailbox
 from trainers.totals import Diverged
 
@@ -79,30 +71,3 @@ def test_what_a_dead_rank_may_have_caused_is_waited_for_longer() -> None:
     closed_by_peer = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
     for alone in (ValueError(), OSError(), torch.OutOfMemoryError(), Diverged()):
         assert patience(alone) < patience(closed_by_peer)
-
-
-@pytest.mark.ray
-def test_a_stopped_trial_waits_for_its_epoch_as_long_as_the_group_lives(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(group_slot, "_POLL_SECONDS", 0.1)
-    with connection.connect(None, trial_slots=1):
-        mailbox: Any = ray.remote(Mailbox).options(num_cpus=0).remote()
-        ray.get([mailbox.start.remote(JOB), mailbox.next_job.remote()])
-        halted, gone = threading.Event(), threading.Event()
-        group = threading.Thread(target=gone.wait, daemon=True)
-        group.start()
-        slot = SimpleNamespace(_mailbox=mailbox, _group=group)
-
-        def halt() -> None:
-            GroupSlot._halt(slot)  # type: ignore[arg-type]
-            halted.set()
-
-        threading.Thread(target=halt, daemon=True).start()
-        time.sleep(1)
-        assert not halted.is_set()
-        assert ray.get(mailbox.report.remote({"epoch": 0}))
-        ray.get(mailbox.finish.remote({"done": True}))
-        assert halted.wait(30)
-        ray.get([mailbox.start.remote(NEXT), mailbox.next_job.remote()])
-        gone.set()
-        group.join()
-        GroupSlot._halt(slot)  # type: ignore[arg-type]

@@ -26,6 +26,7 @@ from orchestrator.study.progress import StudyView
 from search_spaces.study import Study, parse_study
 from tests.conftest import TINY
 from tests.orchestrator.made_up import end_run, propose_run
+from tests.recorded import timeless
 from trainers import checkpoint
 from trainers.config import apply_values
 from trainers.loop import fit
@@ -88,11 +89,6 @@ def run_here(of: Study, root: Path, *, kill_after: int | None = None) -> Journal
     return journal
 
 
-def timeless(run: Run) -> list[dict[str, float]]:
-    clocks = ("seconds", "images_per_second")
-    return [{name: v for name, v in record.metrics.items() if not name.endswith(clocks)} for record in run.records]
-
-
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     """Each run by its digest as it is without a study."""
@@ -112,7 +108,7 @@ def _start(point: dict[str, Any]) -> dict[str, Any]:
 
 def assert_as_alone(run: Run, alone: dict[str, Run]) -> None:
     expected = alone[run.experiment.digest()]
-    assert timeless(run) == timeless(expected)
+    assert timeless(run.records) == timeless(expected.records)
     for folder in (checkpoint.best_folder, lambda run_dir: checkpoint.epoch_folder(run_dir, EPOCHS - 1)):
         here, there = (checkpoint.load(folder(run_dir)) for run_dir in (run.folder, expected.folder))
         assert here.experiment.digest() == run.experiment.digest()

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.recorded import timeless
 from tests.trainers.stand_in_gpu import OnGpu, stand_in_gpu
-from tests.trainers.test_loop import without_clock
 from trainers import catalog, checkpoint, randomness
 from trainers.data.images import training_indices
 from trainers.evaluation.ranges import evaluate_range, fixed_subset
@@ -82,7 +82,7 @@ def test_a_run_is_the_same_on_a_gpu(name, experiment, gpu, tmp_path):
         running.close()
         there = list(fit(settings, tmp_path / "there", ranks=Ranks(0, 1, device)))  # goes on from its checkpoint
     assert len(there) == 1
-    assert without_clock(read_records(tmp_path / "there")) == without_clock(here)
+    assert timeless(read_records(tmp_path / "there")) == timeless(here)
     ours, theirs = (checkpoint.latest(tmp_path / place).weights() for place in ("here", "there"))
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
@@ -100,7 +100,7 @@ def test_generated_images_and_ones_that_are_not_attacked_go_to_the_gpu(experimen
     here = list(fit(settings, tmp_path / "here", ranks=Ranks(0, 1, CPU)))
     with gpu() as device:
         there = list(fit(settings, tmp_path / "there", ranks=Ranks(0, 1, device)))
-    assert without_clock(there) == without_clock(here)
+    assert timeless(there) == timeless(here)
 
 
 @pytest.mark.parametrize("attack", ["pgd20,pgd20-t,kl20,margin-t,cw", "apgd-ce"])

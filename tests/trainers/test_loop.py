@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.recorded import timeless
 from trainers import checkpoint
 from trainers.loop import fit
 from trainers.problems import InvalidInput
@@ -29,14 +30,6 @@ RUNS = {
         "precision": "bfloat16",
     },
 }
-
-
-def without_clock(records):
-    clocks = ("seconds", "images_per_second")
-    return [
-        (record.epoch, {name: value for name, value in record.metrics.items() if not name.endswith(clocks)})
-        for record in records
-    ]
 
 
 def final_weights(run_dir):
@@ -84,8 +77,8 @@ def test_resumed_equals_uninterrupted_bit_for_bit(epochs, uninterrupted, stopped
     settings, records, weights = uninterrupted
     run_dir = stopped(epochs)
     resumed = list(fit(settings, run_dir, ranks=alone, splits=splits))
-    assert without_clock(resumed) == without_clock(records[epochs:])
-    assert without_clock(read_records(run_dir)) == without_clock(records)
+    assert timeless(resumed) == timeless(records[epochs:])
+    assert timeless(read_records(run_dir)) == timeless(records)
     assert same_weights(final_weights(run_dir), weights)
 
 
@@ -103,7 +96,7 @@ def test_a_run_with_broken_checkpoints_ends_equal_and_records_each_epoch_once(
     first, second = read_records(run_dir)
     list(fit(settings, run_dir, ranks=alone, splits=splits))
     assert same_weights(final_weights(run_dir), weights)
-    assert without_clock(read_records(run_dir)) == without_clock(records)
+    assert timeless(read_records(run_dir)) == timeless(records)
     assert (run_dir / RECORDS_FILE).read_text().count("\n") == 3
     assert read_records(run_dir)[:2] == [first, second]
 
@@ -121,7 +114,7 @@ def test_a_run_whose_checkpoints_are_all_broken_begins_again(uninterrupted, stop
     resumed.close()
     list(fit(settings, run_dir, ranks=alone, splits=splits))
     assert same_weights(final_weights(run_dir), weights)
-    assert without_clock(read_records(run_dir)) == without_clock(records)
+    assert timeless(read_records(run_dir)) == timeless(records)
 
 
 def test_a_finished_run_says_its_last_record_again(uninterrupted, stopped, splits, alone):
@@ -271,5 +264,5 @@ def test_who_was_given_up_writes_no_more_once_another_process_trains_the_run(exp
         next(given_up)
     list(successor)
     records = list(fit(settings, tmp_path / "alone", ranks=alone, splits=splits))
-    assert without_clock(read_records(tmp_path / "run")) == without_clock(records)
+    assert timeless(read_records(tmp_path / "run")) == timeless(records)
     assert same_weights(final_weights(tmp_path / "run"), final_weights(tmp_path / "alone"))

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.trainers.test_loop import final_weights, same_weights, without_clock
+from tests.recorded import timeless
+from tests.trainers.test_loop import final_weights, same_weights
 from trainers import checkpoint
 from trainers.branching import branching_epochs, prefix_digest
 from trainers.loop import fit
@@ -63,7 +64,7 @@ def sharing(tmp_path):
 
 
 def assert_same_run(ours, theirs):
-    assert without_clock(read_records(ours)) == without_clock(read_records(theirs))
+    assert timeless(read_records(ours)) == timeless(read_records(theirs))
     assert same_weights(final_weights(ours), final_weights(theirs))
     best = [checkpoint.load(checkpoint.best_folder(run_dir)) for run_dir in (ours, theirs)]
     assert best[0].record.epoch == best[1].record.epoch
