@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import pytest
 from mlflow import MlflowClient
 
+from orchestrator.cli import main
 from orchestrator.exit_codes import ENVIRONMENT, OK, SOME_FAILED
 from orchestrator.records.journal import JOURNAL_FILE, Journal
 from tests.faults.conftest import DIVERGING, shaken_study
@@ -24,11 +25,10 @@ from tests.faults.undisturbed import (
     assert_same_optuna_trials,
     assert_same_run,
     assert_tracked_once,
+    meanwhile,
     tracked_epochs,
     train_here,
-    undisturbed,
 )
-from tests.integration.conftest import run
 from trainers.records import RECORDS_FILE
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1500)]
@@ -54,7 +54,7 @@ def survived(tmp_path_factory: pytest.TempPathFactory, injections: list[Injectio
     content = shaken_study("shaken", 4, 1, seed=1, start=[DIVERGING]) | {"tracking": {"uri": server.uri}}
     with small_disk(folder / "runs", 32) as mounted, Laboratory(folder, content) as laboratory:
         try:
-            reference = undisturbed(laboratory.study, folder / "reference", train_here)
+            reference = meanwhile(laboratory.study, folder / "reference", train_here)
             server.wait()
             laboratory.start()
 
@@ -86,14 +86,14 @@ def survived(tmp_path_factory: pytest.TempPathFactory, injections: list[Injectio
             with laboratory.fault("MLflow killed, brought back and synced"):
                 server.start()
                 server.wait()
-                assert run("sync", "runs/shaken", cwd=folder).returncode == OK
+                assert main(["sync", str(laboratory.root)]) == OK
                 synced = tracked_epochs(MlflowClient(tracking_uri=server.uri), laboratory.journal, "trial-0001")
             with laboratory.fault("driver killed, records and journal torn, resumed"):
                 laboratory.start()
                 laboratory.wait_for_a_new_epoch()
             end = laboratory.end()
             injections += laboratory.injections
-            yield Survived(laboratory, reference, server, full_disk, synced, end)
+            yield Survived(laboratory, reference.result(), server, full_disk, synced, end)
         finally:
             laboratory.clean_up()
             server.kill()

@@ -19,7 +19,7 @@ from orchestrator.records.storage import storage_url
 from orchestrator.records.study_folder import open_study_folder, read_identity, read_study
 from orchestrator.tracking.mirror import sync
 from orchestrator.tracking.server import RUN_TAG
-from tests.integration.conftest import run, write_study
+from tests.integration.conftest import Command, run, write_study
 from trainers.checkpoint import load
 from trainers.config import parse
 from trainers.data.images import load_splits
@@ -196,9 +196,16 @@ def test_the_report_states_the_mean_and_sample_deviation_of_the_seeds(study: Fin
     assert list((study.journal.folder / "figures").glob("*.svg"))
 
 
-def test_running_it_again_does_nothing_twice(study: Finished) -> None:
+@pytest.fixture
+def beside(study: Finished, answer: Command, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """`answer` in the folder of the study."""
+    monkeypatch.chdir(study.folder)
+    return answer
+
+
+def test_running_it_again_does_nothing_twice(study: Finished, beside: Command) -> None:
     before = {file: file.stat().st_mtime_ns for file in study.journal.folder.rglob("records.jsonl")}
-    again = run("sweep", "tiny.yaml", cwd=study.folder)
+    again = beside("sweep", "tiny.yaml")
     assert again.returncode == 0, again.stdout + again.stderr
     assert again.stdout.startswith("nothing was left to do: the study is finished\n")
     assert {file: file.stat().st_mtime_ns for file in study.journal.folder.rglob("records.jsonl")} == before
@@ -214,15 +221,16 @@ def test_it_can_be_confirmed_again_with_other_settings(study: Finished) -> None:
     assert [(protocol.attack, protocol.samples) for protocol in protocols] == [("pgd20", 8), ("autoattack", 12)]
 
 
-def test_another_study_under_the_same_name_is_refused(study: Finished) -> None:
-    refused = run("sweep", "tiny.yaml", "experiment.epochs=4", cwd=study.folder)
+def test_another_study_under_the_same_name_is_refused(beside: Command) -> None:
+    refused = beside("sweep", "tiny.yaml", "experiment.epochs=4")
     assert refused.returncode == 2
     assert "experiment.epochs: 4, but the study in runs/tiny has 3" in refused.stderr
 
 
-def test_a_checkpoint_of_a_study_can_be_evaluated_by_itself(study: Finished) -> None:
+def test_a_checkpoint_of_a_study_can_be_evaluated_by_itself(study: Finished, beside: Command) -> None:
     folder = study.of_kind("trial")[0].folder
-    result = run("evaluate", str(folder), "--attack", "pgd20", "-n", "20", "--output", "flags.json", cwd=study.folder)
+    words = ["--attack", "pgd20", "-n", "20", "--threads", "1", "--output", "flags.json"]
+    result = beside("evaluate", str(folder), *words)
     assert result.returncode == 0, result.stderr
     content = json.loads((study.folder / "flags.json").read_text())
     share = content["accuracies"]["pgd20"]
