@@ -13,9 +13,9 @@ from pathlib import Path
 import optuna
 import pytest
 
-from orchestrator.records import patience
+from orchestrator.records import database_wait
+from orchestrator.records.database_wait import DatabaseWait
 from orchestrator.records.journal import Journal
-from orchestrator.records.patience import Patience
 from orchestrator.records.storage import open_database
 from tests.faults.processes import wait_until
 from tests.faults.servers import DatabaseServer
@@ -26,9 +26,9 @@ MAXIMIZE = [optuna.study.StudyDirection.MAXIMIZE]
 SILENT = "Optuna's database (search.storage) has been silent for {} seconds; waiting for it, at most 10 minutes"
 IMPATIENT = """
 from orchestrator.cli import main
-from orchestrator.records import patience
+from orchestrator.records import database_wait
 
-patience._SILENT_SECONDS = 5.0
+database_wait._SILENT_SECONDS = 5.0
 main()
 """
 
@@ -50,14 +50,14 @@ def frozen(server: DatabaseServer) -> Iterator[DatabaseServer]:
 
 
 def test_an_answer_that_comes_late_is_waited_for_aloud(frozen: DatabaseServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "_SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(database_wait, "_SILENT_SECONDS", 0.5)
     heard: list[str] = []
 
     def say(text: str) -> None:
         heard.append(text)
         frozen.thaw()
 
-    storage = open_database(frozen.url, Patience(frozen.url, say, lambda: False))
+    storage = open_database(frozen.url, DatabaseWait(frozen.url, say, lambda: False))
     assert storage.create_new_study(MAXIMIZE, "first") == 1
     frozen.freeze()
     assert storage.create_new_study(MAXIMIZE, "second") == 2
@@ -67,9 +67,9 @@ def test_an_answer_that_comes_late_is_waited_for_aloud(frozen: DatabaseServer, m
 def test_who_asks_to_stop_meanwhile_is_let_go_and_nothing_waits_again(
     frozen: DatabaseServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patience, "_SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(database_wait, "_SILENT_SECONDS", 0.5)
     heard: list[str] = []
-    storage = open_database(frozen.url, Patience(frozen.url, heard.append, lambda: bool(heard)))
+    storage = open_database(frozen.url, DatabaseWait(frozen.url, heard.append, lambda: bool(heard)))
     frozen.freeze()
     began = time.monotonic()
     for _ in range(2):
