@@ -201,6 +201,7 @@ def test_both_gradients_of_the_alignment_come_from_train_mode(inner, batch_norm,
     torch.testing.assert_close(step.natural_gradient, torch.autograd.grad(loss, x)[0])
     assert not step.natural_gradient.requires_grad
     assert step.noisy_gradient.requires_grad
+    assert not images.requires_grad
 
 
 @pytest.mark.parametrize(
