@@ -12,7 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.counting import Kernels
-from trainers import catalog
+from tests.trainers import formulas
+from trainers import answers, catalog
+from trainers.attacks.attacker import monitor_attack
 from trainers.attacks.linf import ascend, batch_norm_mode, bounds, uniform_start
 from trainers.attacks.pgd import _towards
 from trainers.energy import delta_energies
@@ -207,6 +209,48 @@ def test_the_start_gradient_points_where_the_first_step_goes(name, natural_net, 
     moved = ((one.images - one.start_images) * one.start_gradient)[inside]
     assert (moved >= 0).all()
     assert (moved > 0).any()
+
+
+@pytest.mark.parametrize("name", ["fgsm", "fgsm_rs", "n_fgsm", "pgd", "pgd_kl", "pgd_margin"])
+def test_the_start_gradient_is_that_of_the_attacks_formula(name, natural_net, digits):
+    images, labels = digits[0][: formulas.B], digits[1][: formulas.B]
+    # κ lets the images with the smaller half of the margins go, but for the largest of these.
+    margins = answers.margin(craft("pgd_margin", natural_net, images, labels).start_logits, labels)
+    kappa = 1e-3 - margins.median().item()
+    crafted = craft(name, natural_net, images, labels, **({"kappa": kappa} if name == "pgd_margin" else {}))
+    x = crafted.start_images.clone().requires_grad_()
+    z = natural_net(x)
+    if name == "pgd_kl":
+        raised = formulas.kl(natural_net(images), z)
+    elif name == "pgd_margin":
+        true, others = z[formulas.ROWS, labels], z.scatter(1, labels[:, None], -torch.inf).amax(1)
+        raised = torch.where(true - others + kappa > 0, others - true, 0)
+        assert 0 < (raised != 0).sum() < formulas.B
+    else:
+        raised = formulas.ce(z, labels)
+    (expected,) = torch.autograd.grad(raised.sum(), x)
+    torch.testing.assert_close(crafted.start_gradient, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_pgd_starts_anywhere_in_the_ball_or_a_thousandth_beside_the_image(natural_net, digits):
+    images, labels = digits
+    for name, given in (("pgd", {"start": "gaussian"}), ("pgd_kl", {})):
+        beside = craft(name, natural_net, images, labels, steps=1, **given).start_images - images
+        assert beside.std().item() == pytest.approx(0.001, rel=0.02)
+    anywhere = craft("pgd", natural_net, images, labels, steps=1).start_images
+    assert torch.equal(anywhere, uniform_start(images, EPSILON, Noise(generator("cpu", 0, "attack"))))
+
+
+def test_the_monitor_takes_ten_steps_of_a_quarter_of_epsilon_in_eval_mode(natural_net, digits):
+    model, modes = copy.deepcopy(natural_net).train(), []
+    batch_norms(model)[0].register_forward_hook(lambda module, inputs, output: modes.append(module.training))
+    found = [
+        monitor_attack(EPSILON, *steps)(model, *(part[:32] for part in digits), Noise(generator("cpu", 0, "attack")))
+        for steps in ((), (1,))
+    ]
+    assert modes == [False] * 11
+    assert (found[1].images - found[1].start_images).abs().max().item() == pytest.approx(EPSILON / 4)
+    assert (found[1].start_images - digits[0][:32]).abs().max() > 0.9 * EPSILON
 
 
 def test_more_steps_fool_more(natural_net, digits):
