@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from tests.trainers import formulas
 from trainers.attacks.attacker import Attacker
+from trainers.attacks.fgsm import fgsm
 from trainers.attacks.linf import Adversarial
+from trainers.attacks.pgd import pgd
 from trainers.data.batches import TrainingBatches
 from trainers.data.images import load_splits
 from trainers.diagnostics.iteration_checks import IterationChecks
@@ -58,6 +62,45 @@ def test_measurements_on_the_probe_agree_among_themselves(method, experiment, sp
         assert metrics[f"{split}/abnormal_fraction"] == metrics[f"{split}/abnormal_count"] / 64
     assert metrics["probe/clean_accuracy"] == metrics["probe_reference/clean_accuracy"]
     assert metrics["probe/delta_energy/mean"] != metrics["probe_reference/delta_energy/mean"]
+
+
+def even_stride(images, count):
+    """Images and labels at equal distances, the first and the last among them."""
+    chosen = np.linspace(0, len(images) - 1, count).astype(int)
+    return images.select(chosen)
+
+
+def answers(model, images, attack, *settings):
+    """Logits at the images and where an attack finds, in eval mode, with the noise that all measurements share."""
+    pixels, noise = images.floats(), Noise(generator("cpu", 0, "monitor", 0))
+    epsilon, step_size, steps = settings
+    found = attack(
+        model, pixels, images.labels, epsilon=epsilon, step_size=step_size, steps=steps, batch_norm="eval", noise=noise
+    )
+    with torch.no_grad():
+        return model(pixels), model(found.images)
+
+
+def test_what_is_recorded_is_what_the_net_answers(experiment, splits, alone, natural_net):
+    settings = experiment({"method.name": "fgsm", "attack.epsilon": 0.2, "evaluation.epsilon": 0.1})
+    metrics = EpochMeasurement(settings, splits, alone)(copy.deepcopy(natural_net).train())
+    probe = even_stride(splits.train, 64)
+    for split, images, attack, name in (
+        ("val", splits.validation, (pgd, 0.1, 0.025, 10), "pgd10_accuracy"),
+        ("probe", probe, (fgsm, 0.2, 0.2, 1), "adversarial_accuracy"),
+        ("probe_reference", probe, (pgd, 0.2, 0.05, 10), "pgd10_accuracy"),
+    ):
+        z, z_adv = answers(natural_net, images, *attack)
+        y = images.labels
+        expected = {
+            "clean_accuracy": (z.argmax(1) == y).double().mean(),
+            name: (z_adv.argmax(1) == y).double().mean(),
+            "natural_loss/mean": formulas.ce(z, y).mean(),
+            "adversarial_loss/mean": formulas.ce(z_adv, y).mean(),
+            "delta_energy/mean": (formulas.lse(z_adv) - formulas.lse(z)).mean(),
+        }
+        for quantity, value in expected.items():
+            assert metrics[f"{split}/{quantity}"] == pytest.approx(float(value), rel=1e-4), (split, quantity)
 
 
 def test_attacks_search_in_bfloat16_and_float32_judges(splits, alone, natural_net):
@@ -159,6 +202,21 @@ def test_a_check_is_a_fixed_attack_on_fixed_training_images(checked, splits, alo
     weak, broken = (metrics["check/0002/pgd5_accuracy"] for metrics in seen)
     assert broken < 0.1 < weak
     assert weak * 64 == pytest.approx(round(weak * 64))
+
+
+def test_a_check_sees_128_images_and_tells_accuracy_and_the_fall_of_energy(experiment, splits, alone, natural_net):
+    settings = experiment(
+        {"attack.epsilon": 0.2, "evaluation": {"check_every": 1, "probe_samples": 200, "epsilon": 0.1}}
+    )
+    checks = IterationChecks(settings, splits, alone)
+    checks.after_step(natural_net, 0)
+    seen = checks.metrics()
+    images = even_stride(even_stride(splits.train, 200), 128)
+    z, z_adv = answers(natural_net, images, pgd, 0.2, 0.05, 5)
+    accuracy = (z_adv.argmax(1) == images.labels).double().mean()
+    assert seen["check/0001/pgd5_accuracy"] == pytest.approx(float(accuracy))
+    fall = (formulas.lse(z_adv) - formulas.lse(z)).mean()
+    assert seen["check/0001/delta_energy/mean"] == pytest.approx(float(fall), rel=1e-4)
 
 
 def test_checks_are_part_of_the_epochs_record_and_change_nothing_else(checked, experiment, splits, alone, tmp_path):
