@@ -11,7 +11,7 @@ import torch
 
 from tests.trainers import formulas
 from trainers.attacks.attacker import Attacker
-from trainers.attacks.fgsm import fgsm
+from trainers.attacks.fgsm import fgsm_rs
 from trainers.attacks.linf import Adversarial
 from trainers.attacks.pgd import pgd
 from trainers.data.batches import TrainingBatches
@@ -70,37 +70,52 @@ def even_stride(images, count):
     return images.select(chosen)
 
 
-def answers(model, images, attack, *settings):
-    """Logits at the images and where an attack finds, in eval mode, with the noise that all measurements share."""
-    pixels, noise = images.floats(), Noise(generator("cpu", 0, "monitor", 0))
-    epsilon, step_size, steps = settings
-    found = attack(
-        model, pixels, images.labels, epsilon=epsilon, step_size=step_size, steps=steps, batch_norm="eval", noise=noise
-    )
-    with torch.no_grad():
-        return model(pixels), model(found.images)
+def answers(model, images, attack, epsilon, step_size, steps, batch_size=1000):
+    """Logits at the images, at the starts and where an attack ends; each batch with the noise that is always its."""
+    seen = []
+    for batch, first in enumerate(range(0, len(images), batch_size)):
+        pixels = images.floats(first, first + batch_size)
+        found = attack(
+            model, pixels, images.labels[first : first + batch_size], epsilon=epsilon, step_size=step_size, steps=steps,
+            batch_norm="eval", noise=Noise(generator("cpu", 0, "monitor", batch)),
+        )  # fmt: skip
+        with torch.no_grad():
+            seen.append(torch.stack([model(points) for points in (pixels, found.start_images, found.images)]))
+    return torch.cat(seen, dim=1)
+
+
+class Wavy(torch.nn.Sequential):
+    """A network whose loss an attack lowers now and then: one step leads across a wave."""
+
+    def forward(self, images):
+        return 3 * super().forward(images).sin()
 
 
 def test_what_is_recorded_is_what_the_net_answers(experiment, splits, alone, natural_net):
-    settings = experiment({"method.name": "fgsm", "attack.epsilon": 0.2, "evaluation.epsilon": 0.1})
-    metrics = EpochMeasurement(settings, splits, alone)(copy.deepcopy(natural_net).train())
+    values = {"method.name": "fgsm_rs", "attack.epsilon": 0.3, "evaluation.epsilon": 0.1, "evaluation.batch_size": 40}
+    wavy = Wavy(natural_net)
+    metrics = EpochMeasurement(experiment(values), splits, alone)(copy.deepcopy(wavy).train())
     probe = even_stride(splits.train, 64)
     for split, images, attack, name in (
         ("val", splits.validation, (pgd, 0.1, 0.025, 10), "pgd10_accuracy"),
-        ("probe", probe, (fgsm, 0.2, 0.2, 1), "adversarial_accuracy"),
-        ("probe_reference", probe, (pgd, 0.2, 0.05, 10), "pgd10_accuracy"),
+        ("probe", probe, (fgsm_rs, 0.3, 0.375, 1), "adversarial_accuracy"),
+        ("probe_reference", probe, (pgd, 0.3, 0.075, 10), "pgd10_accuracy"),
     ):
-        z, z_adv = answers(natural_net, images, *attack)
         y = images.labels
+        z, start, z_adv = answers(wavy, images, *attack, batch_size=40)
+        easier, fall = formulas.ce(start, y) > formulas.ce(z_adv, y), formulas.lse(z_adv) - formulas.lse(z)
         expected = {
-            "clean_accuracy": (z.argmax(1) == y).double().mean(),
-            name: (z_adv.argmax(1) == y).double().mean(),
-            "natural_loss/mean": formulas.ce(z, y).mean(),
-            "adversarial_loss/mean": formulas.ce(z_adv, y).mean(),
-            "delta_energy/mean": (formulas.lse(z_adv) - formulas.lse(z)).mean(),
-        }
-        for quantity, value in expected.items():
-            assert metrics[f"{split}/{quantity}"] == pytest.approx(float(value), rel=1e-4), (split, quantity)
+            "clean_accuracy": (z.argmax(1) == y).double(),
+            name: (z_adv.argmax(1) == y).double(),
+            "natural_loss/mean": formulas.ce(z, y),
+            "adversarial_loss/mean": formulas.ce(z_adv, y),
+            "delta_energy/mean": fall,
+            "abnormal_fraction": easier.double(),
+            "high_energy_abnormal_count/rise": len(y) * (easier & (fall < -1)).double(),
+        } | ({} if split == "val" else {"kl_joint_part/mean": formulas.kl(z, z_adv) - fall})
+        found = {quantity: metrics[f"{split}/{quantity}"] for quantity in expected}
+        assert found == pytest.approx({quantity: float(each.mean()) for quantity, each in expected.items()}, rel=1e-4)
+    assert metrics["probe/high_energy_abnormal_count/rise"] > 0
 
 
 def test_attacks_search_in_bfloat16_and_float32_judges(splits, alone, natural_net):
@@ -212,7 +227,7 @@ def test_a_check_sees_128_images_and_tells_accuracy_and_the_fall_of_energy(exper
     checks.after_step(natural_net, 0)
     seen = checks.metrics()
     images = even_stride(even_stride(splits.train, 200), 128)
-    z, z_adv = answers(natural_net, images, pgd, 0.2, 0.05, 5)
+    z, _, z_adv = answers(natural_net, images, pgd, 0.2, 0.05, 5)
     accuracy = (z_adv.argmax(1) == images.labels).double().mean()
     assert seen["check/0001/pgd5_accuracy"] == pytest.approx(float(accuracy))
     fall = (formulas.lse(z_adv) - formulas.lse(z)).mean()
