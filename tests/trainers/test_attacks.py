@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from trainers.attacks.linf import ascend, batch_norm_mode, bounds, uniform_start
 from trainers.attacks.pgd import _towards
 from trainers.energy import delta_energies
 from trainers.loop import fit
-from trainers.randomness import Noise, generator
+from trainers.randomness import Noise, derive_seed, generator
 
 EPSILON = 0.1
 ALL = sorted(catalog.INNER)
@@ -347,6 +348,13 @@ def test_uniform_start_fills_the_ball_and_stays_in_the_box():
 def test_an_attack_without_steps_is_refused(natural_net, digits):
     with pytest.raises(ValueError, match="at least one step"):
         ascend(natural_net, digits[0], digits[0], torch.sum, epsilon=0.1, step_size=0.1, steps=0)
+
+
+def test_seed_purpose_and_epoch_have_streams_of_their_own_the_same_in_every_version():
+    """A run that an older version began goes on as it would have there."""
+    streams = [derive_seed(*which) for which in product((0, 1), ("attack", "order"), (0, 1))]
+    assert len(set(streams)) == 8
+    assert streams[0] == 8340428145931255848
 
 
 def test_noise_rows_do_not_depend_on_the_number_of_ranks():

@@ -57,6 +57,17 @@ def test_what_is_measured_is_the_average(experiment, splits, alone, tmp_path):
     )
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_step_sees_the_trained_net_in_its_precision_and_without_an_average_that_is_measured(
+    precision, experiment, digits, alone
+):
+    networks = Networks(experiment({"precision": precision}), alone)
+    networks.parallel.eval()
+    same = torch.equal(networks.parallel(digits[0][:8]), networks.trained(digits[0][:8]))
+    assert same == (precision == "float32")
+    assert networks.evaluated is networks.trained
+
+
 def test_bfloat16_is_close_to_float32_and_keeps_weights_and_logits_in_float32(experiment, digits):
     settings = experiment({"model.width": 8})
     model = build_model(settings).train()
