@@ -15,9 +15,8 @@ from torch.nn import functional as F
 from benchmarks.counting import Kernels
 from tests.trainers import formulas
 from trainers import answers, catalog
-from trainers.attacks.attacker import monitor_attack
+from trainers.attacks.attacker import monitor_attack, training_attack
 from trainers.attacks.linf import ascend, batch_norm_mode, bounds, uniform_start
-from trainers.attacks.pgd import _towards
 from trainers.energy import delta_energies
 from trainers.loop import fit
 from trainers.randomness import Noise, derive_seed, generator
@@ -167,16 +166,26 @@ def test_a_targeted_attack_raises_a_wrong_class_of_its_choice(target, natural_ne
     assert torch.bincount(wrong, minlength=10).min() > 0
 
 
+def targeted(images, labels, **parameters):
+    """(targets, logits at the start) where the pixels [B, K, 1, 1] are the logits: that of the target alone rises."""
+    crafted = craft("pgd_targeted", nn.Flatten(), images, labels, **parameters)
+    return crafted.start_gradient.flatten(1).argmax(1), crafted.start_logits
+
+
 def test_random_targets_are_uniform_over_the_wrong_classes():
     labels = torch.arange(4).repeat(1000)
-    drawn = Noise(generator("cpu", 0, "attack")).uniform(labels.float(), 0, 1)
-    objective = _towards(labels, drawn)
-    logits = torch.zeros(4000, 4, requires_grad=True)
-    (gradient,) = torch.autograd.grad(objective(logits), logits)
-    targets = gradient.argmax(1)
+    targets, _ = targeted(torch.full((4000, 4, 1, 1), 0.5), labels)
     assert (targets != labels).all()
     counts = torch.stack([torch.bincount(targets[labels == label], minlength=4) for label in range(4)])
     assert (counts[~torch.eye(4, dtype=torch.bool)] - 333).abs().max() < 60
+
+
+def test_the_least_likely_target_is_a_wrong_class_also_where_the_true_one_is_less_likely():
+    labels = torch.arange(4).repeat(50)
+    targets, logits = targeted(torch.full((200, 4, 1, 1), 0.5), labels, target="least_likely")
+    assert (logits.argmin(1) == labels).any()
+    order = logits.argsort(1)
+    assert torch.equal(targets, torch.where(order[:, 0] == labels, order[:, 1], order[:, 0]))
 
 
 def test_the_margin_attack_stops_once_the_margin_is_below_minus_kappa():
@@ -252,6 +261,24 @@ def test_the_monitor_takes_ten_steps_of_a_quarter_of_epsilon_in_eval_mode(natura
     assert modes == [False] * 11
     assert (found[1].images - found[1].start_images).abs().max().item() == pytest.approx(EPSILON / 4)
     assert (found[1].start_images - digits[0][:32]).abs().max() > 0.9 * EPSILON
+
+
+@pytest.mark.parametrize(
+    ("mode", "instead", "training"), [("train", None, True), ("eval", None, False), ("train", "eval", False)]
+)
+def test_the_training_attack_has_the_settings_of_the_experiment(
+    mode, instead, training, experiment, natural_net, digits
+):
+    settings = experiment(
+        {"method": {"name": "n_fgsm", "inner": {"name": "n_fgsm", "noise_scale": 0.5}}}
+        | {"attack": {"epsilon": 0.2, "batch_norm": mode}}
+    )
+    model, modes = copy.deepcopy(natural_net).train(), []
+    batch_norms(model)[0].register_forward_hook(lambda module, inputs, output: modes.append(module.training))
+    attack, noise = training_attack(settings, batch_norm=instead), Noise(generator("cpu", 0, "attack"))
+    found = attack(model, digits[0][:32], digits[1][:32], noise)
+    assert modes == [training]
+    assert 0.09 < (found.start_images - digits[0][:32]).abs().max() <= 0.1 + 1e-6
 
 
 def test_more_steps_fool_more(natural_net, digits):
