@@ -121,6 +121,17 @@ def test_epochs_and_seeds_have_orders_of_their_own_that_can_be_repeated(pictures
     assert all(one != other for one, other in product(orders, orders) if one is not other)
 
 
+def test_epochs_and_seeds_have_crops_of_their_own_that_can_be_repeated(pictures, experiment):
+    same = pictures.select(np.zeros(12, dtype=int))  # one image over and over: its order in the batch is nothing
+
+    def crops(seed, number):
+        ((images, _),) = epoch(same, experiment({"seed": seed, "data.augment": True}), number=number)
+        return images
+
+    assert torch.equal(crops(0, 1), crops(0, 1))
+    assert not any(torch.equal(crops(0, 0), crops(*other)) for other in ((0, 1), (1, 0)))
+
+
 @pytest.mark.parametrize("augment", [False, True])
 def test_the_ranks_batches_are_together_the_one_batch_of_a_single_rank(augment, pictures, experiment):
     settings = experiment({"optimizer.batch_size": 12, "data.augment": augment})

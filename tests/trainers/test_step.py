@@ -139,7 +139,7 @@ def test_a_step_moves_the_weights_and_sums_over_its_rows(name, experiment, split
 @pytest.mark.parametrize("batch_norm", ["train", "eval"])
 def test_steps_are_those_of_gradient_descent_by_hand_and_tell_what_was_met(batch_norm, experiment, digits):
     settings = experiment(
-        {"method": {"name": "fgsm_rs_der", "regularizer": {"gamma": 0.5}}}
+        {"method": {"name": "fgsm_rs_der", "weighting": "energy", "regularizer": {"gamma": 0.5}}}
         | {"attack": {"epsilon": 0.8, "batch_norm": batch_norm}}
     )
     images, labels = digits[0][: formulas.B].double(), digits[1][: formulas.B]
@@ -153,7 +153,8 @@ def test_steps_are_those_of_gradient_descent_by_hand_and_tell_what_was_met(batch
         start = copy.deepcopy(by_hand)(crafted.start_images).detach()  # its statistics are not the update's
         met = formulas.Batch(by_hand(images), by_hand(crafted.images), start, labels, None, None)
         easier, penalty = formulas.is_abnormal(met), formulas.der(met, 100, 0.5, formulas.is_abnormal(met))
-        loss = formulas.ce(met.adversarial, labels).mean() + penalty
+        weights = formulas.energy_weight(met.natural)
+        loss = (weights * formulas.ce(met.adversarial, labels)).mean() + penalty
         loss.backward()
         with torch.no_grad():
             for parameter in by_hand.parameters():
@@ -165,7 +166,7 @@ def test_steps_are_those_of_gradient_descent_by_hand_and_tell_what_was_met(batch
             "loss": loss.detach(),
             "adversarial_correct": (met.adversarial.argmax(1) == labels).sum(),
             "abnormal": easier.sum(),
-            "weight_sum": formulas.B,
+            "weight_sum": weights.sum(),
             "regularizer": penalty.detach(),
             "perturbation_norm": (crafted.images - images).square().sum((1, 2, 3)).sqrt().sum(),
         }
