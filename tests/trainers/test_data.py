@@ -90,8 +90,14 @@ def test_stratified_gives_each_class_its_share_to_within_one(count):
     labels = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)
     rest, chosen = stratified(labels, count, 0)
     assert sorted([*rest, *chosen]) == list(range(100))
+    assert [*rest, *chosen] == [*sorted(rest), *sorted(chosen)]
     assert len(chosen) == count
     assert (np.abs(np.bincount(labels[chosen], minlength=3) - np.array([0.5, 0.3, 0.2]) * count) < 1).all()
+
+
+def test_what_the_shares_leave_goes_to_the_largest_remainder():
+    labels = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)  # shares of 3.5, 2.1 and 1.4
+    assert np.bincount(labels[stratified(labels, 7, 0)[1]]).tolist() == [4, 2, 1]
 
 
 @pytest.mark.parametrize("count", [0, 100])
