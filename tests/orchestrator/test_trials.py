@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.records.constraints import limits, violations
 from orchestrator.records.runs import Run
-from orchestrator.records.trials import trials
+from orchestrator.records.trials import Spread, trials
 from tests.orchestrator.test_searcher import made_up_study
 from trainers.config import parse
 from trainers.records import EpochRecord
@@ -53,6 +53,26 @@ def test_one_seed_is_its_own_trial_and_confirmations_belong_to_none():
     (trial,) = trials([alone, confirmed])
     assert trial.runs == (alone,)
     assert [(spread.mean, spread.deviation) for spread in trial.spreads()] == [(0.8, None), (0.4, None)]
+
+
+def test_a_trial_waits_for_no_seed_once_one_has_ended_for_nothing():
+    (trial,) = trials([run(0, "complete", GOOD, planned=3), run(1, "failed", NONE, planned=3)])
+    assert trial.state == "failed"
+    (alone,) = trials([run(0, "failed", NONE, planned=1)])
+    assert alone.reason == "because"
+
+
+def test_a_spread_is_written_in_percent():
+    assert str(Spread(0.4537, 0.0041, 3)) == "45.37 ± 0.41"
+    assert str(Spread.of([0.4537])) == "45.37"
+
+
+def test_a_metric_that_one_seed_lacks_has_no_mean():
+    metrics = [{"val/pgd10_accuracy": 0.4, "val/clean_accuracy": 0.8}, {"val/pgd10_accuracy": 0.6}]
+    ended = [
+        replace(run(seed, "complete", GOOD), records=(EpochRecord(0, 0.0, held),)) for seed, held in enumerate(metrics)
+    ]
+    assert trials(ended)[0].metrics_at("best", list(metrics[0])) == {"val/pgd10_accuracy": pytest.approx(0.5)}
 
 
 def test_deviations_are_those_of_a_sample():
