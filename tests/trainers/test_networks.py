@@ -10,6 +10,7 @@ from trainers import catalog, checkpoint
 from trainers.attacks.attacker import training_attack
 from trainers.attacks.pgd import pgd_kl
 from trainers.data.batches import TrainingBatches
+from trainers.diagnostics.iteration_checks import IterationChecks
 from trainers.evaluation.searching import for_fast_search
 from trainers.loop import fit
 from trainers.models.autocast import Autocast
@@ -47,7 +48,7 @@ def test_the_average_is_that_of_the_recursion_over_the_weights_after_each_step(e
 
 
 def test_what_is_measured_is_the_average(experiment, splits, alone, tmp_path):
-    settings = experiment({"optimizer.ema_decay": 0.999, "epochs": 1})
+    settings = experiment({"optimizer.ema_decay": 0.999, "epochs": 1, "evaluation.check_every": 4})
     (record,) = fit(settings, tmp_path, ranks=alone, splits=splits)
     model = checkpoint.latest(tmp_path).load_model()
     with torch.no_grad():
@@ -55,6 +56,10 @@ def test_what_is_measured_is_the_average(experiment, splits, alone, tmp_path):
     assert record.metrics["val/clean_accuracy"] == pytest.approx(
         float((predicted == splits.validation.labels).float().mean())
     )
+    checks = IterationChecks(settings, splits, alone)
+    checks.after_step(model, 3)  # the epoch has four steps
+    seen = checks.metrics()
+    assert {name: record.metrics[name] for name in seen} == pytest.approx(seen, rel=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
