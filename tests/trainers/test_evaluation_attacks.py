@@ -118,6 +118,36 @@ def test_on_a_linear_model_the_worst_corner_is_found(attack, linear, batch):
     assert torch.allclose(found, corner(linear, images, labels, 0.2), atol=1e-6)
 
 
+# attack -> (passes where nobody is fooled, which of them is the first at a point of the attack)
+PASSES = {
+    "pgd20": (20, 0),
+    "cw": (20, 0),
+    "pgd20-t": (20, 0),
+    "kl20": (1 + 20, 1),
+    "margin-t": (1 + 3 * (20 + 1), 1),
+    "pgd50-10": (10 * (50 + 1), 0),
+}
+
+
+@pytest.mark.parametrize("attack", GRADIENT_ATTACKS)
+def test_steps_are_as_many_as_the_name_says_and_a_quarter_of_epsilon_each(attack, batch):
+    class Watched(nn.Sequential):
+        def forward(self, images):
+            seen.append(images.detach().clone())
+            return super().forward(images)
+
+    seen, images, epsilon = [], batch[0], 0.02
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Watched(nn.Flatten(), nn.Linear(16, 5)).requires_grad_(False)
+    model[1].bias[0] += 4  # class 0 stands
+    labels = torch.zeros(len(images), dtype=torch.long)
+    GRADIENT_ATTACKS[attack](model, images, labels, epsilon=epsilon, noise=noise())
+    passes, first = PASSES[attack]
+    assert len(seen) == passes
+    assert (seen[first + 1] - seen[first]).abs().max().item() == pytest.approx(epsilon / 4, rel=1e-2)
+
+
 def test_restarts_find_the_corner_of_those_who_stand_and_fool_all_others(linear, batch):
     images, labels = batch
     found = pgd_restarts(linear, images, labels, epsilon=0.4, noise=noise(), steps=50, restarts=2)
