@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.records.constraints import limits, violations
 from orchestrator.records.runs import Run
-from orchestrator.records.trials import Spread, trials
+from orchestrator.records.trials import trials
 from tests.orchestrator.test_searcher import made_up_study
 from trainers.config import parse
 from trainers.records import EpochRecord
@@ -60,11 +60,6 @@ def test_a_trial_waits_for_no_seed_once_one_has_ended_for_nothing():
     assert trial.state == "failed"
     (alone,) = trials([run(0, "failed", NONE, planned=1)])
     assert alone.reason == "because"
-
-
-def test_a_spread_is_written_in_percent():
-    assert str(Spread(0.4537, 0.0041, 3)) == "45.37 ± 0.41"
-    assert str(Spread.of([0.4537])) == "45.37"
 
 
 def test_a_metric_that_one_seed_lacks_has_no_mean():
