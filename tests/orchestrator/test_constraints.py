@@ -184,6 +184,7 @@ def test_a_report_says_who_meets_the_constraints_and_calls_nobody_else_the_best(
     assert [row.constraints for row in trial_rows(of, known)] == [
         "met", "val/clean_accuracy 1.00 points short", "met", ""
     ]  # fmt: skip
+    assert trial_rows(study(at_least=0.9), known)[0].constraints == "met"  # exactly
     told = " ".join(said(of, known))
     assert "2 of 3 trials that count meet search.constraints." in told
     assert "Most robust on held-out images among them: trial 2 " in told
