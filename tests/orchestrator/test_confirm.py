@@ -11,8 +11,10 @@ from rich.console import Console
 from orchestrator.host.interrupt import Interrupt
 from orchestrator.records.journal import Journal
 from orchestrator.records.runs import Run
+from orchestrator.records.study_folder import create_study_folder
 from orchestrator.records.trials import Trial
 from orchestrator.study.progress import StudyView
+from search_spaces.study import parse_study
 from trainers.config import parse
 from trainers.records import EpochRecord, append_record
 
@@ -52,6 +54,19 @@ def test_trials_of_one_experiment_stand_for_one_whoever_came_first() -> None:
     side_by_side = [trial(0, state="failed"), trial(1, 0.5, 0.5), trial(2, 0.4, 0.4, seed=1), trial(3, 0.5, 0.5)]
     side_by_side.append(trial(4, state="stopped", seed=2))  # pruned
     assert [one.number for one in distinct(side_by_side)] == [1, 2]
+
+
+def test_confirmations_have_seeds_that_no_run_of_a_trial_had(tmp_path: Path) -> None:
+    from orchestrator.study.beginnings import Beginnings
+    from orchestrator.study.confirm import _job, _wanted
+
+    study = parse_study({"name": "s", "experiment": {"seed": 7}, "search": {"seeds": 2}, "confirm": {"seeds": 3}})
+    journal = create_study_folder(tmp_path / "s", study)
+    session = SimpleNamespace(study=study, journal=journal)
+    beginnings, chosen = Beginnings(study, journal, study.confirm_resources), trial(0, 0.5, 0.5, seed=7)
+    jobs = [_job(session, beginnings, one, seed) for one, seed, _ in _wanted(study, [chosen])]  # type: ignore[arg-type]
+    # Its own runs have the seeds 7 and 8.
+    assert [parse(job["experiment"]).seed for job in jobs] == [9, 10, 11]
 
 
 def test_a_confirmation_whose_processes_die_comes_again_as_long_as_it_gets_on(tmp_path: Path) -> None:

@@ -78,6 +78,22 @@ def test_a_baseline_that_has_not_ended_constrains_nobody_yet(tmp_path):
     assert violations(limits(of, known), trials(known)[3], of.search.checkpoint) == {}
 
 
+def test_each_of_several_constraints_must_be_met(tmp_path):
+    both = {"val/clean_accuracy": {"at_least": 0.89}, "val/pgd10_accuracy": {"baseline": 1, "minus": 0.04}}
+    of = made_up_study(constraints=both, start=[{"method.name": "fgsm"}, {"method.name": "trades"}])
+    known = runs(of, tmp_path)
+    assert limits(of, known) == {"val/clean_accuracy": 0.89, "val/pgd10_accuracy": pytest.approx(0.44)}
+    assert [trial.number for trial in distinct(feasible(of, known))] == [2]
+
+
+def test_what_runs_or_failed_neither_constrains_nor_violates(tmp_path):
+    of = study(baseline=0)
+    known = [replace(run, state="running", objectives=()) if run.trial == 0 else run for run in runs(of, tmp_path)]
+    assert limits(of, known) == limits(of, []) == {"val/clean_accuracy": None}
+    (failed,) = trials([replace(known[1], state="failed", objectives=())])
+    assert violations({"val/clean_accuracy": 0.89}, failed, of.search.checkpoint) == {}
+
+
 def test_a_report_groups_runs_and_finds_its_points_as_often_for_many_trials_as_for_few(tmp_path, monkeypatch):
     of = study(baseline=0, minus=0.01)
     counts = []
@@ -168,6 +184,7 @@ def test_a_report_says_who_meets_the_constraints_and_calls_nobody_else_the_best(
     assert [row.constraints for row in trial_rows(of, known)] == [
         "met", "val/clean_accuracy 1.00 points short", "met", ""
     ]  # fmt: skip
+    assert trial_rows(study(at_least=0.9), known)[0].constraints == "met"  # exactly
     told = " ".join(said(of, known))
     assert "2 of 3 trials that count meet search.constraints." in told
     assert "Most robust on held-out images among them: trial 2 " in told

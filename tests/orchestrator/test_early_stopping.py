@@ -57,11 +57,19 @@ class Trials:
 def test_trials_are_compared_within_their_method_only(journal: Journal, study: Study) -> None:
     trials = Trials(journal, study, ASHA)
     for number in (0, 1, 2):
-        assert trials.stopped_at(number, [0.5, 0.6 + number / 10, 0.8], "sat") is None
+        assert trials.stopped_at(number, [0.1, 0.6 + number / 10, 0.8], "sat") is None
     assert trials.stopped_at(3, [0.1, 0.1, 0.1], "fgsm") is None  # the first of its method
     assert trials.stopped_at(4, [0.1, 0.2, 0.2], "sat") == 1
-    groups = {(event.group, event.epoch) for event in journal.events() if isinstance(event, Compared)}
-    assert groups == {("sat, bracket 0", 1), ("fgsm, bracket 0", 1)}
+    compared = [event for event in journal.events() if isinstance(event, Compared)]
+    assert {(event.group, event.epoch) for event in compared} == {("sat, bracket 0", 1), ("fgsm, bracket 0", 1)}
+    assert [event.value for event in compared] == [0.6, 0.7, 0.8, 0.1, 0.2]
+
+
+def test_the_first_epoch_may_be_compared(journal: Journal, study: Study) -> None:
+    trials = Trials(journal, study, Stopping(prune=Pruning(rule="asha", grace_epochs=1)))
+    assert [trials.stopped_at(number, [accuracy]) for number, accuracy in enumerate((0.5, 0.6, 0.7, 0.1))] == [
+        None, None, None, 0
+    ]  # fmt: skip
 
 
 def test_runs_are_compared_with_those_of_the_same_seed(journal: Journal, study: Study) -> None:

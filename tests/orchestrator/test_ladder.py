@@ -144,3 +144,8 @@ def test_a_rung_that_would_drop_nobody_attacks_nobody(tmp_path: Path) -> None:
     (only,) = climb(session, trials(journal.runs()))
     assert only.number == 0
     assert climbed(journal.events()) == {}
+    # The next rung is climbed all the same.
+    propose_run(journal, 1, {}, STUDY.experiment_for({"attack.epsilon": 0.2}))
+    accuracies = [(1, 0.4), (0, 0.3)]
+    journal.append(RungClimbed(attack="margin-t", samples=50, fast=False, accuracies=accuracies, kept=[1]))
+    assert [trial.number for trial in climb(session, trials(journal.runs()))] == [1]

@@ -53,6 +53,21 @@ def test_a_spread_is_mean_and_sample_deviation_in_percent() -> None:
     assert str(Spread.of([0.4537])) == "45.37"
 
 
+def test_one_seed_that_collapsed_is_a_collapse_of_its_trial_and_a_confirmation_is_none(runs: list[Run]) -> None:
+    fallen, stands = (next(run for run in runs if (run.trial, run.kind) == (number, "trial")) for number in (0, 4))
+    second = replace(stands, trial=0, kind="repeat", seeds=2, experiment=stands.experiment.with_seed(1))
+    (point,) = held_out_points(made_up_study(), [replace(fallen, seeds=2), second])
+    assert point.collapsed
+    told = said(made_up_study(), [stands, replace(fallen, kind="confirmation")])
+    assert told[0] == "No overfitting was detected in 1 trial."
+
+
+def test_headlines_say_of_how_many_seeds_a_number_is(runs: list[Run]) -> None:
+    told = " ".join(said(made_up_study(), runs))
+    assert "under AutoAttack at ε = 8/255 (mean ± sample standard deviation of n = 2 seeds)." in told
+    assert "under PGD-20 at ε = 8/255 (n = 1 seed)." in told
+
+
 def test_results_average_seeds_and_mark_what_is_within_one_deviation_of_the_best(runs: list[Run]) -> None:
     groups = list(by_protocol(results(runs)).values())
     rows = next(group for group in groups if group[0].protocol.attack == "autoattack")

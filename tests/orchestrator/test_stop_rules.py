@@ -62,6 +62,17 @@ def stopped_at(patience, rule=None):
     return found[0] if found else None
 
 
+def test_without_its_rule_robust_overfitting_stops_nothing():
+    assert stops(*ROBUST, rules=CATASTROPHIC, evaluation={"robust": RULE}) == [None] * 24
+
+
+def test_patience_counts_from_the_first_of_the_best_epochs():
+    twice = [*ROBUST[0][:12], ROBUST[0][10], *ROBUST[0][13:]]
+    rules = Stopping(robust=RobustPatience(patience=4))
+    found = [stop.epoch for stop in stops(twice, ROBUST[1], rules=rules, evaluation={"robust": RULE}) if stop]
+    assert found[0] == 14
+
+
 @pytest.mark.parametrize(("patience", "epoch"), [(1, 12), (2, 12), (5, 15)])
 def test_robust_overfitting_stops_once_it_has_set_in_and_patience_is_over(patience, epoch):
     stop = stopped_at(patience)  # the onset holds for two epochs in epoch 12

@@ -55,6 +55,21 @@ def test_one_seed_is_its_own_trial_and_confirmations_belong_to_none():
     assert [(spread.mean, spread.deviation) for spread in trial.spreads()] == [(0.8, None), (0.4, None)]
 
 
+def test_a_trial_waits_for_no_seed_once_one_has_ended_for_nothing():
+    (trial,) = trials([run(0, "complete", GOOD, planned=3), run(1, "failed", NONE, planned=3)])
+    assert trial.state == "failed"
+    (alone,) = trials([run(0, "failed", NONE, planned=1)])
+    assert alone.reason == "because"
+
+
+def test_a_metric_that_one_seed_lacks_has_no_mean():
+    metrics = [{"val/pgd10_accuracy": 0.4, "val/clean_accuracy": 0.8}, {"val/pgd10_accuracy": 0.6}]
+    ended = [
+        replace(run(seed, "complete", GOOD), records=(EpochRecord(0, 0.0, held),)) for seed, held in enumerate(metrics)
+    ]
+    assert trials(ended)[0].metrics_at("best", list(metrics[0])) == {"val/pgd10_accuracy": pytest.approx(0.5)}
+
+
 def test_deviations_are_those_of_a_sample():
     (trial,) = trials([run(0, "complete", GOOD), run(1, "complete", BETTER)])
     assert [spread.deviation for spread in trial.spreads()] == [

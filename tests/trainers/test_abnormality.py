@@ -74,3 +74,21 @@ def test_without_an_abnormal_example_there_is_no_mean_and_nothing_of_high_energy
     statistics = abnormality_statistics(logits, logits, logits, torch.zeros(20, dtype=torch.long))
     assert set(statistics.values()) == {0.0}
     assert "abnormal_energy/mean" not in statistics
+
+
+def test_the_mean_is_that_of_all_abnormal_examples_also_where_none_has_a_high_energy():
+    logits = torch.randn(20, 5, generator=torch.Generator().manual_seed(0))
+    adversarial = logits.clone()
+    adversarial[3, 0] += 5.0
+    statistics = abnormality_statistics(logits, logits, adversarial, torch.zeros(20, dtype=torch.long))
+    assert statistics["high_energy_abnormal_count/quantile"] == statistics["high_energy_abnormal_count/rise"] == 0
+    assert statistics["abnormal_energy/mean"] == pytest.approx(float(-adversarial[3].logsumexp(0)))
+
+
+def test_energies_that_single_precision_can_not_tell_apart_are_kept_apart():
+    """-1000 less than 5e-5: float32 has steps of 6e-5 there."""
+    natural = torch.tensor([[1000.0, 990.0 - place / 10] for place in range(10)])
+    adversarial = natural.clone()
+    adversarial[0, 1] = 980.0
+    statistics = abnormality_statistics(natural, natural, adversarial, torch.zeros(10, dtype=torch.long))
+    assert statistics["abnormal_count"] == statistics["high_energy_abnormal_count/quantile"] == 1

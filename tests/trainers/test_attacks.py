@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -12,12 +13,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.counting import Kernels
-from trainers import catalog
+from tests.trainers import formulas
+from trainers import answers, catalog
+from trainers.attacks.attacker import monitor_attack, training_attack
 from trainers.attacks.linf import ascend, batch_norm_mode, bounds, uniform_start
-from trainers.attacks.pgd import _towards
 from trainers.energy import delta_energies
 from trainers.loop import fit
-from trainers.randomness import Noise, generator
+from trainers.randomness import Noise, derive_seed, generator
 
 EPSILON = 0.1
 ALL = sorted(catalog.INNER)
@@ -164,16 +166,26 @@ def test_a_targeted_attack_raises_a_wrong_class_of_its_choice(target, natural_ne
     assert torch.bincount(wrong, minlength=10).min() > 0
 
 
+def targeted(images, labels, **parameters):
+    """(targets, logits at the start) where the pixels [B, K, 1, 1] are the logits: that of the target alone rises."""
+    crafted = craft("pgd_targeted", nn.Flatten(), images, labels, **parameters)
+    return crafted.start_gradient.flatten(1).argmax(1), crafted.start_logits
+
+
 def test_random_targets_are_uniform_over_the_wrong_classes():
     labels = torch.arange(4).repeat(1000)
-    drawn = Noise(generator("cpu", 0, "attack")).uniform(labels.float(), 0, 1)
-    objective = _towards(labels, drawn)
-    logits = torch.zeros(4000, 4, requires_grad=True)
-    (gradient,) = torch.autograd.grad(objective(logits), logits)
-    targets = gradient.argmax(1)
+    targets, _ = targeted(torch.full((4000, 4, 1, 1), 0.5), labels)
     assert (targets != labels).all()
     counts = torch.stack([torch.bincount(targets[labels == label], minlength=4) for label in range(4)])
     assert (counts[~torch.eye(4, dtype=torch.bool)] - 333).abs().max() < 60
+
+
+def test_the_least_likely_target_is_a_wrong_class_also_where_the_true_one_is_less_likely():
+    labels = torch.arange(4).repeat(50)
+    targets, logits = targeted(torch.full((200, 4, 1, 1), 0.5), labels, target="least_likely")
+    assert (logits.argmin(1) == labels).any()
+    order = logits.argsort(1)
+    assert torch.equal(targets, torch.where(order[:, 0] == labels, order[:, 1], order[:, 0]))
 
 
 def test_the_margin_attack_stops_once_the_margin_is_below_minus_kappa():
@@ -207,6 +219,66 @@ def test_the_start_gradient_points_where_the_first_step_goes(name, natural_net, 
     moved = ((one.images - one.start_images) * one.start_gradient)[inside]
     assert (moved >= 0).all()
     assert (moved > 0).any()
+
+
+@pytest.mark.parametrize("name", ["fgsm", "fgsm_rs", "n_fgsm", "pgd", "pgd_kl", "pgd_margin"])
+def test_the_start_gradient_is_that_of_the_attacks_formula(name, natural_net, digits):
+    images, labels = digits[0][: formulas.B], digits[1][: formulas.B]
+    # κ lets the images with the smaller half of the margins go, but for the largest of these.
+    margins = answers.margin(craft("pgd_margin", natural_net, images, labels).start_logits, labels)
+    kappa = 1e-3 - margins.median().item()
+    crafted = craft(name, natural_net, images, labels, **({"kappa": kappa} if name == "pgd_margin" else {}))
+    x = crafted.start_images.clone().requires_grad_()
+    z = natural_net(x)
+    if name == "pgd_kl":
+        raised = formulas.kl(natural_net(images), z)
+    elif name == "pgd_margin":
+        true, others = z[formulas.ROWS, labels], z.scatter(1, labels[:, None], -torch.inf).amax(1)
+        raised = torch.where(true - others + kappa > 0, others - true, 0)
+        assert 0 < (raised != 0).sum() < formulas.B
+    else:
+        raised = formulas.ce(z, labels)
+    (expected,) = torch.autograd.grad(raised.sum(), x)
+    torch.testing.assert_close(crafted.start_gradient, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_pgd_starts_anywhere_in_the_ball_or_a_thousandth_beside_the_image(natural_net, digits):
+    images, labels = digits
+    for name, given in (("pgd", {"start": "gaussian"}), ("pgd_kl", {})):
+        beside = craft(name, natural_net, images, labels, steps=1, **given).start_images - images
+        assert beside.std().item() == pytest.approx(0.001, rel=0.02)
+    anywhere = craft("pgd", natural_net, images, labels, steps=1).start_images
+    assert torch.equal(anywhere, uniform_start(images, EPSILON, Noise(generator("cpu", 0, "attack"))))
+
+
+def test_the_monitor_takes_ten_steps_of_a_quarter_of_epsilon_in_eval_mode(natural_net, digits):
+    model, modes = copy.deepcopy(natural_net).train(), []
+    batch_norms(model)[0].register_forward_hook(lambda module, inputs, output: modes.append(module.training))
+    found = [
+        monitor_attack(EPSILON, *steps)(model, *(part[:32] for part in digits), Noise(generator("cpu", 0, "attack")))
+        for steps in ((), (1,))
+    ]
+    assert modes == [False] * 11
+    assert (found[1].images - found[1].start_images).abs().max().item() == pytest.approx(EPSILON / 4)
+    assert (found[1].start_images - digits[0][:32]).abs().max() > 0.9 * EPSILON
+
+
+@pytest.mark.parametrize(
+    ("mode", "instead", "training"), [("train", None, True), ("eval", None, False), ("train", "eval", False)]
+)
+def test_the_training_attack_has_the_settings_of_the_experiment(
+    mode, instead, training, experiment, natural_net, digits
+):
+    settings = experiment(
+        {"method": {"name": "n_fgsm", "inner": {"name": "n_fgsm", "noise_scale": 0.5}}}
+        | {"attack": {"epsilon": 0.2, "batch_norm": mode}}
+    )
+    model, modes = copy.deepcopy(natural_net).train(), []
+    batch_norms(model)[0].register_forward_hook(lambda module, inputs, output: modes.append(module.training))
+    attack, noise = training_attack(settings, batch_norm=instead), Noise(generator("cpu", 0, "attack"))
+    found = attack(model, digits[0][:32], digits[1][:32], noise)
+    assert modes == [training]
+    assert 0.09 < (found.start_images - digits[0][:32]).abs().max() <= 0.1 + 1e-6
 
 
 def test_more_steps_fool_more(natural_net, digits):
@@ -303,6 +375,13 @@ def test_uniform_start_fills_the_ball_and_stays_in_the_box():
 def test_an_attack_without_steps_is_refused(natural_net, digits):
     with pytest.raises(ValueError, match="at least one step"):
         ascend(natural_net, digits[0], digits[0], torch.sum, epsilon=0.1, step_size=0.1, steps=0)
+
+
+def test_seed_purpose_and_epoch_have_streams_of_their_own_the_same_in_every_version():
+    """A run that an older version began goes on as it would have there."""
+    streams = [derive_seed(*which) for which in product((0, 1), ("attack", "order"), (0, 1))]
+    assert len(set(streams)) == 8
+    assert streams[0] == 8340428145931255848
 
 
 def test_noise_rows_do_not_depend_on_the_number_of_ranks():

@@ -67,6 +67,13 @@ def test_one_image_is_no_sign():
     assert len(inconsistencies([evaluation("pgd20,square", 12, 10, 8, images=16)], ConsistencyRule(gap=0.5))) == 1
 
 
+@pytest.mark.parametrize(("gap", "told"), [(172, 0), (173, 1)])
+def test_a_gap_must_exceed_its_threshold_by_its_standard_error(gap, told):
+    # 8 % of 2,000 images and sqrt(g (1 - g) / n): 172.5 images.
+    found = evaluation("pgd20,cw", 1800, 1400 + gap, 1400, images=2000)
+    assert len(inconsistencies([found])) == told
+
+
 def test_thresholds_are_those_of_the_rule():
     found = evaluation("pgd20,square", 900, 560, 556)
     assert len(inconsistencies([found])) == 1

@@ -90,8 +90,14 @@ def test_stratified_gives_each_class_its_share_to_within_one(count):
     labels = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)
     rest, chosen = stratified(labels, count, 0)
     assert sorted([*rest, *chosen]) == list(range(100))
+    assert [*rest, *chosen] == [*sorted(rest), *sorted(chosen)]
     assert len(chosen) == count
     assert (np.abs(np.bincount(labels[chosen], minlength=3) - np.array([0.5, 0.3, 0.2]) * count) < 1).all()
+
+
+def test_what_the_shares_leave_goes_to_the_largest_remainder():
+    labels = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)  # shares of 3.5, 2.1 and 1.4
+    assert np.bincount(labels[stratified(labels, 7, 0)[1]]).tolist() == [4, 2, 1]
 
 
 @pytest.mark.parametrize("count", [0, 100])
@@ -119,6 +125,17 @@ def test_epochs_and_seeds_have_orders_of_their_own_that_can_be_repeated(pictures
     assert order(0, 1) == order(0, 1)
     orders = [order(0, 0), order(0, 1), order(1, 0), list(range(40))]
     assert all(one != other for one, other in product(orders, orders) if one is not other)
+
+
+def test_epochs_and_seeds_have_crops_of_their_own_that_can_be_repeated(pictures, experiment):
+    same = pictures.select(np.zeros(12, dtype=int))  # one image over and over: its order in the batch is nothing
+
+    def crops(seed, number):
+        ((images, _),) = epoch(same, experiment({"seed": seed, "data.augment": True}), number=number)
+        return images
+
+    assert torch.equal(crops(0, 1), crops(0, 1))
+    assert not any(torch.equal(crops(0, 0), crops(*other)) for other in ((0, 1), (1, 0)))
 
 
 @pytest.mark.parametrize("augment", [False, True])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from trainers.catalog.attacks import (
 from trainers.evaluation.classifier import check_classifier
 from trainers.evaluation.gradient import GRADIENT_ATTACKS, margin_t, pgd_restarts
 from trainers.evaluation.ranges import evaluate_range, fixed_subset
-from trainers.evaluation.result import Protocol
+from trainers.evaluation.result import FAST, Evaluation, Flags, Protocol, subset_indices
 from trainers.problems import InvalidInput
 from trainers.randomness import Noise, generator
 
@@ -118,6 +119,36 @@ def test_on_a_linear_model_the_worst_corner_is_found(attack, linear, batch):
     assert torch.allclose(found, corner(linear, images, labels, 0.2), atol=1e-6)
 
 
+# attack -> (passes where nobody is fooled, which of them is the first at a point of the attack)
+PASSES = {
+    "pgd20": (20, 0),
+    "cw": (20, 0),
+    "pgd20-t": (20, 0),
+    "kl20": (1 + 20, 1),
+    "margin-t": (1 + 3 * (20 + 1), 1),
+    "pgd50-10": (10 * (50 + 1), 0),
+}
+
+
+@pytest.mark.parametrize("attack", GRADIENT_ATTACKS)
+def test_steps_are_as_many_as_the_name_says_and_a_quarter_of_epsilon_each(attack, batch):
+    class Watched(nn.Sequential):
+        def forward(self, images):
+            seen.append(images.detach().clone())
+            return super().forward(images)
+
+    seen, images, epsilon = [], batch[0], 0.02
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Watched(nn.Flatten(), nn.Linear(16, 5)).requires_grad_(False)
+    model[1].bias[0] += 4  # class 0 stands
+    labels = torch.zeros(len(images), dtype=torch.long)
+    GRADIENT_ATTACKS[attack](model, images, labels, epsilon=epsilon, noise=noise())
+    passes, first = PASSES[attack]
+    assert len(seen) == passes
+    assert (seen[first + 1] - seen[first]).abs().max().item() == pytest.approx(epsilon / 4, rel=1e-2)
+
+
 def test_restarts_find_the_corner_of_those_who_stand_and_fool_all_others(linear, batch):
     images, labels = batch
     found = pgd_restarts(linear, images, labels, epsilon=0.4, noise=noise(), steps=50, restarts=2)
@@ -189,6 +220,58 @@ def test_attacks_stay_in_the_ball_and_in_the_pixels(attack, natural_net, splits)
     assert (found - images.floats()).abs().max() <= 0.03 + 1e-6
     assert found.min() >= 0
     assert found.max() <= 1
+
+
+def test_who_falls_does_not_shift_the_noise_of_the_next_batch(batch):
+    images = batch[0]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(16, 5)).requires_grad_(False)
+    wrong = (model(images).argmax(1) + 1) % 5  # all are taken at once
+    for attack in (partial(pgd_restarts, restarts=3), partial(margin_t, targets=3)):
+        used, fresh = noise(), noise()
+        attack(model, images, wrong, epsilon=0.01, noise=used, steps=2)
+        for _ in range(3):
+            fresh.uniform(images, 0, 1)
+        assert torch.equal(used.uniform(images, 0, 1), fresh.uniform(images, 0, 1))
+
+
+def test_a_fast_search_that_is_misled_by_its_rounding_searches_again_in_float32(splits):
+    """Logits near 100 are multiples of a half in bfloat16: images of class 1 seem to be taken before they are."""
+
+    class High(nn.Module):
+        def __init__(self):
+            super().__init__()
+            weights = 0.002 * torch.tensor([[1.0] * 32 + [-1.0] * 32])  # is the upper half the brighter one?
+            self.register_buffer("weights", torch.cat([weights, -weights]))
+
+        def forward(self, images):
+            logits = F.linear(images.flatten(1), self.weights, torch.full((2,), 100.0))
+            types.add(logits.dtype)
+            return logits
+
+    types, model, images = set(), High(), fixed_subset(splits.test, 20)
+    images = replace(images, labels=model(images.floats()).argmax(1))
+    assert 0 < images.labels.sum() < 20
+    protocol = replace(PROTOCOL, attack="pgd50-10", epsilon="1")
+    types.clear()
+    assert not any(evaluate_range(model, images, protocol, 0, 20).standing["pgd50-10"])
+    assert types == {torch.float32}
+    fast = replace(protocol, precision=FAST)
+    assert not any(evaluate_range(model, images, fast, 0, 20).standing["pgd50-10"])
+    assert types == {torch.float32, torch.bfloat16}
+
+
+def test_a_protocol_is_cut_into_shards_and_says_what_was_spent_on_training():
+    assert replace(PROTOCOL, samples=50, shard=20).ranges() == [(0, 20), (20, 40), (40, 50)]
+    assert replace(PROTOCOL, training="small, 3 epochs").key == f"{PROTOCOL.key}; small, 3 epochs"
+
+
+def test_the_images_that_are_attacked_are_the_same_in_every_version_and_an_evaluation_says_which():
+    assert subset_indices(297, 5).tolist() == [36, 41, 159, 206, 288]
+    protocol, flags = replace(PROTOCOL, data="digits 8x8", samples=5), Flags(1, 3, {"clean": (True, False)})
+    assert Evaluation(protocol, "abc", 0, flags).images == [41, 159]
+    assert Evaluation(replace(protocol, split="held-out"), "abc", 0, flags).images == []
 
 
 def test_a_list_ends_at_the_images_that_no_attack_takes(natural_net, splits):

@@ -11,6 +11,7 @@ from sklearn.decomposition import PCA
 from torch import nn
 
 from trainers.data.images import ImageSet
+from trainers.generation import settings
 from trainers.generation.sampler import Goal, class_energies, generate
 from trainers.generation.settings import Dynamics, StartSettings
 from trainers.generation.starts import STARTS, local_pca, pca, starts_of
@@ -101,6 +102,22 @@ def test_gaussian_starts_have_the_classes_covariance_and_a_ridge(cloud):
     variances = ((starts - starts.mean(0)) @ directions).var(0)
     of_images = ((images.flatten(1).double() - 0.5) @ directions).var(0)
     assert torch.allclose(variances, of_images + 1e-4, rtol=0.1)
+    apart = (images[0] - images[1]).flatten()
+    of_two = STARTS["gaussian"](images[:2], StartSettings())(6000, random()).flatten(1) @ apart / apart.norm()
+    assert of_two.var().item() == pytest.approx(apart.square().sum().item() / 2 + 1e-4, rel=0.1)
+
+
+@pytest.mark.parametrize("start", [pca, local_pca])
+def test_starts_far_from_the_images_are_clipped(start, cloud):
+    starts = start(cloud[0][:60], StartSettings(spread=50.0, neighbors=60))(20, random())
+    assert (starts.min(), starts.max()) == (0, 1)
+
+
+def test_the_defaults_are_those_of_the_published_runs_and_of_this_project():
+    """WEAT's run with inertia and its share of PCA; the rest is ours."""
+    assert Dynamics() == Dynamics(step_size=0.025, inertia=0.8, noise=0.001, steps=500)
+    assert (settings.PCA_VARIANCE, settings.LOCAL_VARIANCE, settings.LOCAL_SPREAD) == (0.99, 0.95, 0.354)
+    assert (Goal(torch.zeros(1), torch.ones(1)).tolerance, StartSettings().neighbors) == (0.25, 200)
 
 
 @pytest.mark.parametrize("name", STARTS)
@@ -224,3 +241,4 @@ def test_class_energies_are_means_over_the_training_images_of_a_class(natural_ne
         assert mean[label].item() == pytest.approx(own.mean().item(), rel=1e-5)
         assert deviation[label].item() == pytest.approx(own.std(correction=0).item(), rel=1e-4)
     assert mean[7].isnan()
+    assert mean.shape == deviation.shape == (10,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import fields, replace
 
@@ -69,6 +70,14 @@ def test_a_certain_answer_has_no_entropy_and_an_answer_that_is_not_finite_is_wro
     certain = points(torch.tensor([[1000.0, 0.0], [math.nan, 0.0]]), torch.tensor([0, 0]))
     assert (certain.entropy[0], certain.margin[0]) == (0, 1)
     assert certain.correct.tolist() == [True, False]
+    assert points(torch.tensor([[0.0, -math.inf]]), torch.tensor([0])).entropy == 0
+
+
+def test_deltas_are_natural_minus_adversarial():
+    natural, adversarial = (points(torch.tensor([[high, 0.0]]), torch.tensor([0])) for high in (5.0, 2.0))
+    marginal, joint = point_delta_energies(natural, adversarial)
+    assert marginal == pytest.approx(math.log(math.exp(2) + 1) - math.log(math.exp(5) + 1), rel=1e-6)
+    assert joint == -3
 
 
 def test_points_are_read_back_and_joined_as_they_were(seen, tmp_path):
@@ -89,6 +98,19 @@ def test_the_natural_points_are_the_nets_own_answers(seen, natural_net, splits):
         logits = natural_net(images.floats())
     assert np.allclose(seen("clean").energy, -logits.logsumexp(1), atol=1e-5)
     assert np.array_equal(seen("clean").correct, logits.argmax(1) == images.labels)
+    middle = measure_range(copy.deepcopy(natural_net).train(), images, PROTOCOL, 10, 30)
+    assert np.array_equal(middle.labels, images.labels[10:30])
+    assert np.allclose(middle.joint_energy, seen("clean").joint_energy[10:30], atol=1e-5)
+
+
+def test_another_seed_of_the_protocol_finds_other_points(natural_net, splits):
+    images = fixed_subset(splits.test, 4)
+    for stage in ("pgd20", "apgd-ce"):
+        ends = [
+            measure_range(natural_net, images, replace(PROTOCOL, attack=stage, seed=seed), 0, 4).energy
+            for seed in (0, 1)
+        ]
+        assert not np.array_equal(*ends)
 
 
 def test_the_trace_begins_near_the_image_and_ends_at_the_adversarial_point(seen):

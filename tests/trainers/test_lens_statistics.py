@@ -66,13 +66,16 @@ def test_correlations_of_curves_and_of_constants():
     assert pearson(x, np.exp(x)) == pytest.approx(np.corrcoef(x, np.exp(x))[0, 1])
     assert all(math.isnan(of(x, np.ones(20))) for of in (pearson, spearman))
     assert math.isnan(spearman([1.0], [2.0]))
+    assert math.isnan(pearson([], []))
+    assert spearman([1.0, 2.0], [4.0, 3.0]) == pytest.approx(-1)
 
 
 def test_smoothness_counts_small_changes_by_their_size():
-    found = smoothness(np.array([-2.0, -0.05, 0.0, 0.05, 0.5, -0.5]))
-    assert found.mean == pytest.approx(-2 / 6)
-    assert found.absolute_mean == pytest.approx(2 / 6)
-    assert found.std == pytest.approx(np.std([-2.0, -0.05, 0.0, 0.05, 0.5, -0.5]))
+    values = np.array([-2.0, -0.09, 0.0, 0.09, 0.1, -0.5])
+    found = smoothness(values)
+    assert found.mean == pytest.approx(-2.4 / 6)
+    assert found.absolute_mean == pytest.approx(2.4 / 6)
+    assert found.std == pytest.approx(np.std(values))
     assert found.small_share == 0.5
 
 

@@ -72,6 +72,15 @@ def test_training_learns_and_says_one_record_an_epoch(uninterrupted):
     assert all(torch.isfinite(torch.tensor(list(record.metrics.values()))).all() for record in records)
 
 
+def test_every_step_has_its_own_rate_and_momentum(experiment, splits, alone, tmp_path):
+    triangle = {"schedule": {"name": "triangular", "peak": 0.5}, "optimizer.momentum_at_peak": 0.5, "epochs": 2}
+    records = list(fit(experiment({"method.name": "fgsm"} | triangle), tmp_path, ranks=alone, splits=splits))
+    # Four steps an epoch: the fourth of all lies at 4/9 of the run, the eighth at 8/9.
+    assert [record.metrics["train/learning_rate"] for record in records] == pytest.approx([0.05 * 8 / 9, 0.05 * 2 / 9])
+    (last,) = checkpoint.latest(tmp_path).training_state()["optimizer"]["param_groups"]
+    assert (last["lr"], last["momentum"]) == pytest.approx((0.05 * 2 / 9, 0.9 - 0.4 * 2 / 9))
+
+
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_resumed_equals_uninterrupted_bit_for_bit(epochs, uninterrupted, stopped, splits, alone):
     settings, records, weights = uninterrupted
@@ -195,6 +204,21 @@ def test_a_diverging_run_says_in_which_epoch_and_step(experiment, splits, alone,
     epoch, step = map(int, re.search(r"not finite at epoch (\d+), step (\d+)", str(caught.value)).groups())
     assert epoch == len(read_records(tmp_path)) + 1
     assert 1 < step <= 256 // 8
+
+
+def test_an_epochs_totals_are_means_over_its_steps_or_over_its_images(alone):
+    totals = EpochTotals(alone, 4, comparable=True)
+    for step in (1.0, 2.0):
+        totals.add(StepResult(*(torch.tensor(step * factor) for factor in range(1, 7))))
+    assert totals.metrics(0, None) == {
+        "train/loss": 3 / 2,
+        "train/adversarial_accuracy": 6 / 8,
+        "train/abnormal_count": 9,
+        "train/abnormal_fraction": 9 / 8,
+        "train/weight/mean": 12 / 8,
+        "train/regularizer": 15 / 2,
+        "train/perturbation_norm/mean": 18 / 8,
+    }
 
 
 def test_a_divergence_is_told_with_few_numbers(alone):

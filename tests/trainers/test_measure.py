@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from tests.trainers import formulas
 from trainers.attacks.attacker import Attacker
+from trainers.attacks.fgsm import fgsm_rs
 from trainers.attacks.linf import Adversarial
+from trainers.attacks.pgd import pgd
 from trainers.data.batches import TrainingBatches
 from trainers.data.images import load_splits
 from trainers.diagnostics.iteration_checks import IterationChecks
@@ -58,6 +62,60 @@ def test_measurements_on_the_probe_agree_among_themselves(method, experiment, sp
         assert metrics[f"{split}/abnormal_fraction"] == metrics[f"{split}/abnormal_count"] / 64
     assert metrics["probe/clean_accuracy"] == metrics["probe_reference/clean_accuracy"]
     assert metrics["probe/delta_energy/mean"] != metrics["probe_reference/delta_energy/mean"]
+
+
+def even_stride(images, count):
+    """Images and labels at equal distances, the first and the last among them."""
+    chosen = np.linspace(0, len(images) - 1, count).astype(int)
+    return images.select(chosen)
+
+
+def answers(model, images, attack, epsilon, step_size, steps, batch_size=1000):
+    """Logits at the images, at the starts and where an attack ends; each batch with the noise that is always its."""
+    seen = []
+    for batch, first in enumerate(range(0, len(images), batch_size)):
+        pixels = images.floats(first, first + batch_size)
+        found = attack(
+            model, pixels, images.labels[first : first + batch_size], epsilon=epsilon, step_size=step_size, steps=steps,
+            batch_norm="eval", noise=Noise(generator("cpu", 0, "monitor", batch)),
+        )  # fmt: skip
+        with torch.no_grad():
+            seen.append(torch.stack([model(points) for points in (pixels, found.start_images, found.images)]))
+    return torch.cat(seen, dim=1)
+
+
+class Wavy(torch.nn.Sequential):
+    """A network whose loss an attack lowers now and then: one step leads across a wave."""
+
+    def forward(self, images):
+        return 3 * super().forward(images).sin()
+
+
+def test_what_is_recorded_is_what_the_net_answers(experiment, splits, alone, natural_net):
+    values = {"method.name": "fgsm_rs", "attack.epsilon": 0.3, "evaluation.epsilon": 0.1, "evaluation.batch_size": 40}
+    wavy = Wavy(natural_net)
+    metrics = EpochMeasurement(experiment(values), splits, alone)(copy.deepcopy(wavy).train())
+    probe = even_stride(splits.train, 64)
+    for split, images, attack, name in (
+        ("val", splits.validation, (pgd, 0.1, 0.025, 10), "pgd10_accuracy"),
+        ("probe", probe, (fgsm_rs, 0.3, 0.375, 1), "adversarial_accuracy"),
+        ("probe_reference", probe, (pgd, 0.3, 0.075, 10), "pgd10_accuracy"),
+    ):
+        y = images.labels
+        z, start, z_adv = answers(wavy, images, *attack, batch_size=40)
+        easier, fall = formulas.ce(start, y) > formulas.ce(z_adv, y), formulas.lse(z_adv) - formulas.lse(z)
+        expected = {
+            "clean_accuracy": (z.argmax(1) == y).double(),
+            name: (z_adv.argmax(1) == y).double(),
+            "natural_loss/mean": formulas.ce(z, y),
+            "adversarial_loss/mean": formulas.ce(z_adv, y),
+            "delta_energy/mean": fall,
+            "abnormal_fraction": easier.double(),
+            "high_energy_abnormal_count/rise": len(y) * (easier & (fall < -1)).double(),
+        } | ({} if split == "val" else {"kl_joint_part/mean": formulas.kl(z, z_adv) - fall})
+        found = {quantity: metrics[f"{split}/{quantity}"] for quantity in expected}
+        assert found == pytest.approx({quantity: float(each.mean()) for quantity, each in expected.items()}, rel=1e-4)
+    assert metrics["probe/high_energy_abnormal_count/rise"] > 0
 
 
 def test_attacks_search_in_bfloat16_and_float32_judges(splits, alone, natural_net):
@@ -159,6 +217,21 @@ def test_a_check_is_a_fixed_attack_on_fixed_training_images(checked, splits, alo
     weak, broken = (metrics["check/0002/pgd5_accuracy"] for metrics in seen)
     assert broken < 0.1 < weak
     assert weak * 64 == pytest.approx(round(weak * 64))
+
+
+def test_a_check_sees_128_images_and_tells_accuracy_and_the_fall_of_energy(experiment, splits, alone, natural_net):
+    settings = experiment(
+        {"attack.epsilon": 0.2, "evaluation": {"check_every": 1, "probe_samples": 200, "epsilon": 0.1}}
+    )
+    checks = IterationChecks(settings, splits, alone)
+    checks.after_step(natural_net, 0)
+    seen = checks.metrics()
+    images = even_stride(even_stride(splits.train, 200), 128)
+    z, _, z_adv = answers(natural_net, images, pgd, 0.2, 0.05, 5)
+    accuracy = (z_adv.argmax(1) == images.labels).double().mean()
+    assert seen["check/0001/pgd5_accuracy"] == pytest.approx(float(accuracy))
+    fall = (formulas.lse(z_adv) - formulas.lse(z)).mean()
+    assert seen["check/0001/delta_energy/mean"] == pytest.approx(float(fall), rel=1e-4)
 
 
 def test_checks_are_part_of_the_epochs_record_and_change_nothing_else(checked, experiment, splits, alone, tmp_path):

@@ -10,6 +10,7 @@ from trainers import catalog, checkpoint
 from trainers.attacks.attacker import training_attack
 from trainers.attacks.pgd import pgd_kl
 from trainers.data.batches import TrainingBatches
+from trainers.diagnostics.iteration_checks import IterationChecks
 from trainers.evaluation.searching import for_fast_search
 from trainers.loop import fit
 from trainers.models.autocast import Autocast
@@ -23,7 +24,9 @@ from trainers.step import build_method, train_step
 
 def test_the_average_is_that_of_the_recursion_over_the_weights_after_each_step(experiment, splits, alone, tmp_path):
     """θ̄ ← d θ̄ + (1 − d) θ from the weights after the first step on, batch-norm statistics included; here by hand."""
-    settings = experiment({"method.name": "fgsm_rs", "optimizer.ema_decay": 0.9, "epochs": 1, "schedule": "constant"})
+    settings = experiment(
+        {"method.name": "fgsm_rs", "optimizer.ema_decay": 0.9, "epochs": 1, "schedule": "constant", "seed": 3}
+    )
     list(fit(settings, tmp_path, ranks=alone, splits=splits))
     kept = checkpoint.latest(tmp_path).weights()
 
@@ -31,7 +34,7 @@ def test_the_average_is_that_of_the_recursion_over_the_weights_after_each_step(e
     average = {}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     batches = TrainingBatches(splits.train, settings, alone)
-    noise = Noise(generator("cpu", 0, "attack", 0), *batches.rows)
+    noise = Noise(generator("cpu", 3, "attack", 0), *batches.rows)
     for images, labels, _ in batches.epoch(0):
         train_step(model, build_method(settings), optimizer, images, labels, noise, epoch_fraction=0.0)
         now = {name: value.clone() for name, value in model.state_dict().items()}
@@ -45,7 +48,7 @@ def test_the_average_is_that_of_the_recursion_over_the_weights_after_each_step(e
 
 
 def test_what_is_measured_is_the_average(experiment, splits, alone, tmp_path):
-    settings = experiment({"optimizer.ema_decay": 0.999, "epochs": 1})
+    settings = experiment({"optimizer.ema_decay": 0.999, "epochs": 1, "evaluation.check_every": 4})
     (record,) = fit(settings, tmp_path, ranks=alone, splits=splits)
     model = checkpoint.latest(tmp_path).load_model()
     with torch.no_grad():
@@ -53,6 +56,21 @@ def test_what_is_measured_is_the_average(experiment, splits, alone, tmp_path):
     assert record.metrics["val/clean_accuracy"] == pytest.approx(
         float((predicted == splits.validation.labels).float().mean())
     )
+    checks = IterationChecks(settings, splits, alone)
+    checks.after_step(model, 3)  # the epoch has four steps
+    seen = checks.metrics()
+    assert {name: record.metrics[name] for name in seen} == pytest.approx(seen, rel=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_step_sees_the_trained_net_in_its_precision_and_without_an_average_that_is_measured(
+    precision, experiment, digits, alone
+):
+    networks = Networks(experiment({"precision": precision}), alone)
+    networks.parallel.eval()
+    same = torch.equal(networks.parallel(digits[0][:8]), networks.trained(digits[0][:8]))
+    assert same == (precision == "float32")
+    assert networks.evaluated is networks.trained
 
 
 def test_bfloat16_is_close_to_float32_and_keeps_weights_and_logits_in_float32(experiment, digits):

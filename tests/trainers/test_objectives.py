@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.trainers.formulas import FORMULAS, B, batch, energy_weight, lse
+from tests.trainers.formulas import FORMULAS, B, batch, boosted, energy_weight, lse
 from trainers import catalog
 from trainers.config import parse
 from trainers.methods import objective
@@ -77,6 +77,25 @@ def test_the_largest_scale_is_beyond_the_range_of_exp():
     assert energies.max() > 88.8
     assert not torch.exp(energies.float()).isfinite().all()
     assert energy_weight(batch(SCALES[-1]).natural).min() > 0
+
+
+def test_the_boosted_cross_entropy_can_stand_alone():
+    b = batch()
+    loss = objective("sat", outer="bce_adv")(None, b.adversarial, b.labels)
+    torch.testing.assert_close(loss, boosted(b.adversarial, b.labels).mean())
+
+
+@pytest.mark.parametrize("name", ["mart_der", "aaer"])
+def test_what_is_reported_of_a_loss_holds_no_graph(name):
+    b = trainable(batch())
+    terms = objective(name).terms(StepTensors(b.adversarial, b.labels, b.natural, b.start))
+    assert terms.total.requires_grad
+    assert not any(part is not None and part.requires_grad for part in (terms.weights, terms.regularizer))
+
+
+@pytest.mark.parametrize("name", ["aaer", "grad_align", "weat_nat", "mart", "fgsm_rs_der"])
+def test_what_has_no_start_acts_from_the_first_epoch_on(name):
+    assert objective(name).needs(0.0) == objective(name).needs(1.0) > objective("sat").needs(1.0)
 
 
 @pytest.mark.parametrize("name", [name for name in FORMULAS if name.startswith("mail")])
@@ -181,6 +200,12 @@ def test_a_loss_does_not_pass_for_that_of_a_method_which_moves_the_weights_too(n
 def test_keyword_only_parameters_of_the_function_are_those_of_the_row(name):
     row = KEYWORD_TABLES[name]
     assert keywords(row) == set(row.parameters)
+
+
+@pytest.mark.parametrize("row", [*KEYWORD_TABLES.values(), *catalog.INNER.values()], ids=lambda row: row.function)
+def test_what_a_function_does_by_itself_is_the_default_of_its_row(row):
+    own = {p.name: p.default for p in inspect.signature(row.load()).parameters.values() if p.default is not p.empty}
+    assert own == {name: row.parameters[name].default for name in own}
 
 
 @pytest.mark.parametrize("name", catalog.INNER)

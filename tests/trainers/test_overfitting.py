@@ -84,6 +84,17 @@ def test_a_net_that_was_never_robust_can_not_collapse():
     assert catastrophic_onset(accuracy, np.zeros(15), CHANCE, CatastrophicRule(above_chance=0.05)).epoch == 10
 
 
+def test_what_lies_exactly_on_a_threshold():
+    rule = CatastrophicRule(above_chance=0.25, accuracy_gap=0.25, check_drop=0.25)
+    assert catastrophic_onset([0.5, 0.25], [0.0, 0.0], 0.25, rule) is None
+    seen = catastrophic_onset([0.5, 0.24], [0.0, 0.5], 0.25, rule, single_step_gap=[0.0, 0.25])
+    assert seen == Onset("catastrophic", 1, True)
+    assert energy_jumps([0.0, 0.5], rule) == []
+    for accuracy, expected in ((0.25, []), (0.24, [Onset("catastrophic", 0, False, 2)])):
+        checks = {0: {1: (0.5, 0.0), 2: (accuracy, 0.5)}}
+        assert checked_onsets(made_records([0.5], [0.0], checks=checks), rule) == expected
+
+
 @pytest.mark.parametrize("fixture", [SAT, TRADES], ids=["SAT", "TRADES"])
 def test_multi_step_training_does_not_collapse(fixture):
     delta_energy, error = fixture
@@ -152,6 +163,43 @@ def test_the_relative_rule_takes_five_times_the_median_slope_of_the_middle_third
 
     assert onset(-0.0499) is None
     assert onset(-0.0501).epoch == 41
+
+
+def test_the_thirds_of_a_run_whose_length_is_no_multiple_of_three():
+    # Of ten epochs the middle third is 3 to 6, of median slope -2; the last begins with epoch 7.
+    settings = {"relative_slope": 5, "slope_window": 2, "consecutive": 1, "error_rise": 0, "first_epoch": 0}
+    slopes = [0, -20, -20, -1, -1, -3, -20]
+
+    def onset(late):
+        rule = RobustRule(**settings, error_first_epoch=0)
+        return robust_onset(np.cumsum([*slopes, late, late, late]), np.ones(10), rule)
+
+    assert onset(-9.5) is None
+    assert onset(-10.0).epoch == 7
+
+
+def test_only_slopes_of_full_windows_count():
+    rule = RobustRule(first_epoch=0, error_first_epoch=0, slope_window=5, error_rise=0, consecutive=2)
+    assert robust_onset(-np.arange(12.0), np.ones(12), rule) == Onset("robust", 4, True)
+    # Of the middle third of ten epochs, 3 to 6, three have a full window.
+    values = -(np.arange(10.0) ** 3)
+    slopes = {e: np.polyfit(np.arange(5), values[e - 4 : e + 1], 1)[0] for e in range(4, 10)}
+    ratio = slopes[9] / np.median([slopes[e] for e in (4, 5, 6)])
+
+    def relative(times, window=5):
+        changed = {"relative_slope": times, "slope_window": window, "consecutive": 1}
+        return robust_onset(values, np.ones(10), rule.model_copy(update=changed))
+
+    assert relative(0.999 * ratio) == Onset("robust", 9, True)
+    assert relative(1.001 * ratio) is None
+    assert relative(0.1, window=8) is None  # none has
+
+
+def test_the_error_is_smoothed_by_its_median_so_that_one_bad_epoch_is_none():
+    rule = RobustRule(first_epoch=0, error_first_epoch=0, slope_window=2, error_median=3, consecutive=1)
+    outlier = [0.5] * 6 + [0.9] + [0.5] * 3
+    assert robust_onset(-np.arange(10.0), outlier, rule) is None
+    assert robust_onset(-np.arange(10.0), [*outlier[:7], 0.9, *outlier[8:]], rule).epoch == 7
 
 
 def test_thresholds_are_parameters():
@@ -250,10 +298,18 @@ def made_records(accuracy, reference_energy, own_energy=None, checks=None):
 def test_onsets_read_the_curves_of_a_run(experiment):
     records = made_records(*COLLAPSE)
     assert onsets(records, experiment()) == [Onset("catastrophic", 18, True)]
-    assert onsets(records[:18], experiment()) == []
+    assert onsets(records[:18], experiment()) == onsets(records[:1], experiment()) == []
     assert onsets([], experiment()) == []
     stricter = {"evaluation.catastrophic.above_chance": 0.5}
     assert onsets(records, experiment(stricter)) == []
+
+
+def test_a_training_attack_that_sees_no_loss_confirms_a_collapse(experiment):
+    records = made_records(COLLAPSE[0], np.zeros(24))
+    for own, pgd, confirmed in ((0.9, 0.5, True), (0.5, 0.9, False), (0.9, 0.7, False)):
+        gap = {"probe/adversarial_accuracy": own, "probe_reference/pgd10_accuracy": pgd}
+        seen = [EpochRecord(record.epoch, 0.0, record.metrics | gap) for record in records]
+        assert onsets(seen, experiment()) == [Onset("catastrophic", 18, confirmed)]
 
 
 def test_onsets_need_no_other_metrics_than_those_that_are_said_to_be_read(experiment):
@@ -292,13 +348,18 @@ def test_jumps_without_collapse_are_those_of_energy_before_one(experiment):
     assert jumps_without_collapse(stands, experiment()) == [7]
     assert jumps_without_collapse(stands, experiment({"evaluation.catastrophic.energy_jump": 0.7})) == []
     assert jumps_without_collapse(made_records(COLLAPSE[0], COLLAPSE[1] + jump), experiment()) == [7]
+    late = np.zeros(100)
+    late[97] = 0.6
+    overfits = made_records(1 - SAT[1], late, own_energy=SAT[0])
+    assert onsets(overfits, experiment()) == [Onset("robust", 91, True)]
+    assert jumps_without_collapse(overfits, experiment()) == [97]
 
 
 def test_checks_date_a_fall_to_the_iteration_and_compare_across_epochs():
     checks = {
         0: {200: (0.30, -0.1), 400: (0.50, -0.1)},
         1: {200: (0.29, -0.1), 400: (0.28, -0.1)},
-        2: {9800: (0.40, -0.2), 10000: (0.10, 0.4)},
+        2: {10000: (0.10, 0.4), 9800: (0.40, -0.2)},
     }
     records = made_records(np.full(3, 0.4), np.zeros(3), checks=checks)
     assert checked_onsets(records, COLLAPSED) == [

@@ -67,6 +67,20 @@ def test_fid_is_the_frechet_distance_of_what_the_last_layer_reads(measured, real
     assert abs(itself) < 1e-3 * found
 
 
+def test_kid_is_the_squared_mean_discrepancy_under_a_cubic_kernel(measured, real, natural_net):
+    """Of as many images as there are real ones every subset is all of them."""
+    generated = as_bytes((real.float() / 255 + 0.2 * torch.rand(real.shape)).clamp(0, 1))[:60]
+    with torch.no_grad():
+        x, y = (natural_net.network[:-1](images.float() / 255).double() for images in (generated, real[:60]))
+
+    def kernel(left, right):
+        return (left @ right.T / left.shape[1] + 1) ** 3
+
+    within = sum((kernel(z, z).sum() - kernel(z, z).trace()) / (60 * 59) for z in (x, y))
+    expected = 1000 * float(within - 2 * kernel(x, y).mean())
+    assert measured(generated, real[:60])["KID-clf x 1000"] == pytest.approx(expected, rel=1e-3)
+
+
 def test_the_inception_score_is_that_of_its_definition(measured, real):
     found = measured(real[:10], real)["IS-clf"]
     # Ten images in ten splits: each alone, so that KL(p(y|x) || p(y)) is zero and the score is one.
@@ -118,6 +132,24 @@ def test_lpips_is_zero_to_itself_and_grows_with_the_distance(backbone):
     assert 0 < to_data[1] < to_data[2]
     within = lpips(as_bytes(images), as_bytes(images), labels * 0, labels * 0)
     assert within["LPIPS within class"] > 0
+
+
+class Apart(torch.nn.Module):
+    """A distance that is known: how far apart the pixels are on average, of [-1, 1]."""
+
+    def forward(self, left, right):
+        return (left - right).abs().mean((1, 2, 3))
+
+
+def test_perceptual_distances_are_means_over_all_pairs_of_one_class():
+    generated, labels = torch.zeros(3, 1, 4, 4, dtype=torch.uint8), torch.tensor([0, 0, 1])
+    generated[1] = 255
+    real = torch.full((4, 1, 4, 4), 255, dtype=torch.uint8)
+    real[3] = 0
+    found = perceptual_metrics(
+        generated, real, labels, torch.tensor([0, 0, 0, 1]), Apart(), batch_size=2, seed=0, device=CPU
+    )
+    assert found == {"LPIPS to data": pytest.approx((2 + 0 + 0) / 3), "LPIPS within class": pytest.approx(2)}
 
 
 @pytest.mark.parametrize(("open_", "option"), [(perceptual_distance, "--alexnet"), (inception, "--inception")])

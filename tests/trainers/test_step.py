@@ -12,6 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.counting import HostSyncs, Kernels
+from tests.trainers import formulas
 from trainers import catalog
 from trainers.data.batches import crop_and_flip
 from trainers.data.images import to_floats
@@ -135,6 +136,48 @@ def test_a_step_moves_the_weights_and_sums_over_its_rows(name, experiment, split
     assert result.perturbation_norm > 0
 
 
+@pytest.mark.parametrize("batch_norm", ["train", "eval"])
+def test_steps_are_those_of_gradient_descent_by_hand_and_tell_what_was_met(batch_norm, experiment, digits):
+    settings = experiment(
+        {"method": {"name": "fgsm_rs_der", "weighting": "energy", "regularizer": {"gamma": 0.5}}}
+        | {"attack": {"epsilon": 0.8, "batch_norm": batch_norm}}
+    )
+    images, labels = digits[0][: formulas.B].double(), digits[1][: formulas.B]
+    model, by_hand = (build_model(settings).double().train() for _ in range(2))
+    optimizer, method = torch.optim.SGD(model.parameters(), lr=0.1), build_method(settings)
+    noises = [Noise(generator("cpu", 0, "attack")) for _ in range(2)]
+    abnormal = 0
+    for _ in range(3):
+        result = train_step(model, method, optimizer, images, labels, noises[0], epoch_fraction=1.0)
+        crafted = method.attacker(by_hand, images, labels, noises[1])
+        start = copy.deepcopy(by_hand)(crafted.start_images).detach()  # its statistics are not the update's
+        met = formulas.Batch(by_hand(images), by_hand(crafted.images), start, labels, None, None)
+        easier, penalty = formulas.is_abnormal(met), formulas.der(met, 100, 0.5, formulas.is_abnormal(met))
+        weights = formulas.energy_weight(met.natural)
+        loss = (weights * formulas.ce(met.adversarial, labels)).mean() + penalty
+        loss.backward()
+        with torch.no_grad():
+            for parameter in by_hand.parameters():
+                parameter -= 0.1 * parameter.grad
+                parameter.grad = None
+        for ours, theirs in zip(model.parameters(), by_hand.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs)
+        expected = {
+            "loss": loss.detach(),
+            "adversarial_correct": (met.adversarial.argmax(1) == labels).sum(),
+            "abnormal": easier.sum(),
+            "weight_sum": weights.sum(),
+            "regularizer": penalty.detach(),
+            "perturbation_norm": (crafted.images - images).square().sum((1, 2, 3)).sqrt().sum(),
+        }
+        assert {name: float(value) for name, value in vars(result).items()} == pytest.approx(
+            {name: float(value) for name, value in expected.items()}
+        )
+        assert not any(value.requires_grad for value in vars(result).values())
+        abnormal += int(easier.sum())
+    assert 0 < abnormal < 3 * formulas.B
+
+
 # What the loss compares was seen in one batch-norm mode
 
 
@@ -196,11 +239,15 @@ def test_both_gradients_of_the_alignment_come_from_train_mode(inner, batch_norm,
     )
     images, labels = digits[0][:64], digits[1][:64]
     ((step, _),) = seen_by_the_loss(settings, images, labels)
-    x = images.clone().requires_grad_()
-    loss = torch.nn.functional.cross_entropy(build_model(settings).train()(x), labels, reduction="sum")
-    torch.testing.assert_close(step.natural_gradient, torch.autograd.grad(loss, x)[0])
+    noise, epsilon = Noise(generator("cpu", 0, "attack")), float(settings.attack.epsilon)
+    drawn = [noise.uniform(images, -epsilon, epsilon) for _ in range(2)]  # the first is the start of FGSM-RS
+    for ours, shift in ((step.natural_gradient, 0), (step.noisy_gradient, drawn[inner == "fgsm_rs"])):
+        x = (images + shift).requires_grad_()
+        loss = torch.nn.functional.cross_entropy(build_model(settings).train()(x), labels, reduction="sum")
+        torch.testing.assert_close(ours.detach(), torch.autograd.grad(loss, x)[0])
     assert not step.natural_gradient.requires_grad
     assert step.noisy_gradient.requires_grad
+    assert not images.requires_grad
 
 
 @pytest.mark.parametrize(
@@ -251,6 +298,7 @@ def test_every_slot_takes_the_function_and_the_parameters_of_its_row(experiment,
     _, step = step_of(experiment(chosen), splits)
     step()
     assert called == [0.5, 2.0]
+    assert build_method(experiment(chosen)).perturbs(0.0)  # its row has no start
 
 
 @pytest.mark.parametrize("both", [False, True])

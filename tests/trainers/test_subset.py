@@ -166,6 +166,7 @@ def test_the_digest_knows_which_images_and_not_where_the_file_lies(treated, expe
         experiment().digest(),
     }
     assert len(digests) == 4
+    assert subset_hash([0, 8]) == subset_hash([8, 0])  # as a set of Python each keeps its own order
     assert treated("drop", name="renamed", path=moved).digest() == treated("drop").digest()
     assert experiment({"data.subset": None, "keep_every": 3}).digest() == experiment().digest()
 
@@ -209,6 +210,9 @@ def test_what_a_file_may_not_hold(treated, file, tmp_path):
     for content in ('{"subsets": null}', '{"subsets": ["some"]}'):
         file.write_text(content)
         assert "subsets is no table" in refusal(lambda: read_subset(str(file), "some"))
+    for indices in ([0, -1], [0, 1.0], [0, True], 3):
+        file.write_text(json.dumps({"subsets": {"some": indices}}))
+        assert "must be a list of indices" in refusal(lambda: read_subset(str(file), "some"))
     file.write_text("[1, 2]")
     assert "no such file of subsets" in refusal(lambda: read_subset(str(file), "some"))
 

@@ -64,7 +64,7 @@ def aaer(
     start, adversarial = step.required("start_logits"), step.adversarial_logits
     before = F.cross_entropy(start, step.labels, reduction="none")
     after = F.cross_entropy(adversarial, step.labels, reduction="none")
-    in_a = (before > after).to(after.dtype).detach()
+    in_a = (before > after).to(after.dtype)
     in_n = 1 - in_a
     distance = (start - adversarial).square().sum(dim=1)
     size_a, size_n = step.mean_over_ranks(in_a.sum()), step.mean_over_ranks(in_n.sum())
