@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,11 @@ def submitted(folder: Path, programs: Mapping[str, str] = STANDINS, **job: str) 
         (folder / "bin" / name).chmod(0o755)
     (folder / "ray.py").write_text(RAY)
     variables = {**os.environ, "PATH": f"{folder}/bin:{os.environ['PATH']}", "PYTHONPATH": str(folder), **job}
-    return subprocess.Popen(["bash", SCRIPT, "sweep", "quickstart"], cwd=folder, env=variables)
+    return subprocess.Popen(
+        ["bash", SCRIPT, "sweep", "quickstart"], cwd=folder, env=variables,
+        # Whoever started these tests in the background of a shell has them ignore SIGINT; Slurm's jobs do not.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("cpus", [None, "16"])
