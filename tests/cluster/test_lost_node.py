@@ -45,12 +45,16 @@ def test_the_doctor_names_the_node_at_fault_and_a_sweep_is_refused(network: Netw
     (code / "trainers" / "energy.py").write_text("# another revision\n")
     storage = tmp_path / "shared"
     storage.mkdir()
-    odd.stop()
+    # Of the node that was cut off above nobody knows when it is back.
+    for machine in network.workers:
+        machine.stop()
     # A file system of its own where the shared one should be, other code, and no way to the other worker.
     unshared = ("sh", "-c", 'mount -t tmpfs tmpfs "$0" && exec "$@"', str(storage))
     subprocess.run(odd.host.command("ip", "route", "add", "blackhole", other.host.address), check=True)
+    other.start()
     odd.start(*unshared, PYTHONPATH=str(code))
-    odd.wait()
+    for machine in network.workers:
+        machine.wait()
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         address = ["--address", f"{HEAD_ADDRESS}:{GCS_PORT}", "--storage", str(storage)]
