@@ -62,13 +62,14 @@ class Mailbox:
             return None if self._closed else self._job
 
     async def report(self, report: Report) -> bool:
-        """Rank 0: one epoch is done. Answers "stop?". The group runs ahead of the driver by one epoch at most."""
+        """Rank 0: one epoch is done. Answers "stop?" once it is taken: no group is two epochs ahead of the driver."""
         async with self._change():
-            await self._changed.wait_for(lambda: self._stop or not self._at_work or not self._reports)
             if self._stop or not self._at_work:
                 return True
             self._reports.append(report)
-            return False
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._stop or not self._at_work or not self._reports)
+            return self._stop or not self._at_work
 
     async def met(self, rank: int, of: int, seconds: float) -> bool:
         """Any rank: its job has met an error. Answers "every rank's?", after `seconds` at the latest."""

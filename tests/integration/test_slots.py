@@ -156,7 +156,7 @@ def test_a_group_of_workers_stops_within_one_epoch_and_takes_the_next_trial(capa
     assert [trial.state for trial in (first, second, third)] == ["stopped", "complete", "stopped"]
     assert len(second.records) == stopped.EPOCHS
     for trial in (first, third):
-        # The group may be an epoch ahead of the decision, no more.
+        # The group may be an epoch ahead of the decision, never two.
         assert stopped.onset(trial) + 1 <= len(trial.records) <= stopped.onset(trial) + 2
     groups = {(trial.folder / "placement_group").read_text() for trial in (first, second, third)}
     assert len(groups) == 1

@@ -67,6 +67,25 @@ def test_a_job_that_no_group_has_begun_is_halted_at_once_and_never_begun() -> No
     asyncio.run(check())
 
 
+def test_a_group_goes_on_when_its_report_was_taken_and_the_next_waits_for_the_decision_on_it() -> None:
+    """So it is an epoch ahead of the driver, however short its epochs, and hears of a stop at the end of that one."""
+
+    async def check() -> None:
+        mailbox = await at_work()
+        first = asyncio.create_task(mailbox.report({"epoch": 0}))
+        done, _ = await asyncio.wait([first], timeout=0.05)
+        assert not done
+        assert await mailbox.take(60) == {"epoch": 0}
+        assert not await first
+        following = asyncio.create_task(mailbox.report({"epoch": 1}))  # while the driver thinks about epoch 0
+        done, _ = await asyncio.wait([following], timeout=0.05)
+        assert not done
+        assert not await mailbox.halt(0.01)
+        assert await following
+
+    asyncio.run(check())
+
+
 def test_what_a_dead_rank_may_have_caused_is_waited_for_longer() -> None:
     closed_by_peer = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
     for alone in (ValueError(), OSError(), torch.OutOfMemoryError(), Diverged()):
