@@ -54,7 +54,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Job:
+class StudyJob:
     """One driver of a study on a cluster. `exit_code` is its own; None unless it has ended by itself."""
 
     name: str
@@ -111,19 +111,19 @@ class Jobs:
         with tempfile.TemporaryDirectory() as folder:
             return self._start(job.study, job.place, Path(folder), "resume", shlex.quote(job.study))
 
-    def latest(self, name: str) -> Job:
+    def latest(self, name: str) -> StudyJob:
         """The newest job of the study that a job is of, in the same folder: how far the study got is what it says."""
         job = self.find(name)
         return [other for other in self.all() if other.folder == job.folder][-1]
 
-    def all(self) -> list[Job]:
+    def all(self) -> list[StudyJob]:
         """Every job that the cluster remembers, oldest first."""
         with self._explained():
             known = self._client.list_jobs()
         known.sort(key=lambda details: details.start_time or 0)
         return [_job(details) for details in known if set(details.metadata or {}) >= _METADATA]
 
-    def find(self, name: str) -> Job:
+    def find(self, name: str) -> StudyJob:
         """One of them. Raises InvalidInput if there is none of that name."""
         jobs = {job.name: job for job in self.all()}
         if not jobs:
@@ -191,10 +191,10 @@ class Jobs:
             raise ConnectionError(f"no Ray dashboard answers at {self._address}") from error
 
 
-def _job(details: Any) -> Job:
+def _job(details: Any) -> StudyJob:
     place = Place(details.metadata[_STORAGE], details.metadata[_PYTHON])
     state = str(details.status).lower()
-    return Job(details.submission_id, details.metadata[_STUDY], place, state, details.driver_exit_code)
+    return StudyJob(details.submission_id, details.metadata[_STUDY], place, state, details.driver_exit_code)
 
 
 def _pack(point: EntryPoint, folder: Path) -> None:

@@ -221,7 +221,7 @@ def generate(
     from orchestrator.evaluation.subjects import Foreign
     from orchestrator.generation.judging import Judges
     from orchestrator.generation.options import load_generation
-    from orchestrator.generation.verb import create, number_of_classes, recipes
+    from orchestrator.generation.verb import create, number_of_classes, samplings
     from orchestrator.lens.networks import choose_networks
 
     options = {
@@ -236,7 +236,7 @@ def generate(
     words = paths or [f"{name}={path}" for name, path in settings.networks.items()]
     networks = choose_networks(words, checkpoint=checkpoint, foreign=foreign, data_dir=data_dir)
     create(
-        networks, recipes(settings, number_of_classes(networks)),
+        networks, samplings(settings, number_of_classes(networks)),
         Judges(settings.inception, settings.alexnet, settings.classifier), address=address, threads=threads,
         output=output, track=track, console=plain_console(markup=False),
     )  # fmt: skip

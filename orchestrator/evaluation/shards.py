@@ -12,7 +12,7 @@ from orchestrator.host.devices import reserved_device
 from orchestrator.host.tracebacks import keep_traceback
 from trainers.config import Data
 from trainers.evaluation.consistency import with_warnings
-from trainers.evaluation.result import Evaluation, Flags, Protocol
+from trainers.evaluation.result import EvaluationResult, Flags, Protocol
 from trainers.whole_files import write_whole
 
 ERROR_FILE = "evaluation_error.txt"
@@ -63,17 +63,17 @@ def evaluate_shard(shard: Shard, threads: int, gpus: float) -> None:
     unfinished.unlink(missing_ok=True)
 
 
-def collect(run_dir: Path, checkpoint: Path, protocol: Protocol) -> Evaluation:
+def collect(run_dir: Path, checkpoint: Path, protocol: Protocol) -> EvaluationResult:
     """Merge the shards of a run to its evaluation."""
     from trainers.checkpoint import load
 
     parts = [_read_flags(_shard_file(run_dir, protocol, *bounds)) for bounds in protocol.ranges()]
     opened = load(checkpoint)
     flags = reduce(Flags.merged, parts)
-    return with_warnings(Evaluation(protocol, opened.experiment.digest(), opened.record.epoch, flags))
+    return with_warnings(EvaluationResult(protocol, opened.experiment.digest(), opened.record.epoch, flags))
 
 
-def summary(evaluation: Evaluation) -> str:
+def summary(evaluation: EvaluationResult) -> str:
     """For example `clean 95.31 ± 0.68 %  apgd-ce 60.94 ± 1.54 %  …`, with binomial standard errors."""
     errors = evaluation.standard_errors
     return "  ".join(f"{stage} {percent(share, errors[stage])}" for stage, share in evaluation.accuracies.items())

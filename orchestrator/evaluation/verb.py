@@ -16,7 +16,7 @@ from search_spaces.study import Confirm
 from trainers import catalog
 from trainers.catalog.attacks import canonical, needs_gradients
 from trainers.evaluation.consistency import with_warnings
-from trainers.evaluation.result import EXACT, FAST, Evaluation, Flags, Protocol, differences
+from trainers.evaluation.result import EXACT, FAST, EvaluationResult, Flags, Protocol, differences
 from trainers.pixels import PixelValue
 from trainers.problems import InvalidInput
 
@@ -66,7 +66,7 @@ def evaluate_subjects(
         import torch
 
         torch.set_num_threads(threads)
-    evaluations: list[Evaluation] = []
+    evaluations: list[EvaluationResult] = []
     for subject, file in zip(subjects, files, strict=True):
         found = protocol_for(subject.experiment, settings, subject.protocol_checkpoint)
         protocol = replace(
@@ -93,7 +93,7 @@ def _file_of(output: Path | None, subject: Subject, of: int) -> Path | None:
     return output.with_name(f"{output.stem}-{subject.protocol_checkpoint}{output.suffix}")
 
 
-def _evaluate(subject: Subject, protocol: Protocol, output: Path | None, console: Console) -> Evaluation:
+def _evaluate(subject: Subject, protocol: Protocol, output: Path | None, console: Console) -> EvaluationResult:
     """Attack one model from where an interruption left it, range by range; print the result and write it."""
     from trainers.evaluation.classifier import check_classifier
     from trainers.evaluation.ranges import evaluation_images
@@ -120,7 +120,9 @@ def _evaluate(subject: Subject, protocol: Protocol, output: Path | None, console
                 console.print(f"the same command again continues from {unfinished}", soft_wrap=True)
             raise
         flags = flags if evaluation is None else evaluation.flags.merged(flags)
-        evaluation = Evaluation(protocol, subject.experiment_digest, subject.epoch, flags, subject.foreign, warnings)
+        evaluation = EvaluationResult(
+            protocol, subject.experiment_digest, subject.epoch, flags, subject.foreign, warnings
+        )
         counts = "  ".join(f"{stage} {sum(standing)}" for stage, standing in flags.standing.items())
         console.print(f"images 0-{stop}  {counts}", soft_wrap=True)
         if unfinished is not None:
@@ -146,11 +148,11 @@ def _attack(model: nn.Module, images: ImageSet, protocol: Protocol, start: int, 
         )  # fmt: skip
 
 
-def _left_in(unfinished: Path, subject: Subject, protocol: Protocol, console: Console) -> Evaluation | None:
+def _left_in(unfinished: Path, subject: Subject, protocol: Protocol, console: Console) -> EvaluationResult | None:
     """What an interrupted evaluation left, if any; refuses what another model or protocol left."""
     if not unfinished.exists():
         return None
-    found = Evaluation.load(unfinished)
+    found = EvaluationResult.load(unfinished)
     if (found.protocol, found.subject) != (protocol, (subject.experiment_digest, subject.epoch, subject.foreign)):
         raise InvalidInput.single(
             "--output", f"{unfinished} was left by another model or protocol ({found.protocol.key}): remove it, or "
@@ -160,7 +162,7 @@ def _left_in(unfinished: Path, subject: Subject, protocol: Protocol, console: Co
     return found
 
 
-def _print_result(evaluation: Evaluation, console: Console) -> None:
+def _print_result(evaluation: EvaluationResult, console: Console) -> None:
     errors = evaluation.standard_errors
     width = max(map(len, errors))
     for stage, share in evaluation.accuracies.items():
@@ -170,7 +172,7 @@ def _print_result(evaluation: Evaluation, console: Console) -> None:
         console.print(f"warning: {warning}", style="yellow", soft_wrap=True)
 
 
-def _print_gap(best: Evaluation, last: Evaluation, console: Console) -> None:
+def _print_gap(best: EvaluationResult, last: EvaluationResult, console: Console) -> None:
     assert best.epoch is not None
     assert last.epoch is not None
     gaps = "  ".join(

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.generation.making import Made, Recipe
+from orchestrator.generation.making import Made, Sampling
 from orchestrator.lens.networks import Network
 from orchestrator.pages.csv_rows import CsvRow
 from trainers.config import Data
@@ -36,18 +36,18 @@ class Measures:
     Raises InvalidInput, before anything is generated, for a judge that could not look at the images.
     """
 
-    def __init__(self, judges: Judges, network: Network, recipe: Recipe) -> None:
+    def __init__(self, judges: Judges, network: Network, sampling: Sampling) -> None:
         from trainers.generation.quality import LEAST_SIDE, Extractor, classifier, inception, perceptual_distance
         from trainers.ranks import Ranks
 
         self._device = Ranks.current().device
-        self._data, self._classes = network.subject.experiment.data, recipe.classes
+        self._data, self._classes = network.subject.experiment.data, sampling.classes
         self._extractors: list[Extractor] = []
         if judges.inception is not None:
             self._extractors.append(inception(judges.inception))
         if judges.classifier is not None:
             self._extractors.append(classifier(_judge(judges.classifier, self._data)))
-        if self._extractors and recipe.per_class * len(recipe.classes) < 2:
+        if self._extractors and sampling.per_class * len(sampling.classes) < 2:
             raise InvalidInput.single("--per-class", "1: a distribution takes two images")
         if judges.alexnet is not None and self._data.size < LEAST_SIDE:
             raise InvalidInput.single(

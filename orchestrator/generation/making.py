@@ -35,7 +35,7 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Sampling:
     """All that decides which images come out, beside the network and the data. `tolerance` None: no early stop.
 
     A compiled network rounds otherwise, so `compiled` is a part of it.
@@ -66,7 +66,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Made:
-    """Images uint8 [N, H, W, C] of a network and a recipe, labels and steps [N], and energies [steps + 1, K] in nats.
+    """Images uint8 [N, H, W, C] of a network and a sampling, labels and steps [N], and energies [steps + 1, K] in nats.
 
     `target_energy` is the mean of E(x_n, y) over the chains of a class, `other_energy` that of the other classes'
     joint energies; `class_energy` [K] is the mean over training images. `seconds` is what the chains took in all.
@@ -87,33 +87,33 @@ class Made:
 
 
 def make(
-    networks: Sequence[Network], recipes: Sequence[Recipe], folder: Path, *, address: str | None, threads: int,
+    networks: Sequence[Network], samplings: Sequence[Sampling], folder: Path, *, address: str | None, threads: int,
     console: Console,
 ) -> list[Made]:  # fmt: skip
-    """The images of every network by every recipe. Shards that are in `folder/shards` are not made again."""
+    """The images of every network by every sampling. Shards that are in `folder/shards` are not made again."""
     names = [identity(network, _training(network.data), console, gradients=True) for network in networks]
     shards = (folder / SHARDS_FOLDER).absolute()
     tasks: dict[Path, Task] = {}
     found = []
-    for (network, name), recipe in product(zip(networks, names, strict=True), recipes):
-        digest, energies = recipe.digest(name), shards / f"energies-{name[:16]}.npz"
+    for (network, name), sampling in product(zip(networks, names, strict=True), samplings):
+        digest, energies = sampling.digest(name), shards / f"energies-{name[:16]}.npz"
         files = []
-        for start, stop in recipe.ranges():
+        for start, stop in sampling.ranges():
             file = shards / f"{digest}-{start:06d}-{stop:06d}.npz"
             files.append(file)
             if not (file.exists() and energies.exists()):
                 work = partial(
-                    make_shard, data=network.data, recipe=recipe, bounds=(start, stop), energies=energies, file=file
+                    make_shard, data=network.data, sampling=sampling, bounds=(start, stop), energies=energies, file=file
                 )
-                said = f"{network.name}, {recipe.init}: chains {start}-{stop}"
+                said = f"{network.name}, {sampling.init}: chains {start}-{stop}"
                 tasks.setdefault(file, Task(said, file, network.subject.load, work))
-        found.append((network.name, recipe.init, digest, tuple(files), energies))
+        found.append((network.name, sampling.init, digest, tuple(files), energies))
     run_tasks(list(tasks.values()), address=address, threads=threads, console=console)
     return [_joined(*one) for one in found]
 
 
 def make_shard(
-    model: nn.Module, device: torch.device, *, data: Data, recipe: Recipe, bounds: tuple[int, int], energies: Path,
+    model: nn.Module, device: torch.device, *, data: Data, sampling: Sampling, bounds: tuple[int, int], energies: Path,
     file: Path,
 ) -> str:  # fmt: skip
     """One shard of chains into a file; the energies of training images too, where no other shard has left them."""
@@ -125,17 +125,17 @@ def make_shard(
     from trainers.randomness import generator
 
     model = for_search(model)
-    labels = torch.tensor([recipe.classes[chain % len(recipe.classes)] for chain in range(*bounds)])
-    starts = _starts(data, recipe, labels, bounds[0])
+    labels = torch.tensor([sampling.classes[chain % len(sampling.classes)] for chain in range(*bounds)])
+    starts = _starts(data, sampling, labels, bounds[0])
     with tf32(allowed=False):
         mean, deviation = (torch.from_numpy(of).to(device) for of in _class_energies(model, device, data, energies))
         began = time.perf_counter()
-        if recipe.compiled:
+        if sampling.compiled:
             model.compile()
         made = generate(
-            model, starts.to(device), labels.to(device), Dynamics(**recipe.dynamics),
-            generator(device, recipe.seed, "chains", bounds[0]),
-            None if recipe.tolerance is None else Goal(mean, deviation, recipe.tolerance),
+            model, starts.to(device), labels.to(device), Dynamics(**sampling.dynamics),
+            generator(device, sampling.seed, "chains", bounds[0]),
+            None if sampling.tolerance is None else Goal(mean, deviation, sampling.tolerance),
         )  # fmt: skip
     images = (made.images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).cpu().numpy()
     seconds, steps = time.perf_counter() - began, made.steps.cpu().numpy()
@@ -159,19 +159,19 @@ def _class_energies(model: nn.Module, device: torch.device, data: Data, file: Pa
     return content["mean"], content["deviation"]
 
 
-def _starts(data: Data, recipe: Recipe, labels: torch.Tensor, first: int) -> torch.Tensor:
+def _starts(data: Data, sampling: Sampling, labels: torch.Tensor, first: int) -> torch.Tensor:
     import torch
 
     from trainers.randomness import generator
 
-    fitted = _kept if len(recipe.classes) <= _CLASSES_KEPT else _fitted
-    settings = StartSettings(**recipe.starts)
-    random = generator("cpu", recipe.seed, "starts", first)
+    fitted = _kept if len(sampling.classes) <= _CLASSES_KEPT else _fitted
+    settings = StartSettings(**sampling.starts)
+    random = generator("cpu", sampling.seed, "starts", first)
     places, drawn = [], []
     for label in sorted(set(labels.tolist())):
         own = (labels == label).nonzero().squeeze(1)
         places.append(own)
-        drawn.append(fitted(data, recipe.init, label, settings)(len(own), random))
+        drawn.append(fitted(data, sampling.init, label, settings)(len(own), random))
     return torch.cat(drawn)[torch.cat(places).argsort()]
 
 

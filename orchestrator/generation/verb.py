@@ -13,7 +13,7 @@ from rich.console import Console
 
 from orchestrator.generation.figures import SHOWN, energies, energy_lines, mosaic
 from orchestrator.generation.judging import Judges, Measures
-from orchestrator.generation.making import Made, Recipe, make
+from orchestrator.generation.making import Made, Sampling, make
 from orchestrator.generation.options import INITS, Generation
 from orchestrator.lens.networks import Network, file_name
 from orchestrator.pages.csv_rows import CsvRow
@@ -35,7 +35,7 @@ _HEADINGS = {
 }  # fmt: skip
 
 
-def recipes(settings: Generation, num_classes: int) -> list[Recipe]:
+def samplings(settings: Generation, num_classes: int) -> list[Sampling]:
     """One for each init. Raises InvalidInput for a class that the data set has not."""
     classes = tuple(range(num_classes)) if settings.classes is None else settings.classes
     if not 0 <= min(classes) <= max(classes) < num_classes:
@@ -44,7 +44,7 @@ def recipes(settings: Generation, num_classes: int) -> list[Recipe]:
     tolerance = TOLERANCE if settings.tolerance is None else settings.tolerance
     given = settings.start_settings
     return [
-        Recipe(
+        Sampling(
             init=init,
             classes=classes,
             per_class=settings.per_class,
@@ -63,10 +63,10 @@ def recipes(settings: Generation, num_classes: int) -> list[Recipe]:
 
 
 def create(
-    networks: Sequence[Network], wanted: Sequence[Recipe], judges: Judges, *, address: str | None, threads: int,
+    networks: Sequence[Network], wanted: Sequence[Sampling], judges: Judges, *, address: str | None, threads: int,
     output: Path, track: bool, console: Console,
 ) -> None:  # fmt: skip
-    """Images of every network by every recipe, with a table of numbers about them."""
+    """Images of every network by every sampling, with a table of numbers about them."""
     uri = server.uri_of_no_study() if track else None
     if uri is not None:
         server.check_reachable(uri)
@@ -133,15 +133,15 @@ def _write_images(made: Made, folder: Path) -> None:
 
 
 def _write_page(
-    made: Sequence[Made], lines: Sequence[CsvRow], recipe: Recipe, networks: Sequence[Network], output: Path
+    made: Sequence[Made], lines: Sequence[CsvRow], sampling: Sampling, networks: Sequence[Network], output: Path
 ) -> None:
     sources = "; ".join(f"{network.name} = {network.subject.source}" for network in networks)
-    how = f"{_how(recipe)} {sources}."
+    how = f"{_how(sampling)} {sources}."
     plates = [
         *(
             Plate(
                 f"mosaic-{file_name(one.network)}-{one.init}", f"{one.network}, starts from {one.init}",
-                f"The first {min(SHOWN, recipe.per_class)} images of each class, {one.steps.mean():.0f} steps on "
+                f"The first {min(SHOWN, sampling.per_class)} images of each class, {one.steps.mean():.0f} steps on "
                 f"average. {how}", mosaic(one), [],
             )
             for one in made
@@ -167,15 +167,15 @@ def _write_page(
     write_whole(output / PAGE_FILE, document("Generated images", sections))
 
 
-def _how(recipe: Recipe) -> str:
-    dynamics = recipe.dynamics
+def _how(sampling: Sampling) -> str:
+    dynamics = sampling.dynamics
     steps = f"{dynamics['steps']} steps"
-    if recipe.tolerance is not None:
-        steps = f"at most {steps}, stopped within {recipe.tolerance:g} std of the class's energy"
+    if sampling.tolerance is not None:
+        steps = f"at most {steps}, stopped within {sampling.tolerance:g} std of the class's energy"
     return (
         f"SGLD on E(x, y): η = {dynamics['step_size']:g}, ζ = {dynamics['inertia']:g}, noise {dynamics['noise']:g}, "
-        f"{steps}; {recipe.per_class} images a class, seed {recipe.seed}, shards of "
-        f"{recipe.shard}, float32."
+        f"{steps}; {sampling.per_class} images a class, seed {sampling.seed}, shards of "
+        f"{sampling.shard}, float32."
     )
 
 
@@ -199,7 +199,7 @@ def _print(lines: Sequence[CsvRow], console: Console) -> None:
 
 
 def _publish(
-    uri: str, made: Sequence[Made], lines: Sequence[CsvRow], recipe: Recipe, output: Path, console: Console
+    uri: str, made: Sequence[Made], lines: Sequence[CsvRow], sampling: Sampling, output: Path, console: Console
 ) -> None:
     metrics = {
         f"{file_name(str(line['network']))}/{line['init']}/{name.replace(' ', '_')}": value
@@ -212,7 +212,7 @@ def _publish(
     server.log_folder(
         uri, console,
         identity=identity, kind="generation", name="generated images", time=born,
-        params={"recipe": _how(recipe)}, metrics=metrics,
+        params={"sampling": _how(sampling)}, metrics=metrics,
         artifacts=[output / PAGE_FILE, output / FIGURES_FOLDER],
     )  # fmt: skip
 

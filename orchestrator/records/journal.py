@@ -21,7 +21,7 @@ from orchestrator.records.events import (
 )
 from orchestrator.records.runs import Run, begun, changed, confirmation_key, of_seed, trial_key
 from trainers.config import Experiment
-from trainers.evaluation.result import Evaluation
+from trainers.evaluation.result import EvaluationResult
 from trainers.origin import Origin
 from trainers.problems import InvalidInput
 from trainers.records import Follower, RecordsFollower, append_line
@@ -41,7 +41,7 @@ class Journal:
         self._events: list[Event] = []
         self._runs: dict[str, Run] = {}
         self._records: dict[Path, RecordsFollower] = {}
-        self._evaluations: dict[Path, tuple[_Version, Evaluation]] = {}
+        self._evaluations: dict[Path, tuple[_Version, EvaluationResult]] = {}
         self._alike: dict[str, set[str]] = {}  # keys of the runs of trials, by the digest of their experiment
         self._stopping: dict[str, Stopped] = {}  # the decision on a twin comes before it is issued
         self._told: dict[str, float] = {}  # when a run was last spoken of
@@ -171,7 +171,7 @@ class Journal:
         self._told[event.key] = event.time
         self._settled.discard(event.key)
 
-    def _evaluation(self, folder: Path) -> Evaluation | None:
+    def _evaluation(self, folder: Path) -> EvaluationResult | None:
         file = folder / EVALUATION_FILE
         try:
             found = file.stat()
@@ -179,5 +179,5 @@ class Journal:
             return None
         version = (found.st_ino, found.st_mtime_ns, found.st_size)
         if folder not in self._evaluations or self._evaluations[folder][0] != version:
-            self._evaluations[folder] = version, Evaluation.load(file)
+            self._evaluations[folder] = version, EvaluationResult.load(file)
         return self._evaluations[folder][1]

@@ -10,7 +10,7 @@ from typing import Any
 
 from orchestrator.records.events import Ended, Evaluated, Issued, Kind, Proposed, State, Stopped
 from trainers.config import Experiment, parse
-from trainers.evaluation.result import Evaluation
+from trainers.evaluation.result import EvaluationResult
 from trainers.origin import Origin
 from trainers.records import EpochRecord
 
@@ -43,7 +43,7 @@ class Run:
     origin: Origin | None = None
     seeds: int = 1
     records: tuple[EpochRecord, ...] = field(default=(), repr=False)
-    evaluation: Evaluation | None = field(default=None, repr=False)
+    evaluation: EvaluationResult | None = field(default=None, repr=False)
     not_evaluated: str = ""
 
     @property

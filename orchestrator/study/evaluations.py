@@ -13,14 +13,14 @@ from orchestrator.evaluation.shards import Shard, attempt_shard, collect, summar
 from orchestrator.records.events import Evaluated
 from orchestrator.records.runs import Run
 from orchestrator.study.session import Session
-from trainers.evaluation.result import Evaluation, Protocol
+from trainers.evaluation.result import EvaluationResult, Protocol
 
 # How often a shard is tried again whose process or node is gone: it goes on after the last attack that it finished.
 # Many times, for nodes may come and go; not for ever, for an attack may be what kills the process.
 _MAX_LOSSES = 100
 
 
-def evaluate_on_ray(session: Session, wanted: Sequence[tuple[Run, Protocol]]) -> Iterator[tuple[Run, Evaluation]]:
+def evaluate_on_ray(session: Session, wanted: Sequence[tuple[Run, Protocol]]) -> Iterator[tuple[Run, EvaluationResult]]:
     """Evaluate runs, each shard a Ray task; yields each run when its last one has ended.
 
     A run that can't be evaluated is left out, and the journal says why. Shards that are done are read back, so this
@@ -62,7 +62,7 @@ def _submitted(session: Session, wanted: Sequence[tuple[Run, Protocol]]) -> dict
     return pending
 
 
-def _collected(session: Session, run: Run, protocol: Protocol) -> Evaluation:
+def _collected(session: Session, run: Run, protocol: Protocol) -> EvaluationResult:
     """The evaluation of a run whose shards have all ended, told to the user."""
     evaluation = collect(run.folder, checkpoint_folder(run.folder, protocol.checkpoint), protocol)
     session.view.say(f"{run.key}  {summary(evaluation)}")

@@ -19,7 +19,7 @@ from orchestrator.tracking.server import uploading
 from search_spaces.study import Resources
 from trainers import catalog
 from trainers.diagnostics.overfitting import onsets
-from trainers.evaluation.result import Evaluation
+from trainers.evaluation.result import EvaluationResult
 from trainers.pixels import PixelValue
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class MirroredRun:
         if self._environment is not None:
             self._client.log_text(self.run_id, json.dumps(self._environment, indent=1), "environment.json")
 
-    def _upload_evaluation(self, run: Run, evaluation: Evaluation) -> None:
+    def _upload_evaluation(self, run: Run, evaluation: EvaluationResult) -> None:
         with uploading():
             self._client.log_artifact(self.run_id, str(run.folder / EVALUATION_FILE))
         # After its numbers and its file: no later process sends it again.
@@ -146,7 +146,7 @@ class MirroredRun:
             self._client.log_batch(self.run_id, metrics=metrics[start : start + _BATCH])
         self._records_sent = len(run.records)
 
-    def _send_evaluation(self, run: Run, evaluation: Evaluation) -> None:
+    def _send_evaluation(self, run: Run, evaluation: EvaluationResult) -> None:
         from mlflow.entities import Metric, RunTag
 
         time = int((run.folder / EVALUATION_FILE).stat().st_mtime * 1000)
@@ -214,7 +214,7 @@ def _is_closed(run: Run, tracked: TrackedRun) -> bool:
     return as_now and _STATUS.get(state) == str(tracked.info.status)
 
 
-def _digest(evaluation: Evaluation) -> str:
+def _digest(evaluation: EvaluationResult) -> str:
     """The same for the same evaluation in every process."""
     return hashlib.sha256(repr(evaluation).encode()).hexdigest()
 

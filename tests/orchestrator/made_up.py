@@ -18,7 +18,7 @@ from orchestrator.report.held_out import held_out_points
 from orchestrator.report.summary import headlines
 from search_spaces.study import Study, parse_study
 from trainers.config import Experiment
-from trainers.evaluation.result import Evaluation, Flags, Protocol
+from trainers.evaluation.result import EvaluationResult, Flags, Protocol
 from trainers.origin import Origin
 from trainers.records import EpochRecord, append_record
 
@@ -77,10 +77,10 @@ def record(epoch: int, collapse: int | None, height: float) -> EpochRecord:
     return EpochRecord(epoch, 1.7e9 + 30 * epoch, metrics)
 
 
-def evaluation(digest: str, counts: dict[str, int], attack: str = "autoattack") -> Evaluation:
+def evaluation(digest: str, counts: dict[str, int], attack: str = "autoattack") -> EvaluationResult:
     standing = {stage: tuple(image < count for image in range(100)) for stage, count in counts.items()}
     protocol = Protocol("digits", "test", 100, "8/255", attack, 0, 50, 25, "best")
-    return Evaluation(protocol, digest, EPOCHS - 1, Flags(0, 100, standing))
+    return EvaluationResult(protocol, digest, EPOCHS - 1, Flags(0, 100, standing))
 
 
 def counts(clean: int, robust: int) -> dict[str, int]:

@@ -17,7 +17,7 @@ from orchestrator.report.labels import Strengths
 from orchestrator.report.tables import ResultRow, Spread
 from search_spaces.study import parse_study
 from tests.orchestrator.made_up import confirm_run, end_run
-from trainers.evaluation.result import Evaluation, Flags, Protocol
+from trainers.evaluation.result import EvaluationResult, Flags, Protocol
 
 PROTOCOL = Protocol("digits 32x32", "test", 100, "8/255", "autoattack", 0, 50, 25, "best")
 ELSEWHERE = replace(PROTOCOL, epsilon="4/255", samples=50)
@@ -54,7 +54,7 @@ def write(folder: Path, standing: int | None, epsilon: str = "8/255", attack: st
         experiment = study.experiment_for({"seed": 1})
         run = confirm_run(journal, 0, 1, {}, experiment)
         flags = Flags(0, 100, {"clean": (True,) * 100, attack: tuple(image < standing for image in range(100))})
-        Evaluation(replace(PROTOCOL, epsilon=epsilon, attack=attack), experiment.digest(), 1, flags).save(
+        EvaluationResult(replace(PROTOCOL, epsilon=epsilon, attack=attack), experiment.digest(), 1, flags).save(
             run / "evaluation.json"
         )
         end_run(journal, "0000-seed1", "complete", "")

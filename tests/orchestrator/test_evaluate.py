@@ -19,7 +19,7 @@ from trainers import checkpoint
 from trainers.config import parse
 from trainers.data.images import load_splits, training_indices
 from trainers.evaluation import ranges
-from trainers.evaluation.result import Evaluation, ForeignModel
+from trainers.evaluation.result import EvaluationResult, ForeignModel
 from trainers.records import EpochRecord
 
 PGD = ("--attack", "pgd20,cw", "-n", "40", "--shard", "16", "--batch-size", "16", "--epsilon", "0.06")
@@ -67,7 +67,7 @@ def test_a_run_is_evaluated_at_its_best_epoch_and_printed_with_standard_errors(r
     code, printed, _ = evaluate(run_folder, *PGD, "--output", "flags.json")
     assert printed.splitlines()[0].endswith("on the CPU, 1 thread") or torch.cuda.is_available()
     assert code == OK
-    found = Evaluation.load(tmp_path / "flags.json")
+    found = EvaluationResult.load(tmp_path / "flags.json")
     attacked = "digits 8x8/test n=40 pgd20,cw ε=0.06 best seed=0 shard=16 batch=16 float32"
     assert found.protocol.key == f"{attacked}; small width=8, 3 epochs, 256 images"
     assert (found.epoch, found.foreign) == (1, None)
@@ -85,15 +85,15 @@ def test_the_file_says_which_images_of_the_test_set_its_flags_are_of(run_folder,
     right = natural_net.eval()(test.floats()).argmax(1) == test.labels
     assert len(set(written["images"])) == 40
     assert written["flags"]["standing"]["clean"] == right[written["images"]].tolist()
-    held_out = replace(Evaluation.load(tmp_path / "flags.json").protocol, split="held-out")
-    assert replace(Evaluation.load(tmp_path / "flags.json"), protocol=held_out).images == []
+    held_out = replace(EvaluationResult.load(tmp_path / "flags.json").protocol, split="held-out")
+    assert replace(EvaluationResult.load(tmp_path / "flags.json"), protocol=held_out).images == []
 
 
 def test_best_and_last_share_a_protocol_and_their_gap_is_printed(run_folder, evaluate, tmp_path):
     code, printed, _ = evaluate(run_folder, *PGD, "--checkpoint", "both", "--output", "flags.json")
     assert code == OK
     assert [int(shown) for shown in re.findall(r"^\S+/checkpoints/\S+, epoch (\d)", printed, re.MULTILINE)] == [2, 3]
-    best, last = (Evaluation.load(tmp_path / f"flags-{name}.json") for name in ("best", "last"))
+    best, last = (EvaluationResult.load(tmp_path / f"flags-{name}.json") for name in ("best", "last"))
     assert (best.epoch, last.epoch) == (1, 2)
     assert best.protocol.key.replace(" best ", " last ") == last.protocol.key
     (line,) = re.findall(r"^best \(epoch 2\) - last \(epoch 3\), in points: (.*)$", printed, re.MULTILINE)
@@ -102,7 +102,7 @@ def test_best_and_last_share_a_protocol_and_their_gap_is_printed(run_folder, eva
     assert gaps == pytest.approx(expected, abs=0.005)
     assert gaps["clean"] != 0
     assert evaluate(run_folder, *PGD, "--checkpoint", "last", "--output", "alone.json")[0] == OK
-    assert Evaluation.load(tmp_path / "alone.json") == last
+    assert EvaluationResult.load(tmp_path / "alone.json") == last
 
 
 def test_an_epoch_that_is_best_and_last_has_no_gap(natural_net, experiment, evaluate, tmp_path):
@@ -111,7 +111,7 @@ def test_an_epoch_that_is_best_and_last_has_no_gap(natural_net, experiment, eval
     code, printed, _ = evaluate(tmp_path, *PGD, "--checkpoint", "both", "--output", "out.json")
     assert code == OK
     assert "pgd20 +0.00 ± 0.00" in printed
-    assert Evaluation.load(tmp_path / "out-last.json").protocol.checkpoint == "last"
+    assert EvaluationResult.load(tmp_path / "out-last.json").protocol.checkpoint == "last"
 
 
 def test_a_run_whose_file_of_subsets_is_gone_is_evaluated(run_folder, natural_net, experiment, evaluate, tmp_path):
@@ -123,7 +123,7 @@ def test_a_run_whose_file_of_subsets_is_gone_is_evaluated(run_folder, natural_ne
     file.unlink()
     assert evaluate(saved, *PGD, "--output", "gone.json")[0] == OK
     assert evaluate(run_folder, *PGD, "--output", "whole.json")[0] == OK
-    assert Evaluation.load(tmp_path / "gone.json").flags == Evaluation.load(tmp_path / "whole.json").flags
+    assert EvaluationResult.load(tmp_path / "gone.json").flags == EvaluationResult.load(tmp_path / "whole.json").flags
     protocol = protocol_for(settings, Confirm(attack="clean", samples=20), "best", "held-out")
     evaluate_shard(Shard(saved, settings.data, protocol, (0, 20), tmp_path / "run"), 1, 0)
     assert len(list((tmp_path / "run" / "shards").glob("*.json"))) == 1
@@ -133,7 +133,7 @@ def test_foreign_weights_get_the_flags_of_the_same_net_as_a_run(run_folder, weig
     assert evaluate(run_folder, *PGD, "--output", "ours.json")[0] == OK
     code, printed, _ = evaluate(weights, *WEIGHTS, *PGD, "--output", "foreign.json")
     assert code == OK
-    ours, foreign = (Evaluation.load(tmp_path / f"{name}.json") for name in ("ours", "foreign"))
+    ours, foreign = (EvaluationResult.load(tmp_path / f"{name}.json") for name in ("ours", "foreign"))
     assert foreign.flags == ours.flags
     assert (foreign.experiment_digest, foreign.epoch) == (None, None)
     assert isinstance(foreign.foreign, ForeignModel)
@@ -147,7 +147,7 @@ def test_a_fast_evaluation_says_so_in_its_protocol(run_folder, evaluate, tmp_pat
     assert code == OK
     assert "bfloat16-search" in printed
     assert evaluate(run_folder, *PGD, "--output", "exact.json")[0] == OK
-    fast, exact = (Evaluation.load(tmp_path / f"{name}.json") for name in ("fast", "exact"))
+    fast, exact = (EvaluationResult.load(tmp_path / f"{name}.json") for name in ("fast", "exact"))
     assert fast.protocol.is_fast
     assert fast.protocol.key != exact.protocol.key
     assert fast.flags.standing["clean"] == exact.flags.standing["clean"]
@@ -159,7 +159,7 @@ def test_a_fast_evaluation_says_so_in_its_protocol(run_folder, evaluate, tmp_pat
 def test_an_epsilon_is_one_protocol_however_it_is_written(written, kept, run_folder, evaluate, tmp_path):
     words = ("--attack", "pgd20", "-n", "10", "--epsilon", written, "--output", "flags.json")
     assert evaluate(run_folder, *words)[0] == OK
-    assert Evaluation.load(tmp_path / "flags.json").protocol.epsilon == kept
+    assert EvaluationResult.load(tmp_path / "flags.json").protocol.epsilon == kept
 
 
 def test_a_model_of_the_users_own_code_is_attacked_and_its_softmax_warned_of(evaluate, tmp_path):
@@ -172,7 +172,7 @@ def test_a_model_of_the_users_own_code_is_attacked_and_its_softmax_warned_of(eva
     code, printed, _ = evaluate(*words, "--allow-code", "--output", "flags.json")
     assert code == OK
     assert "warning: the output looks like probabilities" in printed
-    found = Evaluation.load(tmp_path / "flags.json")
+    found = EvaluationResult.load(tmp_path / "flags.json")
     assert "looks like probabilities" in found.warnings[0]
     assert found.foreign.architecture.startswith("net.py:factory ")
     (tmp_path / "net.py").write_text("from torch import nn\ndef factory():\n    return nn.Flatten()\n")
@@ -203,7 +203,7 @@ def test_signs_of_masking_are_printed_and_kept(natural_net, evaluate, tmp_path):
     assert "--normalization: none: a factory takes nothing" in refused(evaluate, *words, "--normalization", "none")
     code, printed, _ = evaluate(*words, *PGD, "--output", "out.json")
     assert code == OK
-    (warning,) = Evaluation.load(tmp_path / "out.json").warnings
+    (warning,) = EvaluationResult.load(tmp_path / "out.json").warnings
     assert "the gradient of the cross-entropy may be masked" in warning
     assert f"warning: {warning}" in printed
 

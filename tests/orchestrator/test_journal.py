@@ -23,7 +23,7 @@ from orchestrator.records.study_folder import (
 from search_spaces.study import Study, parse_study
 from tests.orchestrator.made_up import end_run, propose_run
 from trainers.config import Experiment, apply_values, parse
-from trainers.evaluation.result import Evaluation, Flags, Protocol
+from trainers.evaluation.result import EvaluationResult, Flags, Protocol
 from trainers.problems import InvalidInput
 from trainers.records import RECORDS_FILE, EpochRecord, append_record
 
@@ -173,9 +173,9 @@ def test_a_twin_is_sought_without_a_look_at_the_runs_that_are_known(
     assert journal.twin(3, STUDY.experiment_for({"seed": 3})) is None  # itself
 
 
-def evaluated(folder: Path, standing: tuple[bool, ...]) -> Evaluation:
+def evaluated(folder: Path, standing: tuple[bool, ...]) -> EvaluationResult:
     protocol = Protocol("digits", "test", 2, "0.1", "clean", 0, 2, 2, "best")
-    evaluation = Evaluation(protocol, "digest", 0, Flags(0, 2, {"clean": standing}))
+    evaluation = EvaluationResult(protocol, "digest", 0, Flags(0, 2, {"clean": standing}))
     evaluation.save(folder / EVALUATION_FILE)
     return evaluation
 

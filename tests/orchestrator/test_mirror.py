@@ -28,7 +28,7 @@ from search_spaces.study import Tracking, parse_study
 from tests.conftest import TINY
 from tests.orchestrator.made_up import end_run, propose_run
 from trainers.config import parse
-from trainers.evaluation.result import Evaluation, Flags, Protocol
+from trainers.evaluation.result import EvaluationResult, Flags, Protocol
 from trainers.loop import fit
 from trainers.ranks import Ranks
 from trainers.records import append_record
@@ -354,7 +354,7 @@ def evaluated(journal: Journal, samples: int) -> None:
     protocol = Protocol("digits", "test", samples, "8/255", "pgd20", 0, samples, samples, "best")
     standing = {"clean": (True,) * samples, "pgd20": (True,) * (samples // 2) + (False,) * (samples - samples // 2)}
     flags = Flags(0, samples, standing)
-    Evaluation(protocol, run.experiment.digest(), EPOCHS - 1, flags).save(run.folder / EVALUATION_FILE)
+    EvaluationResult(protocol, run.experiment.digest(), EPOCHS - 1, flags).save(run.folder / EVALUATION_FILE)
 
 
 def test_an_evaluation_that_was_made_again_under_other_settings_takes_the_place_of_the_first(

@@ -10,7 +10,7 @@ from torch import nn
 from trainers.catalog.attacks import stages
 from trainers.evaluation.consistency import ConsistencyRule, inconsistencies, with_warnings
 from trainers.evaluation.ranges import evaluate_range, fixed_subset
-from trainers.evaluation.result import Evaluation, Flags, ForeignModel, Protocol
+from trainers.evaluation.result import EvaluationResult, Flags, ForeignModel, Protocol
 
 PROTOCOL = Protocol("digits", "test", 1000, "0.05", "-", seed=0, shard=1000, batch_size=500, checkpoint="best")
 
@@ -20,7 +20,7 @@ def evaluation(attack, *standing, images=1000, **fields):
     names = ("clean", *stages(attack))
     flags = {name: (True,) * count + (False,) * (images - count) for name, count in zip(names, standing, strict=True)}
     protocol = replace(PROTOCOL, attack=attack, **fields)
-    return Evaluation(protocol, "abc", 7, Flags(0, images, flags))
+    return EvaluationResult(protocol, "abc", 7, Flags(0, images, flags))
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_saturated_logits_are_found_out_and_the_same_net_without_is_cleared(natu
     found = {}
     for name, model in (("honest", natural_net), ("masked", Saturated())):
         flags = evaluate_range(model, images, protocol, 0, 100)
-        found[name] = with_warnings(Evaluation(protocol, None, None, flags))
+        found[name] = with_warnings(EvaluationResult(protocol, None, None, flags))
     assert found["honest"].accuracies["clean"] == found["masked"].accuracies["clean"]
     assert found["masked"].accuracies["pgd20"] > found["honest"].accuracies["pgd20"] + 0.1
     assert found["honest"].warnings == ()

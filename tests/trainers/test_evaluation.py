@@ -22,7 +22,7 @@ from trainers.config import parse
 from trainers.data.images import ImageSet
 from trainers.evaluation.autoattack import autoattack_stage
 from trainers.evaluation.ranges import evaluate_range, fixed_subset
-from trainers.evaluation.result import FAST, Evaluation, Flags, ForeignModel, Protocol, differences
+from trainers.evaluation.result import FAST, EvaluationResult, Flags, ForeignModel, Protocol, differences
 from trainers.models.build import build_model
 from trainers.randomness import Noise, generator
 
@@ -292,7 +292,7 @@ def test_ranges_that_do_not_follow_one_another_are_not_merged(other):
 
 
 def test_accuracies_are_shares_and_the_last_is_the_worst_case(flags):
-    evaluation = Evaluation(PROTOCOL, "abc", 7, flags)
+    evaluation = EvaluationResult(PROTOCOL, "abc", 7, flags)
     assert evaluation.accuracies["clean"] == np.mean(flags.standing["clean"])
     assert evaluation.robust_accuracy == min(evaluation.accuracies.values()) == np.mean(flags.standing["square"])
 
@@ -300,17 +300,17 @@ def test_accuracies_are_shares_and_the_last_is_the_worst_case(flags):
 @pytest.mark.parametrize("foreign", [None, ForeignModel("preact_resnet18 width=64", "ab" * 32)])
 def test_an_evaluation_comes_back_from_its_file(foreign, flags, tmp_path):
     ours = foreign is None
-    evaluation = Evaluation(PROTOCOL, "abc" if ours else None, 7 if ours else None, flags, foreign, ("doubtful",))
+    evaluation = EvaluationResult(PROTOCOL, "abc" if ours else None, 7 if ours else None, flags, foreign, ("doubtful",))
     file = tmp_path / "evaluations" / "autoattack.json"
     evaluation.save(file)
-    assert Evaluation.load(file) == evaluation
+    assert EvaluationResult.load(file) == evaluation
     assert [path.name for path in file.parent.iterdir()] == ["autoattack.json"]
 
 
 def evaluation(**standing):
     """`evaluation(clean="110", pgd20="100")`"""
     rows = {stage: tuple(letter == "1" for letter in letters) for stage, letters in standing.items()}
-    return Evaluation(PROTOCOL, "abc", 7, Flags(0, len(rows["clean"]), rows))
+    return EvaluationResult(PROTOCOL, "abc", 7, Flags(0, len(rows["clean"]), rows))
 
 
 def test_standard_errors_are_binomial():

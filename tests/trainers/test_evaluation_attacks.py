@@ -24,7 +24,7 @@ from trainers.catalog.attacks import (
 from trainers.evaluation.classifier import check_classifier
 from trainers.evaluation.gradient import GRADIENT_ATTACKS, margin_t, pgd_restarts
 from trainers.evaluation.ranges import evaluate_range, fixed_subset
-from trainers.evaluation.result import FAST, Evaluation, Flags, Protocol, subset_indices
+from trainers.evaluation.result import FAST, EvaluationResult, Flags, Protocol, subset_indices
 from trainers.problems import InvalidInput
 from trainers.randomness import Noise, generator
 
@@ -270,8 +270,8 @@ def test_a_protocol_is_cut_into_shards_and_says_what_was_spent_on_training():
 def test_the_images_that_are_attacked_are_the_same_in_every_version_and_an_evaluation_says_which():
     assert subset_indices(297, 5).tolist() == [36, 41, 159, 206, 288]
     protocol, flags = replace(PROTOCOL, data="digits 8x8", samples=5), Flags(1, 3, {"clean": (True, False)})
-    assert Evaluation(protocol, "abc", 0, flags).images == [41, 159]
-    assert Evaluation(replace(protocol, split="held-out"), "abc", 0, flags).images == []
+    assert EvaluationResult(protocol, "abc", 0, flags).images == [41, 159]
+    assert EvaluationResult(replace(protocol, split="held-out"), "abc", 0, flags).images == []
 
 
 def test_a_list_ends_at_the_images_that_no_attack_takes(natural_net, splits):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from trainers.catalog import DATASETS
 from trainers.catalog.attacks import stages
-from trainers.evaluation.result import Evaluation
+from trainers.evaluation.result import EvaluationResult
 
 # Gradient attacks on the cross-entropy: those that a model without useful gradients withstands.
 CROSS_ENTROPY = ("pgd20", "pgd50-10", "apgd-ce")
@@ -36,7 +36,7 @@ class ConsistencyRule:
     deviations: float = 1.0
 
 
-def inconsistencies(evaluations: Sequence[Evaluation], rule: ConsistencyRule | None = None) -> tuple[str, ...]:
+def inconsistencies(evaluations: Sequence[EvaluationResult], rule: ConsistencyRule | None = None) -> tuple[str, ...]:
     """Warnings about one evaluation, or about several of one model that differ in the attack only.
 
     Several tell more: the attacks that come first in each are compared as well. Raises ValueError for evaluations of
@@ -51,12 +51,12 @@ def inconsistencies(evaluations: Sequence[Evaluation], rule: ConsistencyRule | N
     return tuple(dict.fromkeys(found))
 
 
-def with_warnings(evaluation: Evaluation) -> Evaluation:
+def with_warnings(evaluation: EvaluationResult) -> EvaluationResult:
     """The same evaluation with what its own flags warn of added."""
     return replace(evaluation, warnings=(*evaluation.warnings, *inconsistencies([evaluation])))
 
 
-def _misfit(evaluation: Evaluation) -> list[str]:
+def _misfit(evaluation: EvaluationResult) -> list[str]:
     """Anyone's weights that know next to nothing: a stride has no tensor whose shape would show that it is wrong."""
     chance = 1 / DATASETS[evaluation.protocol.data.split()[0]].num_classes
     clean = evaluation.accuracies["clean"]
@@ -68,7 +68,7 @@ def _misfit(evaluation: Evaluation) -> list[str]:
     ]
 
 
-def _gap(evaluations: Sequence[Evaluation], rule: ConsistencyRule) -> list[str]:
+def _gap(evaluations: Sequence[EvaluationResult], rule: ConsistencyRule) -> list[str]:
     worst = min(evaluations, key=lambda evaluation: evaluation.robust_accuracy)
     stage, alone = max(
         ((stage, share) for stage, share in _alone(evaluations).items() if stage in CROSS_ENTROPY),
@@ -85,7 +85,7 @@ def _gap(evaluations: Sequence[Evaluation], rule: ConsistencyRule) -> list[str]:
     ]
 
 
-def _square(evaluation: Evaluation, rule: ConsistencyRule) -> list[str]:
+def _square(evaluation: EvaluationResult, rule: ConsistencyRule) -> list[str]:
     taken = _taken(evaluation)
     before = list(taken)[: list(taken).index("square")] if "square" in taken else []
     if not before or not _exceeds(taken["square"], rule.square, evaluation, rule):
@@ -96,7 +96,7 @@ def _square(evaluation: Evaluation, rule: ConsistencyRule) -> list[str]:
     ]
 
 
-def _order_within(evaluation: Evaluation, rule: ConsistencyRule) -> list[str]:
+def _order_within(evaluation: EvaluationResult, rule: ConsistencyRule) -> list[str]:
     taken = _taken(evaluation)
     order = list(taken)
     return [
@@ -108,7 +108,7 @@ def _order_within(evaluation: Evaluation, rule: ConsistencyRule) -> list[str]:
     ]  # fmt: skip
 
 
-def _order_between(evaluations: Sequence[Evaluation], rule: ConsistencyRule) -> list[str]:
+def _order_between(evaluations: Sequence[EvaluationResult], rule: ConsistencyRule) -> list[str]:
     alone = _alone(evaluations)
     final = {evaluation.protocol.attack: evaluation.robust_accuracy for evaluation in evaluations}
     accuracies = alone | final
@@ -121,19 +121,19 @@ def _order_between(evaluations: Sequence[Evaluation], rule: ConsistencyRule) -> 
     ]  # fmt: skip
 
 
-def _alone(evaluations: Sequence[Evaluation]) -> dict[str, float]:
+def _alone(evaluations: Sequence[EvaluationResult]) -> dict[str, float]:
     """Accuracy under each attack that came first somewhere, so that it met all the images."""
     first = [list(evaluation.accuracies.items())[1:2] for evaluation in evaluations]
     return {stage: share for pairs in first for stage, share in pairs}
 
 
-def _taken(evaluation: Evaluation) -> dict[str, float]:
+def _taken(evaluation: EvaluationResult) -> dict[str, float]:
     """Share of all images that each stage brought down."""
     shares = list(evaluation.accuracies.items())
     return {stage: shares[place][1] - share for place, (stage, share) in enumerate(shares[1:])}
 
 
-def _exceeds(share: float, threshold: float, evaluation: Evaluation, rule: ConsistencyRule) -> bool:
+def _exceeds(share: float, threshold: float, evaluation: EvaluationResult, rule: ConsistencyRule) -> bool:
     images = evaluation.flags.stop - evaluation.flags.start
     count = round(share * images)  # of whole images: 520 - 518 of 1000 is 0.2 points, not a rounding error more
     return count >= rule.fewest and count > threshold * images + 1e-6

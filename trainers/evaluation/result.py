@@ -99,7 +99,7 @@ class ForeignModel:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationResult:
     """The result for one model: the protocol, who it was, and the flags of every image.
 
     A checkpoint of ours is known by the digest of its Experiment and its epoch, any other model by `foreign`.
@@ -150,7 +150,7 @@ class Evaluation:
         write_whole(file, json.dumps(content) + "\n")
 
     @classmethod
-    def load(cls, file: Path) -> Evaluation:
+    def load(cls, file: Path) -> EvaluationResult:
         """Inverse of `save`. Raises InvalidInput for a file that holds no evaluation."""
         try:
             content = json.loads(file.read_text())
@@ -170,7 +170,7 @@ class Evaluation:
             ) from error  # fmt: skip
 
 
-def differences(first: Evaluation, second: Evaluation) -> dict[str, tuple[float, float]]:
+def differences(first: EvaluationResult, second: EvaluationResult) -> dict[str, tuple[float, float]]:
     """For each stage the first accuracy minus the second, and its standard error, the images being the same.
 
     Raises ValueError unless the protocols differ in the checkpoint only.
