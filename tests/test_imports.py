@@ -87,3 +87,16 @@ def test_configuration_catalog_and_studies_load_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_the_driver_of_a_study_does_without_pytorch():
+    """Its workers load it at that moment: seconds on a laptop, and memory of which the driver has no use."""
+    code = (
+        "import sys\n"
+        "import orchestrator.study.run, orchestrator.study.preflight, orchestrator.study.search\n"
+        "import orchestrator.study.confirm, orchestrator.report.page\n"
+        "import orchestrator.tracking.tracker, orchestrator.cluster.nodes\n"
+        "print('ray' in sys.modules, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]

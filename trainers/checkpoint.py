@@ -2,6 +2,8 @@
 
 A checkpoint is a folder, written under another name and renamed when it is complete, so a crash leaves either the
 whole or nothing. Reading verifies the checksums; a broken newest checkpoint falls back to the one before.
+
+PyTorch, which takes seconds to import, is imported where there are tensors: drivers only find, verify and copy.
 """
 
 from __future__ import annotations
@@ -17,17 +19,15 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors.torch import load_file
-from safetensors.torch import save as serialize
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from trainers.config import Experiment, parse
-from trainers.models.build import build_model
 from trainers.problems import InvalidInput
 from trainers.records import EpochRecord
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
@@ -54,12 +54,16 @@ class Checkpoint:
 
     def load_model(self, device: torch.device | str = "cpu") -> nn.Module:
         """The model with this checkpoint's weights, in eval mode."""
+        from trainers.models.build import build_model
+
         model = build_model(self.experiment)
-        model.load_state_dict(load_file(self.path / _MODEL))
+        model.load_state_dict(self.weights())
         return model.to(device).eval()
 
     def weights(self) -> dict[str, Tensor]:
         """Parameters and buffers by name."""
+        from safetensors.torch import load_file
+
         weights: dict[str, Tensor] = load_file(self.path / _MODEL)
         return weights
 
@@ -68,6 +72,8 @@ class Checkpoint:
 
         Learning rates and random numbers are functions of the epoch: nothing to store.
         """
+        import torch
+
         state: dict[str, Any] = torch.load(self.path / _TRAINING, map_location="cpu", weights_only=True)
         return state
 
@@ -84,6 +90,9 @@ def save(
     Those of later epochs go too: they were broken, or the run would not have come back to this one. Raises OSError if
     it can't be written; what was written of it is removed.
     """
+    import torch
+    from safetensors.torch import save as serialize
+
     target = epoch_folder(run_dir, record.epoch)
     weights = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
     training = io.BytesIO()

@@ -10,15 +10,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trainers import checkpoint
 from trainers.branching import prefix_digest
 from trainers.config import Experiment
-from trainers.loop import fit
 from trainers.origin import Origin, read_origin, write_origin
 from trainers.problems import InvalidInput
-from trainers.ranks import Ranks
 from trainers.records import EpochRecord, append_record, read_records
+
+if TYPE_CHECKING:
+    from trainers.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,8 @@ def fit_and_leave(
     experiment: Experiment, run_dir: Path, sharing: Sharing, source: str, *, ranks: Ranks
 ) -> Iterator[EpochRecord]:
     """`fit`, leaving prefixes for runs to come; `source` is what those call this run."""
+    from trainers.loop import fit  # here, for drivers find prefixes without PyTorch
+
     share = partial(leave, experiment, run_dir, sharing, source)
     ranks.on_first(share)  # again, for a kill may have come before it was done
     for record in fit(experiment, run_dir, ranks=ranks):

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from trainers import checkpoint
 from trainers.checkpoint import Checkpoint
@@ -16,6 +14,9 @@ from trainers.diagnostics.overfitting import ROBUST_ACCURACY
 from trainers.problems import InvalidInput
 from trainers.records import EpochRecord, append_record, read_records
 from trainers.whole_files import write_whole
+
+if TYPE_CHECKING:
+    from torch import nn
 
 EXPERIMENT_FILE = "experiment.yaml"
 _IDENTITY_FILE, _WRITER_FILE = "digest.json", "writer.json"
