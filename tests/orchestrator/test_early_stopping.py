@@ -154,6 +154,19 @@ def test_records_are_held_for_trials_at_work_alone(
         getattr(scheduler, end)(None, trial, *more)
 
 
+def test_a_run_is_judged_by_the_epochs_that_were_reported_though_later_ones_are_on_disk(
+    journal: Journal, study: Study, tmp_path: Path
+) -> None:
+    from orchestrator.study.early_stopping import StopDecisions, StoppingScheduler
+
+    scheduler = StoppingScheduler(StopDecisions(Stopping(catastrophic=True), journal))
+    config = {"run_dir": str(tmp_path), "key": "trial-0000", "experiment": study.experiment_for({}).to_dict()}
+    append_record(tmp_path, *records(COLLAPSE))
+    results: list[dict[str, Any]] = [{}, {"epoch": 0}, {"epoch": 1}, {"epoch": 2}]
+    decisions = [scheduler.on_trial_result(None, SimpleNamespace(config=config), result) for result in results]
+    assert decisions == ["CONTINUE", "CONTINUE", "CONTINUE", "STOP"]
+
+
 def test_a_run_that_got_to_its_end_is_not_stopped(journal: Journal, study: Study) -> None:
     from orchestrator.study.early_stopping import StopDecisions
 
