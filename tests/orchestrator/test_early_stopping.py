@@ -221,6 +221,21 @@ def test_savings_are_the_epochs_not_run_at_the_trials_own_pace(journal: Journal,
     assert (on_gpus.seconds, on_gpus.processor) == ((5 * 3 + 3 * 4) * 1.0, "GPU")
 
 
+def test_every_rule_saves_what_it_stopped_and_of_the_trials_alone(journal: Journal, study: Study) -> None:
+    experiment = study.experiment_for({})
+    for number, (rule, epochs) in enumerate([("catastrophic", 3), ("prune", 6)]):
+        append_record(propose_run(journal, number, {}, experiment), *records([0.5] * epochs))
+        journal.append(Stopped(key=trial_key(number), rule=rule, epoch=epochs - 1, reason=""))
+        end_run(journal, trial_key(number), "stopped", "because")
+    append_record(confirm_run(journal, 0, 1, {}, experiment), *records([0.5] * EPOCHS))
+    assert [
+        (saving.how, saving.runs, saving.epochs, saving.of_epochs) for saving in savings(journal.runs(), study)
+    ] == [
+        ("Stopped early by catastrophic", 1, EPOCHS - 3, 2 * EPOCHS),
+        ("Stopped early by prune", 1, EPOCHS - 6, 2 * EPOCHS),
+    ]
+
+
 def test_a_confirmation_saves_at_the_rate_of_its_own_workers(journal: Journal, study: Study) -> None:
     wide = study.model_copy(update={"confirm": study.confirm.model_copy(update={"workers": 4})})
     experiment = study.experiment_for({"method.name": "sat"})
