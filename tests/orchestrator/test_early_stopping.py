@@ -154,6 +154,19 @@ def test_records_are_held_for_trials_at_work_alone(
         getattr(scheduler, end)(None, trial, *more)
 
 
+def test_a_run_is_judged_by_the_epochs_that_were_reported_though_later_ones_are_on_disk(
+    journal: Journal, study: Study, tmp_path: Path
+) -> None:
+    from orchestrator.study.early_stopping import StopDecisions, StoppingScheduler
+
+    scheduler = StoppingScheduler(StopDecisions(Stopping(catastrophic=True), journal))
+    config = {"run_dir": str(tmp_path), "key": "trial-0000", "experiment": study.experiment_for({}).to_dict()}
+    append_record(tmp_path, *records(COLLAPSE))
+    results: list[dict[str, Any]] = [{}, {"epoch": 0}, {"epoch": 1}, {"epoch": 2}]
+    decisions = [scheduler.on_trial_result(None, SimpleNamespace(config=config), result) for result in results]
+    assert decisions == ["CONTINUE", "CONTINUE", "CONTINUE", "STOP"]
+
+
 def test_a_run_that_got_to_its_end_is_not_stopped(journal: Journal, study: Study) -> None:
     from orchestrator.study.early_stopping import StopDecisions
 
@@ -206,6 +219,21 @@ def test_savings_are_the_epochs_not_run_at_the_trials_own_pace(journal: Journal,
     gpus = Resources(workers=2, cpus_per_worker=2, gpus_per_worker=0.5)
     (on_gpus,) = savings(journal.runs(), study.model_copy(update={"resources": gpus}))
     assert (on_gpus.seconds, on_gpus.processor) == ((5 * 3 + 3 * 4) * 1.0, "GPU")
+
+
+def test_every_rule_saves_what_it_stopped_and_of_the_trials_alone(journal: Journal, study: Study) -> None:
+    experiment = study.experiment_for({})
+    for number, (rule, epochs) in enumerate([("catastrophic", 3), ("prune", 6)]):
+        append_record(propose_run(journal, number, {}, experiment), *records([0.5] * epochs))
+        journal.append(Stopped(key=trial_key(number), rule=rule, epoch=epochs - 1, reason=""))
+        end_run(journal, trial_key(number), "stopped", "because")
+    append_record(confirm_run(journal, 0, 1, {}, experiment), *records([0.5] * EPOCHS))
+    assert [
+        (saving.how, saving.runs, saving.epochs, saving.of_epochs) for saving in savings(journal.runs(), study)
+    ] == [
+        ("Stopped early by catastrophic", 1, EPOCHS - 3, 2 * EPOCHS),
+        ("Stopped early by prune", 1, EPOCHS - 6, 2 * EPOCHS),
+    ]
 
 
 def test_a_confirmation_saves_at_the_rate_of_its_own_workers(journal: Journal, study: Study) -> None:

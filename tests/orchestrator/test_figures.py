@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import optuna
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -109,12 +110,46 @@ def test_accuracy_over_epsilon_joins_means(runs: list[Run]) -> None:
     assert figures.accuracy_over_epsilon(study, one_epsilon, held_out_points(study, one_epsilon)) is None
 
 
-def test_importances_are_shares_and_need_four_trials(folder: Path, tmp_path: Path) -> None:
+def test_importances_are_shares_and_a_database_that_is_not_there_is_not_made(folder: Path, tmp_path: Path) -> None:
     found = parameter_importances(made_up_study(), storage_url(made_up_study(), folder.absolute()))
     assert set(found) == {"val/clean_accuracy", "val/pgd10_accuracy"}
     assert all(sum(shares.values()) == pytest.approx(1) for shares in found.values())
     assert parameter_importances(made_up_study(), f"sqlite:///{tmp_path}/none.db") == {}
     assert not (tmp_path / "none.db").exists()
+
+
+def stored_study(url: str, complete: int, failed: int = 0) -> None:
+    """Trials of which `attack.epsilon` makes the objectives, `width` nothing, and `depth` is the same in all."""
+    study = optuna.create_study(study_name=made_up_study().name, storage=url, directions=["maximize"] * 2)
+    distributions = {name: optuna.distributions.FloatDistribution(0, 1) for name in ("width", "attack.epsilon")}
+    distributions |= {"depth": optuna.distributions.IntDistribution(1, 9)}
+    for number in range(complete + failed):
+        epsilon = number / (complete + failed)
+        study.add_trial(
+            optuna.trial.create_trial(
+                state=optuna.trial.TrialState.COMPLETE if number < complete else optuna.trial.TrialState.FAIL,
+                params={"width": number * 7 % 10 / 10, "attack.epsilon": epsilon, "depth": 3},
+                distributions=distributions,
+                values=[1 - epsilon, epsilon] if number < complete else None,
+            )
+        )
+
+
+def test_what_sets_the_best_trials_apart_is_most_important_and_what_never_varied_is_not_named(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/many.db"
+    stored_study(url, complete=30)
+    for shares in parameter_importances(made_up_study(), url).values():
+        assert list(shares) == ["attack.epsilon", "width"]
+        assert shares["attack.epsilon"] > 0.8
+
+
+@pytest.mark.parametrize(("complete", "failed", "told"), [(4, 0, True), (3, 0, False), (3, 2, False)])
+def test_importances_are_told_of_four_complete_trials_on(
+    complete: int, failed: int, told: bool, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path}/few.db"
+    stored_study(url, complete, failed)
+    assert bool(parameter_importances(made_up_study(), url)) == told
 
 
 def test_one_run_is_drawn_for_tracking(runs: list[Run]) -> None:

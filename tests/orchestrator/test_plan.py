@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from orchestrator.study.costs import cost_of, model_size
+from orchestrator.study.costs import attack_tflop, cost_of, model_size, rung_costs
 from orchestrator.study.plan import print_plan
 from search_spaces.study import parse_study
 from trainers.config import parse
@@ -108,6 +108,23 @@ def test_a_ladder_has_its_price(tmp_path, capsys):
     rungs = [_minutes(line, "at most about ") for line in told.splitlines() if "held-out images leaves" in line]
     assert rungs == pytest.approx([rungs[0], rungs[0] / 2, rungs[0] / 4], rel=0.1)
     assert _minutes(told, "in all about ") == pytest.approx(alone + sum(rungs), rel=0.1)
+
+
+def test_a_rung_attacks_every_seed_of_the_trials_that_are_left_and_is_free_where_nobody_drops():
+    rungs = [{"attack": "pgd20", "samples": 64, "keep": 20}, {"attack": "autoattack", "samples": 64, "keep": 5}]
+    raw = {"name": "s", "search": {"trials": 20, "seeds": 3}, "confirm": {"top": 1, "ladder": rungs}}
+    study = parse_study(raw)
+    first, second = rung_costs(study)
+    assert (first.trials, first.left, first.tflop) == (20, 20, 0)
+    assert (second.trials, second.left, second.tflop) == (20, 5, attack_tflop(study, "autoattack", 20 * 3 * 64))
+
+
+@pytest.mark.parametrize("widths", [[4, 16], [16, 4]])
+def test_an_attack_is_priced_for_the_dearest_model_of_the_space(widths):
+    experiment = {"model": {"name": "small", "width": 16}}
+    wide = parse_study({"name": "s", "experiment": experiment})
+    both = parse_study({"name": "s", "experiment": experiment, "space": {"model.width": widths}})
+    assert attack_tflop(both, "pgd20", 100) == attack_tflop(wide, "pgd20", 100) > 0
 
 
 def _minutes(text, words):

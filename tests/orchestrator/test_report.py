@@ -81,6 +81,7 @@ def test_results_average_seeds_and_mark_what_is_within_one_deviation_of_the_best
     assert [str(row.accuracies["clean"]) for row in rows] == ["82.00 ± 2.83", "90.50 ± 0.71"]
     assert rows[0].best == {"apgd-ce", "apgd-t", "fab-t", "square"}
     assert rows[1].best == {"clean", "apgd-ce", "apgd-t", "fab-t", "square"}
+    assert [(row.flat()["clean/best"], row.flat()["square/best"]) for row in rows] == [(False, True), (True, True)]
 
 
 def test_the_gap_is_what_is_lost_between_the_best_and_the_last_epoch(runs: list[Run]) -> None:

@@ -120,7 +120,14 @@ def test_epochs_are_kept_by_number_however_many_digits_it_has(save, tmp_path):
     assert checkpoint.kept_epochs(tmp_path) == [9999, 10000]
     assert checkpoint.latest(tmp_path).record.epoch == 10000
     save(9999)
+    (tmp_path / "checkpoints" / "epoch_9998.broken").mkdir()  # put aside by someone
     assert checkpoint.kept_epochs(tmp_path) == [9999]
+
+
+def test_those_of_later_epochs_go_also_where_every_epoch_is_kept(experiment, model, tmp_path):
+    for epoch in (0, 1, 2, 3, 1):
+        checkpoint.save(tmp_path, experiment({"keep_every": 1}), model, {}, EpochRecord(epoch, 1.0, {}))
+    assert checkpoint.kept_epochs(tmp_path) == [0, 1]
 
 
 def test_what_a_crash_left_half_written_is_no_checkpoint_and_is_swept_away(save, tmp_path):
@@ -165,3 +172,18 @@ def test_the_best_is_a_copy_where_the_file_system_has_no_hard_links(save, tmp_pa
     monkeypatch.setattr(os, "link", refuse)
     checkpoint.mark_best(tmp_path, save(3))
     assert checkpoint.load(checkpoint.best_folder(tmp_path)).record.epoch == 3
+
+
+def test_what_a_full_disk_leaves_of_a_best_is_swept_away_and_the_best_before_stays(save, tmp_path, monkeypatch):
+    checkpoint.mark_best(tmp_path, save(0))
+
+    def full(*_arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "link", full)
+    folder = save(1)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.mark_best(tmp_path, folder)
+    assert checkpoint.load(checkpoint.best_folder(tmp_path)).record.epoch == 0
+    save(2)
+    assert folders(tmp_path) == ["best", "epoch_0001", "epoch_0002"]

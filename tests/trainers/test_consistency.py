@@ -91,6 +91,12 @@ def test_several_evaluations_of_a_model_compare_attacks_that_each_came_first():
     assert "autoattack leaves 1.00 points more than the weaker pgd20" in inconsistencies([best, weak])
 
 
+def test_the_gap_is_that_of_the_attack_on_the_cross_entropy_that_leaves_most():
+    found = [evaluation("pgd50-10", 900, 520), evaluation("pgd20", 900, 600), evaluation("cw", 900, 500)]
+    (warning,) = inconsistencies(found)
+    assert warning.startswith("pgd20 leaves 10.00 points more than the worst case of cw")
+
+
 @pytest.mark.parametrize("other", [evaluation("cw", 9, 5, epsilon="0.1"), replace(evaluation("cw", 9, 5), epoch=8)])
 def test_different_models_or_settings_are_not_compared(other):
     with pytest.raises(ValueError, match="of one model"):

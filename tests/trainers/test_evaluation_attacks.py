@@ -369,6 +369,23 @@ def test_what_cannot_be_attacked_is_refused(make, message):
         check_classifier(Fixed(make), torch.zeros(3, 1, 8, 8), 10, gradients=False)
 
 
+@pytest.mark.parametrize(("share", "refused"), [(1e-2, True), (1e-6, False)])
+def test_a_random_defense_is_told_from_kernels_that_round_otherwise(share, refused):
+    logits, asked = 100 * torch.randn(3, 10), iter(range(2))
+    model = Fixed(lambda n: logits * (1 + share * next(asked)))
+    if refused:
+        with pytest.raises(InvalidInput, match="answers differently when asked again"):
+            check_classifier(model, torch.zeros(3, 1, 8, 8), 10, gradients=False)
+    else:
+        assert check_classifier(model, torch.zeros(3, 1, 8, 8), 10, gradients=False) == ()
+
+
+def test_what_only_training_does_is_no_random_defense():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Dropout(0.5)).train()
+    assert check_classifier(model, torch.ones(3, 1, 8, 8), 10, gradients=True) == ()
+    assert not model.training
+
+
 class Rounding(nn.Module):
     """Preprocessing that lets no gradient through, before a net whose parameters have one."""
 
@@ -409,3 +426,13 @@ def test_probabilities_are_warned_of_and_logits_are_not(natural_net, digits):
     (warning,) = check_classifier(nn.Sequential(natural_net, nn.Softmax(1)), images, 10, gradients=True)
     assert "looks like probabilities" in warning
     assert check_classifier(nn.Sequential(natural_net, nn.LogSoftmax(1)), images, 10, gradients=True) == ()
+
+
+@pytest.mark.parametrize(
+    "logits",
+    [torch.arange(10.0), torch.arange(10.0) - 4.4, torch.eye(10)[0] * 1.5],
+    ids=["positive", "sum 1", "sum 1.5"],
+)
+def test_rows_that_only_resemble_probabilities_are_logits(logits):
+    assert logits.min() >= 0 or logits.sum() == pytest.approx(1)
+    assert check_classifier(Fixed(lambda n: logits.repeat(n, 1)), torch.zeros(3, 1, 8, 8), 10, gradients=False) == ()
