@@ -210,6 +210,16 @@ def spoil_pixels(path):
     path.write_bytes(content)
 
 
+def encrypt(path):
+    """The headers say so of every member: the lowest bit of the flags, byte 8 of an entry in the directory."""
+    content = bytearray(path.read_bytes())
+    entry = content.find(b"PK\x01\x02")
+    while entry >= 0:
+        content[entry + 8] |= 1
+        entry = content.find(b"PK\x01\x02", entry + 1)
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
@@ -219,6 +229,7 @@ def spoil_pixels(path):
         (lambda path: np.save(path.open("wb"), IMAGES), "not a zip file"),
         (lambda path: zipfile.ZipFile(path, "w").close(), "no image and no label; its keys: none"),
         (spoil_pixels, "Bad CRC"),
+        (encrypt, "is encrypted"),
     ],
 )
 def test_a_broken_file_is_named_and_leaves_no_cache(spoil, says, file, mixed):

@@ -18,7 +18,8 @@ from trainers.data.decoded import Array, cached
 from trainers.problems import InvalidInput
 
 _KEYS = ("image", "label")
-_BROKEN = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error)
+# RuntimeError: what zipfile says of an encrypted file, or of a compression that it does not know.
+_BROKEN = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def check_extra(data: Data) -> None:
