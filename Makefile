@@ -1,5 +1,6 @@
 # make demo   sets up, then runs the study search_spaces/quickstart.yaml
-# make test   sets up, then runs all tests and prints the coverage
+# make test   sets up, then runs all tests
+# make coverage  the same, and prints what they reach; it takes more than half as long again
 # make test-containers  builds the image and runs a study on the stack of docker/ (needs Docker, or root on Debian)
 # make test-lowest  runs the tests of trainers/ and search_spaces/ on the oldest releases that pyproject.toml allows (6 GB in LOWEST)
 # make test-cluster  runs studies on several nodes, in network namespaces, while links and nodes fail (root, iproute2; Slurm)
@@ -16,7 +17,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-lowest test-containers test-cluster nightly chaos bench lint docs lock lock-cpu setup clean
+.PHONY: demo test coverage test-lowest test-containers test-cluster nightly chaos bench lint docs lock lock-cpu setup clean
 
 setup: $(READY)
 
@@ -34,9 +35,14 @@ demo: setup
 TEST_PROCESSES ?= 2
 
 # Files in their own order begin with the studies on Ray, which wait a lot: by number of tests they would all come last.
+ALL_TESTS := -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+
 test: setup lint
+	$(BIN)/python $(ALL_TESTS)
+
+coverage: setup
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m coverage run $(ALL_TESTS)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 
