@@ -25,6 +25,7 @@ def show_status(folder: Path, console: Console, *, follow: bool) -> None:
     With `follow`, whenever something has changed, until no driver does.
     """
     journal = open_study_folder(folder)
+    view = StudyView(console)
     shown = None
     while True:
         running = is_driven(journal.folder)
@@ -32,24 +33,22 @@ def show_status(folder: Path, console: Console, *, follow: bool) -> None:
         if shown != (runs, running):
             if follow and console.is_terminal:
                 console.clear()
-            _show(journal, runs, console, running=running)
+            for run in runs:
+                view.restore(run.key, run.experiment, run.records, run.state)
+            console.print(view.table())
+            _summarize(journal, runs, console, running=running)
             shown = runs, running
         if not (follow and running):
             return
         time.sleep(_REFRESH_SECONDS)
 
 
-def _show(journal: Journal, runs: Sequence[Run], console: Console, *, running: bool | None) -> None:
-    view = StudyView(console)
-    for run in runs:
-        view.restore(run.key, run.experiment, run.records, run.state)
+def _summarize(journal: Journal, runs: Sequence[Run], console: Console, *, running: bool | None) -> None:
     ended, wanted = sum(trial.state != "running" for trial in trials(runs)), read_study(journal.folder).trials
     # A total may be lowered below what has ended.
     counted = f"{ended} of {wanted} trials ended" if ended <= wanted else f"{ended} trials ended, of {wanted} wanted"
     confirmations = sum(run.kind == "confirmation" for run in runs)
-    console.print(view.table())
     console.print(
         f"{journal.folder.name}: {counted}, {confirmations} confirmations; {_DRIVEN[running]}",
         soft_wrap=True,
-        markup=False,
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from orchestrator.records.runs import Run
 from orchestrator.records.trials import Trial
 from trainers.config import Evaluation
-from trainers.diagnostics.overfitting import DELTA_ENERGY, Onset, jumps_without_collapse, onsets
+from trainers.diagnostics.overfitting import DELTA_ENERGY, Onset, are_whole, onsets
 from trainers.diagnostics.phases import Phases, phases
 
 _EPOCHS_WITH_PHASES = 30
@@ -20,29 +20,18 @@ def curve(run: Run, metric: str) -> tuple[list[int], list[float]]:
 
 
 def overfitting(run: Run) -> list[Onset]:
-    """Where overfitting sets in; nothing for a run whose records have gaps or lack what the detectors read."""
-    if not _whole(run):
+    """What `onsets` finds in a run, looked for once."""
+    if not run.records:
         return []
     # Records never change once written: folder, number and last time say which they are. The thresholds are apart:
     # runs that differ in nothing else share a folder.
     key = (run.folder, len(run.records), run.records[-1].time, run.experiment.evaluation)
     if key not in _detected:
-        _detected[key] = _detect(run)
+        _detected[key] = onsets(run.records, run.experiment)
     return _detected[key]
 
 
 _detected: dict[tuple[Path, int, float, Evaluation], list[Onset]] = {}
-
-
-def _whole(run: Run) -> bool:
-    return bool(run.records) and [record.epoch for record in run.records] == list(range(len(run.records)))
-
-
-def _detect(run: Run) -> list[Onset]:
-    try:
-        return onsets(run.records, run.experiment)
-    except KeyError:
-        return []
 
 
 def trial_onset_text(trial: Trial) -> str:
@@ -62,18 +51,10 @@ def onset_text(run: Run) -> str:
     )
 
 
-def energy_warnings(run: Run) -> list[int]:
-    """Epochs in which ΔE(x) jumped up without a collapse; the same runs are left out as in `overfitting`."""
-    try:
-        return jumps_without_collapse(run.records, run.experiment) if _whole(run) else []
-    except KeyError:
-        return []
-
-
 def training_phases(run: Run) -> Phases | None:
     """The three phases of mean ΔE(x) on training images: of a run long enough to have them, and not of a collapse."""
     values = curve(run, DELTA_ENERGY)[1]
-    measured = _whole(run) and len(values) == len(run.records) >= _EPOCHS_WITH_PHASES
+    measured = are_whole(run.records) and len(values) >= _EPOCHS_WITH_PHASES
     return phases(values) if measured and not collapsed(run) else None
 
 

@@ -11,13 +11,14 @@ from orchestrator.records.events import Event, State
 from orchestrator.records.runs import Run
 from orchestrator.records.savings import savings
 from orchestrator.records.trials import trials
-from orchestrator.report.curves import energy_warnings, overfitting
+from orchestrator.report.curves import overfitting
 from orchestrator.report.held_out import HeldOutPoint, nothing_counts
 from orchestrator.report.labels import evaluation_epsilon, method_label
 from orchestrator.report.tables import by_protocol, confirmations, results
 from search_spaces.study import Study
 from trainers import catalog
 from trainers.catalog.attacks import attack_label
+from trainers.diagnostics.overfitting import jumps_without_collapse
 
 _STATES: tuple[State, ...] = ("complete", "stopped", "failed", "running")
 
@@ -48,7 +49,7 @@ def what_was_run(study: Study, runs: Sequence[Run], events: Sequence[Event]) -> 
             f"Trained again from other seeds: {_count({run.trial for run in confirmed}, 'configuration')} with seed "
             f"{seeds} ({_count(confirmed, 'run')}, {evaluated} evaluated on the test set)."
         )
-    times = [event.time for event in events] + [record.time for run in runs for record in run.records]
+    times = [event.time for event in events] + [record.time for run in runs for record in run.own_records]
     sentences.append(f"From {_moment(min(times))} to {_moment(max(times))} UTC")
     seconds = sum(record.metrics.get("epoch/seconds", 0.0) for run in runs for record in run.own_records)
     epochs = sum(len(run.own_records) for run in runs)
@@ -93,7 +94,7 @@ def _overfitting(measured: Sequence[Run]) -> list[str]:
     jumps = [
         f"{_name(run)} (epoch {', '.join(str(epoch + 1) for epoch in epochs)})"
         for run in measured
-        if (epochs := energy_warnings(run))
+        if (epochs := jumps_without_collapse(run.records, run.experiment))
     ]
     if jumps:
         sentences.append(f"ΔE(x) jumped up while robust accuracy stood, a warning only: {noun} {', '.join(jumps)}.")

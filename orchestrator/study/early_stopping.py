@@ -21,7 +21,7 @@ from orchestrator.study.stop_rules import Stop, overfitting_stop, pruning_stop
 from orchestrator.study.tuning import DriverOnly
 from search_spaces.stopping import Stopping
 from trainers.config import Experiment, parse
-from trainers.diagnostics.overfitting import ROBUST_ACCURACY
+from trainers.diagnostics.overfitting import ROBUST_ACCURACY, are_whole
 from trainers.records import EpochRecord, RecordsFollower
 
 
@@ -42,9 +42,14 @@ class StopDecisions:
                 self._stops[event.key] = Stop(event.rule, event.epoch, event.reason)
 
     def decide(self, key: str, experiment: Experiment, records: Sequence[EpochRecord]) -> Stop | None:
-        """Whether a trial stops, by its records (all from epoch 0 on), and after which of its epochs but the last."""
+        """Whether a trial stops, by its records, and after which of its epochs but the last.
+
+        Not if they have a gap, as where an unreadable line was taken out by hand: places would not be epochs.
+        """
         if key in self._stops:
             return self._stops[key]
+        if not are_whole(records):
+            return None
         # All of them may be on disk, of a group that ran ahead when the driver died; the last leaves nothing to stop.
         newest = min(len(records), experiment.epochs - 1)
         for count in range(self._judged.get(key, 0) + 1, newest + 1):

@@ -54,24 +54,27 @@ class Row:
         self.onset = self._onset()
 
     def _onset(self) -> str:
-        complete = [record.epoch for record in self.records] == list(range(len(self.records)))
-        found = onsets(self.records, self.experiment) if complete else []
         words = {"catastrophic": "collapsed", "robust": "overfits"}
-        return ", ".join(f"{words[onset.kind]} at {onset.epoch + 1}{'' if onset.confirmed else '?'}" for onset in found)
+        return ", ".join(
+            f"{words[onset.kind]} at {onset.epoch + 1}{'' if onset.confirmed else '?'}"
+            for onset in onsets(self.records, self.experiment)
+        )
 
 
 class StudyView:
     """Receives what happens, from one thread, and shows it; rich draws the live table in another."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False)
+        self.console = console or Console(highlight=False, markup=False)
         self._rows: dict[str, Row] = {}
-        self._total = 0
-        self._ended: set[str] = set()  # runs, in this phase
         self._phase = ""
-        self._began = time.monotonic()
-        self._work_done = 0.0
-        self._work_total = 0.0
+        self._since = time.monotonic()
+        # In this phase: how many runs it has, those that began, those that ended, and their epochs.
+        self._total = 0
+        self._begun: set[str] = set()
+        self._ended: set[str] = set()
+        self._epochs_each = 0.0  # of a run that has not begun
+        self._epochs_done = 0
         self._live: Live | None = None
 
     def __enter__(self) -> StudyView:
@@ -92,29 +95,33 @@ class StudyView:
         return not self._phase
 
     def phase(self, text: str, *, runs: int = 0, epochs: int = 0) -> None:
-        """A new part of the study begins: what it does, how many runs and epochs it is to bring to their end."""
-        self._phase, self._total, self._ended = text, runs, set()
-        self._work_done, self._work_total, self._began = 0.0, float(epochs), time.monotonic()
+        """A new part of the study begins: what it does, how many runs it has and how many epochs at most."""
+        self._phase, self._since = text, time.monotonic()
+        self._total, self._begun, self._ended = runs, set(), set()
+        self._epochs_each, self._epochs_done = epochs / max(runs, 1), 0
         if self._live is None:
             self.say(text)
 
     def say(self, text: str) -> None:
-        """One line that stays, as it is: brackets in an error are no markup."""
-        self.console.print(text, soft_wrap=True, markup=False)
+        """One line that stays."""
+        self.console.print(text, soft_wrap=True)
 
     def started(self, key: str, experiment: Experiment, records: Sequence[EpochRecord] = ()) -> None:
         """A run begins, or goes on after an interruption with the records that it has."""
-        known = self._rows.get(key)
-        # What it has without having run it here takes no time.
-        self._work_total -= len(records) - (len(known.records) if known else 0)
         self._rows[key] = Row(key, experiment, list(records))
+        self._begun.add(key)
         if self._live is None:
             done = f"  from epoch {records[-1].epoch + 1}" if records else ""
             self.say(f"{key}  started   {_point(experiment)}{done}")
 
     def restore(self, key: str, experiment: Experiment, records: Sequence[EpochRecord], state: State) -> None:
-        """A run as its files have it, without a word."""
-        self._rows[key] = Row(key, experiment, list(records), state)
+        """A run as its files have it, without a word; for one that is as it was there is nothing to do."""
+        row = self._rows.get(key)
+        last = [record.time for record in records[-1:]]
+        if row is None or (len(row.records), [record.time for record in row.records[-1:]]) != (len(records), last):
+            self._rows[key] = Row(key, experiment, list(records), state)
+        else:
+            row.state = state
 
     def epoch(self, key: str, record: EpochRecord) -> None:
         """An epoch has ended."""
@@ -123,12 +130,13 @@ class StudyView:
             return
         before = row.onset
         row.add(record)
-        self._work_done += 1
+        self._epochs_done += 1
         if self._live is None and row.onset != before:
             self.say(f"{key}  {row.onset}")
 
     def ended(self, key: str, state: State, reason: str = "") -> None:
         """A run has ended; `state` is complete, stopped or failed."""
+        self._begun.add(key)
         self._ended.add(key)
         row = self._rows.get(key)
         if row is None:
@@ -136,8 +144,6 @@ class StudyView:
             self.say(f"{key}  {state:<9} {_why(reason)}".rstrip())
             return
         row.state = state
-        if state == "stopped":
-            self._work_total -= row.experiment.epochs - len(row.records)
         if self._live is None:
             why = "" if state == "complete" else _why(reason)
             said = (f"{key}  {state:<9} {_numbers(row)}", row.onset, why)
@@ -151,14 +157,19 @@ class StudyView:
         return Group(self.table(), Text(self._status(), style="dim"))
 
     def _status(self) -> str:
-        seconds = time.monotonic() - self._began
+        seconds = time.monotonic() - self._since
         parts = [self._phase, f"{seconds:.0f} s"]
         if self._total:
             parts.insert(1, f"{len(self._ended)} of {self._total} runs ended")
-        if self._work_total and self._work_done:
-            left = seconds / self._work_done * max(self._work_total - self._work_done, 0)
-            parts.append(f"about {left:.0f} s left")
+        if self._epochs_each and self._epochs_done:
+            parts.append(f"about {seconds / self._epochs_done * self._epochs_left():.0f} s left")
         return "  ".join(parts)
+
+    def _epochs_left(self) -> float:
+        """Of the runs of this phase: those that go on have their own plan, whatever others were to come to."""
+        going = [self._rows[key] for key in self._begun - self._ended]
+        to_come = max(self._total - len(self._begun), 0)
+        return to_come * self._epochs_each + sum(row.experiment.epochs - len(row.records) for row in going)
 
     def table(self) -> Table:
         """Every run, a line each; while the view is live, the newest and those that run."""

@@ -167,6 +167,17 @@ def test_a_run_is_judged_by_the_epochs_that_were_reported_though_later_ones_are_
     assert decisions == ["CONTINUE", "CONTINUE", "CONTINUE", "STOP"]
 
 
+def test_a_run_whose_records_have_a_gap_is_not_judged_by_them(journal: Journal, study: Study) -> None:
+    from orchestrator.study.early_stopping import StopDecisions
+
+    made = records([0.5, 0.5, 0.5, 0.01, 0.01])
+    experiment = study.experiment_for({"method.name": "fgsm"})
+    stopping = StopDecisions(Stopping(catastrophic=True, prune=Pruning(rule="median", grace_epochs=1)), journal)
+    assert stopping.decide("trial-0000", experiment, [*made[:1], *made[2:]]) is None
+    assert journal.events() == []
+    assert stopping.decide("trial-0000", experiment, made) is not None
+
+
 def test_a_run_that_got_to_its_end_is_not_stopped(journal: Journal, study: Study) -> None:
     from orchestrator.study.early_stopping import StopDecisions
 

@@ -26,7 +26,7 @@ REASON = "RuntimeError: [/gloo/tcp/pair.cc:545] [bold]closed[/bold] by peer"
 @pytest.mark.parametrize("terminal", [True, False])
 def test_brackets_in_an_error_are_printed_as_they_are(terminal: bool) -> None:
     output = io.StringIO()
-    view = StudyView(Console(file=output, force_terminal=terminal, width=200, color_system=None))
+    view = StudyView(Console(file=output, force_terminal=terminal, width=200, color_system=None, markup=False))
     with view:
         view.started("trial-0000", parse({}))
         view.ended("trial-0000", "failed", REASON)
@@ -131,6 +131,36 @@ def test_runs_that_ended_are_counted_against_those_of_their_phase() -> None:
         assert "  0 of 2 runs ended  " in view._status()
         view.ended("0001-seed1", "complete")
         assert "  1 of 2 runs ended  " in view._status()
+
+
+def test_the_time_that_is_left_is_that_of_epochs_that_will_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    view = live_view()
+    view.phase("4 trials", runs=4, epochs=4 * 12)
+    with view:
+        view.started("a", parse({"epochs": 12}))
+        view.started("b", parse({"epochs": 6}), [record(0, None, 0.2), record(1, None, 0.2)])
+        now = 2.0
+        view.epoch("a", record(0, None, 0.2))
+        # 2 s an epoch: 11 of the first, 4 of the second, whose trial has fewer, 24 of those to come.
+        assert view._status().endswith("about 78 s left")
+        view.ended("a", "failed", "no memory")
+        assert view._status().endswith("about 56 s left")
+        view.ended("c", "stopped", "told late")
+        assert view._status().endswith("about 32 s left")
+
+
+def test_a_run_that_is_as_it_was_is_not_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    monkeypatch.setattr(progress, "onsets", lambda records, of: looks.append(len(records)) or [])
+    view, output = a_view(110)
+    one, two = record(0, None, 0.2), record(1, None, 0.2)
+    for made, state in (([], "running"), ([one], "running"), ([one], "stopped"), ([one, two], "running")):
+        view.restore("trial-0000", parse({}), made, state)  # type: ignore[arg-type]
+        view.console.print(view.table())
+    assert looks == [0, 1, 2]
+    assert ["stopped" in line for line in output.getvalue().splitlines()[1::2]] == [False, False, True, False]
 
 
 def test_a_search_that_goes_on_has_the_runs_that_have_not_ended(

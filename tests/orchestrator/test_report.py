@@ -25,6 +25,7 @@ from search_spaces.study import parse_study
 from tests.orchestrator.made_up import EPOCHS, counts, evaluation, lengthened, made_up_study, said, write_study
 from trainers import catalog
 from trainers.config import apply_values, parse
+from trainers.origin import Origin
 from trainers.records import EpochRecord
 
 VOID = {"meta", "link", "br", "img"}
@@ -221,6 +222,15 @@ def test_a_total_that_was_lowered_below_what_was_started_is_told_apart(runs: lis
 
     assert "6 of 6 trials (4 complete, 1 failed, 1 running), proposed by" in told(6)
     assert "6 trials, of 5 wanted (4 complete, 1 failed, 1 running), proposed by" in told(5)
+
+
+def test_a_study_is_dated_by_its_own_epochs_and_not_by_those_that_it_took_over(runs: list[Run]) -> None:
+    own, taken = runs[1], replace(runs[2], origin=Origin("study", "other/trials/0002", EPOCHS))
+    long_ago = tuple(replace(record, time=1.5e9) for record in taken.records)
+    told = what_was_run(made_up_study(), [own, replace(taken, records=long_ago)], [])
+    assert told == what_was_run(made_up_study(), [own, taken], [])
+    assert f"summed over {EPOCHS} epochs" in told
+    assert "2017" not in told
 
 
 def test_a_jump_of_energy_without_a_collapse_is_a_warning_beside_the_headlines(runs: list[Run]) -> None:

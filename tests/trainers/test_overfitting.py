@@ -71,6 +71,21 @@ def test_a_jump_of_energy_alone_is_a_warning_and_no_collapse():
     assert energy_jumps([], COLLAPSED) == energy_jumps([7.0], COLLAPSED) == []
 
 
+@pytest.mark.parametrize("window", [1, 2, 5, 30])
+def test_jumps_are_those_that_the_definition_gives_epoch_by_epoch(window):
+    values = np.random.default_rng(0).normal(0, 0.3, 24).cumsum()
+
+    def jumps(epoch):
+        before = values[max(0, epoch - window) : epoch]
+        deviation = 1.4826 * np.median(np.abs(before - np.median(before)))
+        return values[epoch] - np.median(before) > max(0.2, 1.5 * deviation)
+
+    rule = CatastrophicRule(energy_jump=0.2, energy_deviations=1.5, energy_window=window)
+    expected = [epoch for epoch in range(1, 24) if jumps(epoch)]
+    assert energy_jumps(values, rule) == expected
+    assert 0 < len(expected) < 20
+
+
 def test_a_jump_must_stand_out_of_the_deviations_before_it():
     # Median 0, median absolute deviation 1: five deviations are 7.413.
     assert energy_jumps([-1.0, 1.0, 0.0, -1.0, 1.0, 7.41], COLLAPSED) == [1]
@@ -302,6 +317,13 @@ def test_onsets_read_the_curves_of_a_run(experiment):
     assert onsets([], experiment()) == []
     stricter = {"evaluation.catastrophic.above_chance": 0.5}
     assert onsets(records, experiment(stricter)) == []
+
+
+def test_records_with_a_gap_or_without_a_metric_have_no_onset(experiment):
+    records = made_records(*COLLAPSE)
+    incomplete = EpochRecord(7, 0.0, {"val/pgd10_accuracy": 0.3})
+    for seen in (records[1:], [*records[:7], *records[8:]], [*records[:7], incomplete, *records[8:]]):
+        assert onsets(seen, experiment()) == jumps_without_collapse(seen, experiment()) == []
 
 
 def test_a_training_attack_that_sees_no_loss_confirms_a_collapse(experiment):

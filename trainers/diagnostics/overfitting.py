@@ -61,26 +61,26 @@ def catastrophic_onset(
     minus that under PGD, both on training images. The accuracy condition is mandatory: a jump of ΔE alone is no
     collapse but a warning (`energy_jumps`).
     """
-    jumps = energy_jumps(delta_energy, rule)
     best = -math.inf
     for epoch, accuracy in enumerate(robust_accuracy):
         if best >= chance + rule.above_chance and accuracy < rule.accuracy_drop * best:
+            jumped = epoch in energy_jumps(delta_energy[: epoch + 1], rule)
             gapped = single_step_gap is not None and single_step_gap[epoch] >= rule.accuracy_gap
-            return Onset("catastrophic", epoch, bool(epoch in jumps or gapped))
+            return Onset("catastrophic", epoch, bool(jumped or gapped))
         best = max(best, accuracy)
     return None
 
 
 def energy_jumps(delta_energy: Sequence[float], rule: CatastrophicRule) -> list[int]:
     """Epochs whose ΔE(x) lies far above the median of those before, by a least rise and by their own deviations."""
-    jumps = []
-    for epoch in range(1, len(delta_energy)):
-        before = np.asarray(delta_energy[max(0, epoch - rule.energy_window) : epoch])
-        median = np.median(before)
-        deviation = 1.4826 * np.median(np.abs(before - median))
-        if delta_energy[epoch] - median > max(rule.energy_jump, rule.energy_deviations * deviation):
-            jumps.append(epoch)
-    return jumps
+    values, window = np.asarray(delta_energy, dtype=np.float64), rule.energy_window
+    if len(values) < 2:
+        return []
+    before = sliding_window_view(np.r_[np.full(window - 1, np.nan), values[:-1]], window)
+    medians = np.nanmedian(before, axis=1)
+    deviations = 1.4826 * np.nanmedian(np.abs(before - medians[:, None]), axis=1)
+    jumped = values[1:] - medians > np.maximum(rule.energy_jump, rule.energy_deviations * deviations)
+    return [int(place) + 1 for place in np.flatnonzero(jumped)]
 
 
 def checked_onsets(records: Sequence[EpochRecord], rule: CatastrophicRule) -> list[Onset]:
@@ -150,12 +150,12 @@ def _trailing_medians(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def onsets(records: Sequence[EpochRecord], experiment: Experiment) -> list[Onset]:
-    """Both detectors on the records of one run (epochs from 0 on, none missing); at most one onset is reported.
+    """Both detectors on the records of one run; at most one onset is reported, and none unless they `are_whole`.
 
     The thresholds are those of the experiment. Checks inside an epoch, where there are any, date a collapse within
     its epoch; that it is one is decided by the held-out accuracy, so that runs with and without checks compare.
     """
-    if not records:
+    if not are_whole(records):
         return []
     rules = experiment.evaluation
     accuracy, chance = _curve(records, ROBUST_ACCURACY), records[0].metrics[CHANCE_ACCURACY]
@@ -174,13 +174,25 @@ def onsets(records: Sequence[EpochRecord], experiment: Experiment) -> list[Onset
     return [] if late is None else [late]
 
 
+def are_whole(records: Sequence[EpochRecord]) -> bool:
+    """Whether every epoch from 0 on is there, with what `onsets` reads: otherwise curves would not say which epoch."""
+    return bool(records) and all(
+        record.epoch == epoch and record.metrics.keys() >= _READ for epoch, record in enumerate(records)
+    )
+
+
 def is_read(metric: str) -> bool:
     """Whether `onsets` reads this metric: whoever keeps many records for it alone needs few of them."""
     return metric in _READ or metric.startswith("check/")
 
 
 def jumps_without_collapse(records: Sequence[EpochRecord], experiment: Experiment) -> list[int]:
-    """Epochs in which ΔE(x) under PGD jumped up although robust accuracy stood: no collapse, but a reason to look."""
+    """Epochs in which ΔE(x) under PGD jumped up although robust accuracy stood: no collapse, but a reason to look.
+
+    None unless the records `are_whole`.
+    """
+    if not are_whole(records):
+        return []
     collapse = next((onset.epoch for onset in onsets(records, experiment) if onset.kind == "catastrophic"), None)
     jumps = energy_jumps(_curve(records, REFERENCE_DELTA_ENERGY), experiment.evaluation.catastrophic)
     return [epoch for epoch in jumps if collapse is None or epoch < collapse]
