@@ -18,7 +18,8 @@ from orchestrator.records.journal import Journal
 from orchestrator.records.runs import Run, trial_key
 from orchestrator.records.study_folder import STUDY_FILE, read_identity, read_study
 from orchestrator.records.trials import Trial, trials
-from orchestrator.tracking.mirrored_run import MirroredRun, flatten
+from orchestrator.tracking.mirrored_run import MirroredRun
+from orchestrator.tracking.parameters import parameters
 from orchestrator.tracking.server import (
     KIND_TAG,
     RUN_TAG,
@@ -64,8 +65,7 @@ class Mirror:
         self._experiment = find_experiment(self._client, uri, self._study.tracking.experiment)
         self._parent = self._find_or_create(self._identity, self._study.name, "study", {}).info.run_id
         self._client.update_run(self._parent, status="RUNNING")
-        there = self._client.get_run(self._parent).data
-        self._known_settings = there.params | there.tags  # as earlier starts of the study left them
+        self._tracked = self._client.get_run(self._parent)  # with the settings that earlier starts left
         self._settings_sent = False
         self._runs: dict[str, MirroredRun] = {}
         self._spreads_sent: set[int] = set()  # of these trials
@@ -133,17 +133,9 @@ class Mirror:
         return find_or_create(self._client, self._experiment, identity, name, everything)
 
     def _send_settings(self) -> None:
-        from mlflow.entities import Param, RunTag
-
         settings = self._study.model_dump(include={"search", "confirm", "resources"})
-        given = {name: str(value) for name, value in flatten(settings)}
-        known = self._known_settings
-        # MLflow refuses to change a parameter: what a later start of the study changed is a tag.
-        self._client.log_batch(
-            self._parent,
-            params=[Param(name, value) for name, value in given.items() if name not in known],
-            tags=[RunTag(name, value) for name, value in given.items() if known.get(name, value) != value],
-        )
+        given, changed = parameters(settings, self._tracked)
+        self._client.log_batch(self._parent, params=given, tags=changed)
         with uploading():
             self._client.log_artifact(self._parent, str(self._journal.folder / STUDY_FILE))
         self._settings_sent = True

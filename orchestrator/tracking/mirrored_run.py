@@ -15,9 +15,9 @@ from orchestrator.evaluation.protocols import checkpoint_folder
 from orchestrator.records.journal import EVALUATION_FILE
 from orchestrator.records.runs import Run
 from orchestrator.records.savings import epochs_saved, seconds_saved
+from orchestrator.tracking.parameters import parameters
 from orchestrator.tracking.server import uploading
 from search_spaces.study import Resources
-from trainers import catalog
 from trainers.diagnostics.overfitting import onsets
 from trainers.evaluation.result import EvaluationResult
 from trainers.pixels import PixelValue
@@ -45,6 +45,7 @@ class MirroredRun:
     ) -> None:
         self._client = client
         self._environment = environment
+        self._tracked = tracked  # as it was when this process came upon it
         self.run_id: str = tracked.info.run_id
         closed = _is_closed(run, tracked)
         self._start_sent = closed
@@ -124,15 +125,15 @@ class MirroredRun:
         self._closed = _ending(run)
 
     def _send_start(self, run: Run) -> None:
-        from mlflow.entities import Param, RunTag
+        from mlflow.entities import RunTag
 
         tags = {"digest": run.experiment.digest(), "trial": str(run.trial), "folder": str(run.folder)}
         tags |= _origin_tags(run)
         if run.seeds > 1:
             tags["seeds"] = str(run.seeds)
         tags |= {f"{path}.text": value.text for path, value in _pixel_values(run) if "/" in value.text}
-        parameters = [Param(name, str(value)) for name, value in flatten(run.experiment.model_dump())]
-        self._client.log_batch(self.run_id, params=parameters, tags=[RunTag(*tag) for tag in tags.items()])
+        given, changed = parameters(run.experiment.model_dump(), self._tracked)
+        self._client.log_batch(self.run_id, params=given, tags=[*changed, *(RunTag(*tag) for tag in tags.items())])
 
     def _send_records(self, run: Run) -> None:
         from mlflow.entities import Metric
@@ -184,21 +185,6 @@ class MirroredRun:
             path = Path(folder) / "energies.png"
             figure.savefig(path, dpi=120)
             self._client.log_artifact(self.run_id, str(path), "figures")
-
-
-def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted path, value) of every leaf; lengths in pixels as plain numbers, so that a UI can put them on an axis."""
-    for key, value in content.items():
-        path = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{path}.")
-        elif isinstance(value, str) and path.rpartition(".")[2] in ("epsilon", "step_size"):
-            yield path, float(PixelValue(value))
-        elif value is not None:
-            yield path, value
-        elif key in catalog.OPTIONAL_SLOTS:
-            # An empty slot is a value to compare by; any other field that is not set is not a parameter.
-            yield f"{path}.name", "none"
 
 
 def _ending(run: Run) -> tuple[int, str, str]:

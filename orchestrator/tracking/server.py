@@ -206,7 +206,7 @@ def log_folder(
         client.set_terminated(run_id, "FINISHED")
     except Exception as error:
         said = f"MLflow has not got it ({outage(error)}); the same command again sends it"
-        console.print(said, style="yellow", markup=False)
+        console.print(said, style="yellow")
     else:
         console.print(f"MLflow: {uri}", soft_wrap=True)
 

@@ -22,7 +22,7 @@ from orchestrator.records.journal import EVALUATION_FILE, Journal
 from orchestrator.records.runs import trial_key
 from orchestrator.records.study_folder import create_study_folder, read_identity
 from orchestrator.tracking.mirror import Mirror, NotSent
-from orchestrator.tracking.mirrored_run import flatten
+from orchestrator.tracking.parameters import flatten
 from orchestrator.tracking.server import RUN_TAG, log_folder
 from search_spaces.study import Tracking, parse_study
 from tests.conftest import TINY

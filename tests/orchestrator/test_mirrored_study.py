@@ -15,10 +15,11 @@ from orchestrator.records.journal import Journal
 from orchestrator.records.runs import trial_key
 from orchestrator.records.study_folder import create_study_folder, read_identity
 from orchestrator.report.page import write_report
-from orchestrator.tracking.mirror import sync
+from orchestrator.tracking.mirror import Mirror, sync
 from orchestrator.tracking.server import RUN_TAG
 from search_spaces.study import parse_study
-from tests.orchestrator.made_up import end_run
+from tests.orchestrator.made_up import end_run, record
+from trainers.records import append_record
 
 STUDY = parse_study({"name": "s", "experiment": {"evaluation": {"epsilon": 0.1}}})
 
@@ -93,6 +94,30 @@ def test_the_last_start_of_a_study_says_how_it_ended(
     journal.append(Evaluated(key=trial_key(0), problem=""))
     sync(journal, uri)
     assert tracked(uri, journal)[1].info.status == status
+
+
+def test_a_run_whose_data_have_moved_goes_on_in_the_run_of_mlflow_that_it_has(uri: str, journal: Journal) -> None:
+    key, folder = trial_key(2), journal.trial_folder(2)
+    for directory, epochs in (("/old", (0, 1)), ("/new", (2, 3))):
+        experiment = STUDY.experiment_for({"data.directory": directory})
+        journal.propose(2, {}, experiment, folder=folder)
+        append_record(folder, *(record(epoch, None, 0.2) for epoch in epochs))
+        Mirror(Journal(journal.folder), uri).update(ended=False)
+    client, run = tracked(uri, journal, key)
+    assert (run.data.params["data.directory"], run.data.tags["data.directory"]) == ("/old", "/new")
+    history = client.get_metric_history(run.info.run_id, "val/pgd10_accuracy")
+    assert [metric.step for metric in history] == [0, 1, 2, 3]
+
+
+def test_a_run_whose_records_have_a_gap_has_no_onset_by_place(uri: str, journal: Journal) -> None:
+    folder = journal.trial_folder(2)
+    propose(journal, 2)
+    append_record(folder, *(record(epoch, 5, 0.2) for epoch in (0, 1, 3, 4, 5, 6)))
+    end_run(journal, trial_key(2), "complete", "", [0.9, 0.5])
+    Mirror(journal, uri).update(ended=False)
+    _, run = tracked(uri, journal, trial_key(2))
+    assert run.info.status == "FINISHED"
+    assert not [name for name in run.data.metrics | run.data.tags if name.startswith("overfitting")]
 
 
 def test_rungs_with_one_attack_have_a_metric_each(uri: str, journal: Journal) -> None:
