@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, unquote
 
 _SQLITE = "sqlite:///"
 # Clients of databases take what stands before the @ as it is: a #, ? or [ in a password does not end it there. A
@@ -23,16 +23,21 @@ def has_password(uri: str) -> bool:
 
 
 def sqlite_address(file: str | Path) -> str:
-    """The address of an SQLite database in this file."""
-    return f"{_SQLITE}{file}"
+    """The address of an SQLite database in this file, as SQLAlchemy reads addresses: a % in a path is written %25."""
+    return _SQLITE + str(file).replace("%", "%25").replace("?", "%3F")
 
 
 def sqlite_file(address: str) -> Path | None:
     """The file of an SQLite database; None for a server."""
-    return Path(address.removeprefix(_SQLITE)) if address.startswith(_SQLITE) else None
+    if not address.startswith(_SQLITE):
+        return None
+    return Path(unquote(address.removeprefix(_SQLITE).partition("?")[0]))
 
 
 def absolute_file(address: str) -> str:
     """The address of a database; if that is a file, by its absolute path: the same from any working directory."""
     file = sqlite_file(address)
-    return address if file is None else sqlite_address(file.absolute())
+    if file is None:
+        return address
+    _, mark, options = address.partition("?")
+    return f"{sqlite_address(file.absolute())}{mark}{options}"
