@@ -26,6 +26,7 @@ from orchestrator.records.study_folder import STUDY_FILE
 from search_spaces.study import Study
 from trainers.catalog.extensions import GROUP
 from trainers.problems import InvalidInput, unknown_name
+from trainers.whole_files import write_whole
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"  # Ray's own command line reads it too
 _LONGEST_EPOCH_SECONDS = 3600  # a driver that is asked to stop may take so long to end the epoch; then it is killed
@@ -102,14 +103,16 @@ class Jobs:
     def submit(self, study: Study, place: Place) -> str:
         """Start a driver that runs this study, or goes on with it. Returns the job's name."""
         with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / STUDY_FILE).write_text(study.to_yaml())
-            return self._start(study.name, place, Path(folder), "sweep", f'"$OLDPWD"/{STUDY_FILE}', "--storage", ".")
+            write_whole(Path(folder) / STUDY_FILE, study.to_yaml())
+            # The folder by the name that it was given: where that is a link, nodes may share the link's name alone.
+            words = ("sweep", f'"$OLDPWD"/{STUDY_FILE}', "--storage", shlex.quote(place.storage))
+            return self._start(study.name, place, Path(folder), *words)
 
     def resume(self, name: str) -> str:
         """Start another driver for the study of a job that has ended. Returns the new job's name."""
         job = self.find(name)
         with tempfile.TemporaryDirectory() as folder:
-            return self._start(job.study, job.place, Path(folder), "resume", shlex.quote(job.study))
+            return self._start(job.study, job.place, Path(folder), "resume", shlex.quote(job.folder))
 
     def latest(self, name: str) -> StudyJob:
         """The newest job of the study that a job is of, in the same folder: how far the study got is what it says."""

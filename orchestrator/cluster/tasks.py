@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from orchestrator.host.devices import reserved_device
 from orchestrator.host.shared_files import require_files
@@ -61,7 +61,7 @@ def _run_here(tasks: Sequence[Task], threads: int | None, console: Console) -> N
     console.print(f"{len(tasks)} tasks {on_device(device)}", soft_wrap=True)
     load, model = None, None
     for done, task in enumerate(tasks):
-        with console.status(escape(f"{task.name} ({done} of {len(tasks)} done)")):
+        with console.status(Text(f"{task.name} ({done} of {len(tasks)} done)")):
             if task.load is not load:
                 load, model = task.load, task.load().to(device)
             assert model is not None
@@ -128,4 +128,4 @@ def _run_there(
 
 
 def _say(name: str, said: str, console: Console) -> None:
-    console.print(f"{name}{said and ': '}{said}", soft_wrap=True, markup=False)
+    console.print(f"{name}{said and ': '}{said}", soft_wrap=True)

@@ -81,9 +81,16 @@ def compare(folders: Sequence[Path], form: str, console: Console) -> None:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """Folder names, with the folder above where two are called the same. Raises InvalidInput for one given twice."""
+    """Folder names, with as many folders above as tell them apart. Raises InvalidInput for one given twice."""
     for folder in folders:
         if list(folders).count(folder) > 1:
             raise InvalidInput.single(str(folder), "is given twice")
-    short = [folder.name for folder in folders]
-    return [f"{f.parent.name}/{f.name}" if short.count(f.name) > 1 else f.name for f in folders]
+    return [_shortest(folder, [other for other in folders if other != folder]) for folder in folders]
+
+
+def _shortest(folder: Path, others: Sequence[Path]) -> str:
+    for count in range(1, len(folder.parts)):
+        ending = folder.parts[-count:]
+        if all(other.parts[-count:] != ending for other in others):
+            return "/".join(ending)
+    return str(folder)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from orchestrator.cluster.connection import connect, local_capacity
 from orchestrator.cluster.joining import address_in_use
@@ -42,7 +42,7 @@ def examine(address: str | None, storage: Path, data_dir: Path | None, study: St
         report.check("data", lambda: _required(data_of(study, data_dir)))
     else:
         for name in catalog.DATASETS:
-            console.print(_data(name, data_dir), soft_wrap=True)
+            _mention(name, data_dir, report)
     return report.healthy
 
 
@@ -64,19 +64,26 @@ class _Report:
 
     def passes(self, name: str, said: str) -> None:
         """Print a line that nobody has to act on."""
-        self._console.print(f"[green]ok[/green]    {name:<8} {escape(said)}", soft_wrap=True)
+        self._say("ok", "green", name, said)
 
     def busy(self, name: str, said: str) -> None:
         """Print a line about what can't be looked at now, which is no fault."""
-        self._console.print(f"[yellow]busy[/yellow]  {name:<8} {escape(said)}", soft_wrap=True)
+        self._say("busy", "yellow", name, said)
 
     def faults(self, name: str, faults: Sequence[str], otherwise: str = "") -> None:
         """Print one line a fault, or that there is none."""
         for fault in faults:
             self.healthy = False
-            self._console.print(f"[red]fails[/red] {name:<8} {escape(fault)}", soft_wrap=True)
+            self._say("fails", "red", name, fault)
         if not faults:
             self.passes(name, otherwise)
+
+    def absent(self, name: str, why: str) -> None:
+        """Print what is not there and may not be needed."""
+        self._say("absent", "yellow", name, why)
+
+    def _say(self, verdict: str, color: str, name: str, said: str) -> None:
+        self._console.print(Text.assemble((f"{verdict:<6}", color), f" {name:<8} {said}"), soft_wrap=True)
 
 
 def _examine_cluster(
@@ -176,11 +183,11 @@ def _required(wanted: Sequence[Data]) -> str:
     return f"{' and '.join(dict.fromkeys(data.name for data in wanted))} can be read"
 
 
-def _data(name: str, data_dir: Path | None) -> str:
+def _mention(name: str, data_dir: Path | None, report: _Report) -> None:
     directory = {"directory": str(data_dir.absolute())} if data_dir else {}
     try:
         check_available(parse({"data": {"name": name, **directory}}).data)
     except InvalidInput as error:
-        why = f"{escape(str(error))} (only needed for studies on it; see {DIRECTORY_VARIABLE})"
-        return f"[yellow]absent[/yellow] {name:<7} {why}"
-    return f"[green]ok[/green]    {name:<8} {catalog.DATASETS[name].about}"
+        report.absent(name, f"{error} (only needed for studies on it; see {DIRECTORY_VARIABLE})")
+    else:
+        report.passes(name, catalog.DATASETS[name].about)

@@ -91,7 +91,7 @@ def evaluate(
     subjects = choose_subjects(path, checkpoint, foreign, data_dir)
     evaluate_subjects(
         subjects, settings, epsilon=epsilon, fast=fast, output=output, threads=threads,
-        console=plain_console(markup=False),
+        console=plain_console(),
     )  # fmt: skip
 
 
@@ -130,7 +130,7 @@ def lens(
     look(
         networks, attack=attack, samples=samples, epsilon=epsilon, seed=seed, shard=shard, batch_size=batch_size,
         epochs=epochs, data_dir=data_dir, address=address, threads=threads, output=output, track=track,
-        console=plain_console(markup=False),
+        console=plain_console(),
     )  # fmt: skip
 
 
@@ -156,7 +156,7 @@ def subsets(
         seed=seed,
         batch_size=batch_size,
         data_dir=data_dir,
-        console=plain_console(markup=False),
+        console=plain_console(),
     )
 
 
@@ -238,5 +238,5 @@ def generate(
     create(
         networks, samplings(settings, number_of_classes(networks)),
         Judges(settings.inception, settings.alexnet, settings.classifier), address=address, threads=threads,
-        output=output, track=track, console=plain_console(markup=False),
+        output=output, track=track, console=plain_console(),
     )  # fmt: skip

@@ -34,14 +34,11 @@ def with_data_dir(study: Study, data_dir: Path | None) -> Study:
     return study.with_data_in(data_dir)
 
 
-def plain_console(*, markup: bool = True) -> Console:
-    """Where verbs print: words as they are. A file or a pipe has no width to keep to.
-
-    Without `markup`, brackets and colons in names of the user's own are letters too.
-    """
+def plain_console() -> Console:
+    """Where verbs print: words as they are, also brackets and colons. A file or a pipe has no width to keep to."""
     from rich.console import Console
 
-    console = Console(highlight=False, markup=markup, emoji=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _FILE_COLUMNS
     return console

@@ -18,13 +18,16 @@ _LEAST_FREE = 1 << 20  # bytes; with less, a process may die before it can say w
 
 def is_full(error: BaseException | None) -> bool:
     """Whether an error, or what caused it, says that a disk or a quota is full."""
-    while error is not None:
+    seen: list[BaseException] = []  # errors may name each other, or themselves
+    while error is not None and error not in seen:
+        seen.append(error)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
         if isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
             return True
         # Ray keeps what happened in another process in `cause`.
-        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
+        kept = getattr(error, "cause", None)
+        error = (kept if isinstance(kept, BaseException) else None) or error.__cause__ or error.__context__
     return False
 
 

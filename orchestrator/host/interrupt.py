@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from orchestrator.host.tracebacks import one_line
+
 
 class StopRequested(Exception):
     """The user asked to stop; what was recorded is kept and the study can be resumed."""
@@ -29,7 +31,9 @@ class Interrupt:
     def give_up(self, error: Exception) -> None:
         """Stop as after a Ctrl-C; `check` then raises the error. For what can't be raised where it happens."""
         self._error = self._error or error
-        self._requested.set()
+        if not self.requested:
+            self._requested.set()
+            self._announce(f"stopping after the current epoch ({one_line(error)}); press Ctrl-C to stop at once")
 
     def check(self) -> None:
         """Raise StopRequested if the user has asked to stop, or the error that made the study give up."""

@@ -123,7 +123,7 @@ def check_network(network: Network, model: nn.Module, images: ImageSet, console:
     except InvalidInput as error:
         raise InvalidInput.single(network.name, str(error)) from error
     for warning in warnings:
-        console.print(f"{network.name}: warning: {warning}", style="yellow", soft_wrap=True, markup=False)
+        console.print(f"{network.name}: warning: {warning}", style="yellow", soft_wrap=True)
 
 
 def network_digest(architecture: str, model: nn.Module, images: ImageSet) -> str:

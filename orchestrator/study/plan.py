@@ -49,7 +49,8 @@ def _search(study: Study, costs: Mapping[str, Cost]) -> Iterator[str]:
     yield (
         f"\n{study.trials} trials ({search.sampler}, seed {search.seed}), maximizing {' and '.join(search.objectives)}"
     )
-    yield f"  of the {search.checkpoint} epoch{seeds}; at most about {_hours(tflop, study.resources)}"
+    often = ", if every method comes equally often" if len(costs) > 1 else ""
+    yield f"  of the {search.checkpoint} epoch{seeds}; about {_hours(tflop, study.resources)}{often}"
     yield from (f"  {line}" for line in _shortcuts(study))
 
 

@@ -7,6 +7,7 @@ import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,19 +43,20 @@ def run_study(
     `again` are the verb and the options that go on with it, but for a job of a cluster; the command is printed last
     after an interruption, and an error that ends started work carries it as a note.
     """
-    preflight(study, folder, address, search, say=lambda text: console.print(text, soft_wrap=True, markup=False))
+    say = partial(console.print, soft_wrap=True)
+    preflight(study, folder, address, search, say=say)
     began = time.monotonic()
     if job := os.environ.get(JOB_VARIABLE):
         again = ["job", "resume", job]
     resume_line = f"resume with: {shlex.join(['orchestrator', *again])}"
     folder.mkdir(parents=True, exist_ok=True)
-    with only_driver(folder), listening(console.print) as interrupt:
+    with only_driver(folder), listening(say) as interrupt:
         # A confirmation may differ from the one that the study was started with.
         journal = create_study_folder(folder, study) if search else open_study_folder(folder)
         if search:
             check_defaults(study, journal)
         for notice in study.notices:
-            console.print(f"note: {notice}", style="yellow", soft_wrap=True, markup=False)
+            say(f"note: {notice}", style="yellow")
         at_work = False
         view = StudyView(console)
         with Tracker(journal, server.tracking_uri(study, journal.folder.parent), view.say, interrupt) as tracker:
@@ -70,18 +72,16 @@ def run_study(
                 with suppress(OSError):  # the disk may be full; nothing hangs on this line
                     journal.append(events.Interrupted())
                 if isinstance(error, KeyboardInterrupt):
-                    console.print(resume_line, soft_wrap=True, markup=False)  # typer ends on it without a word
+                    say(resume_line)  # typer ends on it without a word
                 elif at_work:
                     error.add_note(resume_line)
                 raise
         if tracker.behind is not None:
             sync = shlex.join(["orchestrator", "sync", relative(journal.folder)])
-            console.print(
-                f"MLflow is behind ({tracker.behind}); later: {sync}", style="yellow", soft_wrap=True, markup=False
-            )
+            say(f"MLflow is behind ({tracker.behind}); later: {sync}", style="yellow")
         _conclude(journal, study, console, report, time.monotonic() - began)
     if interrupted:
-        console.print(resume_line, soft_wrap=True, markup=False)
+        say(resume_line)
         return INTERRUPTED
     return SOME_FAILED if any(run.state == "failed" or run.not_evaluated for run in journal.runs()) else OK
 
@@ -137,13 +137,13 @@ def _conclude(journal: Journal, study: Study, console: Console, report: Path | N
     _print_confirmed(journal, console)
     for saving in savings(journal.runs(), study):
         console.print(str(saving), soft_wrap=True)
-    console.print(f"{seconds:.0f} s; everything is in {relative(journal.folder)}", soft_wrap=True, markup=False)
+    console.print(f"{seconds:.0f} s; everything is in {relative(journal.folder)}", soft_wrap=True)
     if report is not None:
-        console.print(f"report:  {relative(report)}", soft_wrap=True, markup=False)
+        console.print(f"report:  {relative(report)}", soft_wrap=True)
     uri = server.tracking_uri(study, journal.folder.parent)
     file = sqlite_file(uri)
     where = uri if file is None else shlex.join(["mlflow", "ui", "--backend-store-uri", sqlite_address(relative(file))])
-    console.print(f"MLflow:  {where}", soft_wrap=True, markup=False)
+    console.print(f"MLflow:  {where}", soft_wrap=True)
 
 
 def _print_confirmed(journal: Journal, console: Console) -> None:

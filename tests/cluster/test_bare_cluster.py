@@ -214,4 +214,4 @@ def test_a_sweep_and_the_doctor_join_by_address(cluster: Cluster, tmp_path: Path
     looked = cluster.run("doctor", "joined.yaml", "--address", cluster.address, cwd=tmp_path, PYTHONPATH=ROOT)
     assert looked.returncode == 0, looked.stdout
     for name in ("Ray", "versions", "clocks", "shared", "network", "data"):
-        assert f"ok    {name}" in looked.stdout
+        assert f"ok     {name}" in looked.stdout

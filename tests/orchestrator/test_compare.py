@@ -9,12 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from orchestrator.cli import main
 from orchestrator.commands.compare import differences, rankings
 from orchestrator.records.study_folder import create_study_folder
 from orchestrator.report.labels import Strengths
 from orchestrator.report.tables import ResultRow, Spread
+from orchestrator.report.terminal import print_results
 from search_spaces.study import parse_study
 from tests.orchestrator.made_up import confirm_run, end_run
 from trainers.evaluation.result import EvaluationResult, Flags, Protocol
@@ -87,6 +89,44 @@ def test_a_column_of_another_protocol_is_empty(tmp_path, capsys):
     assert main(["compare", *studies, "--format", "csv"]) == 0
     lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [(r["square/mean"], r["pgd20/mean"]) for r in lines] == [("", "0.5"), ("0.4", "")]
+
+
+def test_studies_of_one_name_are_told_apart_wherever_their_paths_part(tmp_path, capsys):
+    folders = [write(tmp_path / lab / "runs" / "q", standing) for lab, standing in (("one", 40), ("two", 50))]
+    folders += [
+        write(tmp_path / "q", 30),
+        write(tmp_path / "other", 20),
+        write(tmp_path / "empty", None).rename(tmp_path / "[bold]"),
+    ]
+    assert main(["compare", *map(str, folders), "--format", "json"]) == 0
+    names = [row["study"] for row in json.loads(capsys.readouterr().out)]
+    assert names == ["two/runs/q", "one/runs/q", f"{tmp_path.name}/q", "other"]
+    assert main(["compare", *map(str, folders)]) == 0
+    assert "[bold]: nothing is confirmed yet" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [80, 100, 124, 160])
+def test_a_table_crops_no_number_whatever_the_terminal(width):
+    accuracies = {
+        stage: Spread(value, 0.0283, 3)
+        for stage, value in zip(
+            ("clean", "apgd-ce", "apgd-t", "fab-t", "square"), (0.82, 0.51, 0.46, 0.46, 0.45), strict=True
+        )
+    }
+    rows = [
+        ResultRow(trial, "N-FGSM + DER", Strengths(10.5, None, 0.25), "8/255", PROTOCOL, (1, 2, 3), accuracies)
+        for trial in (0, 11)
+    ]
+    printed = io.StringIO()
+    console = Console(file=printed, width=width, color_system=None)
+    print_results(rows, console, studies=["robust_overfitting_small", "another_study_of_a_long_name"])
+    text = printed.getvalue()
+    assert "…" not in text
+    lines = text.splitlines()[2:]
+    assert max(map(len, lines)) <= width
+    assert text.count("82.00 ± 2.83") == text.count("45.00 ± 2.83") == 2
+    assert (text.count("51.00 ± 2.83") == 2) == (width == 160)
+    assert text.count("10.5") == text.count("0.25") == 2
 
 
 @pytest.mark.parametrize("case", ["empty", "twice", "elsewhere"])

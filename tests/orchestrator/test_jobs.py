@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,8 +31,8 @@ class Remembered:
     def list_jobs(self) -> list[Any]:
         return list(self.jobs)
 
-    def submit_job(self, *, submission_id: str, metadata: dict[str, str], **_: object) -> str:
-        known = {"submission_id": submission_id, "metadata": metadata, "status": "RUNNING"}
+    def submit_job(self, *, submission_id: str, metadata: dict[str, str], entrypoint: str, **_: object) -> str:
+        known = {"submission_id": submission_id, "metadata": metadata, "status": "RUNNING", "entrypoint": entrypoint}
         self.jobs.append(SimpleNamespace(**known, start_time=len(self.jobs), driver_exit_code=None))
         return submission_id
 
@@ -53,6 +55,29 @@ def test_a_study_that_runs_is_not_submitted_again_however_its_folder_is_written(
     said = capsys.readouterr().err
     assert "quickstart: is being run by job quickstart-1; let it end, or stop it" in said
     assert main(["submit", "quickstart", "--storage", "/other"]) == 0
+
+
+def test_a_driver_calls_the_folder_what_the_nodes_call_it_also_where_that_is_a_link(
+    cluster: Remembered, tmp_path: Path
+) -> None:
+    (tmp_path / "real").mkdir()
+    link = tmp_path / "a link"
+    link.symlink_to(tmp_path / "real")
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$PWD" "$@"\n')
+    python.chmod(0o755)
+    assert main(["submit", "quickstart", "--storage", str(link), "--python", str(python)]) == 0
+    (begun,) = cluster.jobs
+    cluster.jobs[0] = SimpleNamespace(**{**vars(begun), "status": "STOPPED"})
+    assert main(["job", "resume", begun.submission_id]) == 0
+    words = [
+        subprocess.run(["sh", "-c", job.entrypoint], cwd=tmp_path, capture_output=True, text=True).stdout.splitlines()
+        for job in cluster.jobs
+    ]
+    assert words[0] == [
+        str(link), "-m", "orchestrator.cli", "sweep", f"{tmp_path}/study.yaml", "--storage", str(link),
+    ]  # fmt: skip
+    assert words[1] == [str(link), "-m", "orchestrator.cli", "resume", f"{link}/quickstart"]
 
 
 @pytest.mark.usefixtures("cluster")

@@ -153,4 +153,4 @@ def test_the_doctor_does_not_call_it_a_fault_that_gpus_are_taken(capsys: pytest.
     report = doctor._Report(Console())
     report.busy("GPUs", "10.0.0.2: 3 of 8 are taken")
     assert report.healthy
-    assert capsys.readouterr().out == "busy  GPUs     10.0.0.2: 3 of 8 are taken\n"
+    assert capsys.readouterr().out == "busy   GPUs     10.0.0.2: 3 of 8 are taken\n"
