@@ -15,12 +15,12 @@ from rich.text import Text
 
 from orchestrator.records.events import State
 from orchestrator.report.labels import epsilon_text, strengths
+from orchestrator.slots.messages import is_told
 from trainers.config import Experiment
 from trainers.diagnostics.overfitting import (
     CLEAN_ACCURACY,
     REFERENCE_DELTA_ENERGY,
     ROBUST_ACCURACY,
-    is_read,
     onsets,
 )
 from trainers.records import EpochRecord
@@ -215,10 +215,8 @@ def swept(experiment: Experiment) -> dict[str, str]:
 
 def _shown(record: EpochRecord) -> EpochRecord:
     """With those of its metrics that a row needs. Their names come anew with each report of Ray Tune's."""
-    wanted = {
-        sys.intern(name): value for name, value in record.metrics.items() if name == CLEAN_ACCURACY or is_read(name)
-    }
-    return replace(record, metrics=wanted)
+    told = {sys.intern(name): value for name, value in record.metrics.items() if is_told(name)}
+    return replace(record, metrics=told)
 
 
 def _point(experiment: Experiment) -> str:

@@ -8,6 +8,10 @@ import torch
 
 from orchestrator.slots.group_slot import patience
 from orchestrator.slots.mailbox import Mailbox
+from orchestrator.slots.messages import record_of, report_of
+from tests.orchestrator.made_up import record
+from trainers.config import parse
+from trainers.diagnostics.overfitting import onsets
 from trainers.totals import Diverged
 
 JOB, NEXT, FAILURE = {"key": "a"}, {"key": "b"}, {"failure": "out of memory", "done": True}
@@ -90,3 +94,19 @@ def test_what_a_dead_rank_may_have_caused_is_waited_for_longer() -> None:
     closed_by_peer = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
     for alone in (ValueError(), OSError(), torch.OutOfMemoryError(), Diverged()):
         assert patience(alone) < patience(closed_by_peer)
+
+
+def test_an_epoch_is_told_by_what_is_shown_of_it_and_by_what_onsets_are_found_by() -> None:
+    whole = [record(epoch, 5, 0.2) for epoch in range(8)]
+    told = [record_of(report_of(one, 8)) for one in whole]
+    assert all(
+        one is not None and len(one.metrics) == 7 < len(full.metrics) for one, full in zip(told, whole, strict=True)
+    )
+    assert [one.metrics["val/clean_accuracy"] for one in told if one] == [
+        r.metrics["val/clean_accuracy"] for r in whole
+    ]
+    found = onsets([one for one in told if one], parse({}))
+    assert found == onsets(whole, parse({}))
+    assert found[0].epoch == 5
+    assert [report_of(one, 8)["done"] for one in whole] == [False] * 7 + [True]
+    assert record_of({"failure": "no memory", "done": True}) is None
