@@ -136,8 +136,8 @@ class StudyView:
 
     def ended(self, key: str, state: State, reason: str = "") -> None:
         """A run has ended; `state` is complete, stopped or failed."""
+        self._ended.add(key)  # first: what has begun and not ended has a row, and is drawn by another thread
         self._begun.add(key)
-        self._ended.add(key)
         row = self._rows.get(key)
         if row is None:
             # Decided before an interruption, told after it.
