@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from trainers.config import Choice, Experiment
 
 
+_FEW = 20  # a slot that acts in fewer than one epoch of so many changes little
+
+
 def notices(experiment: Experiment) -> list[str]:
     """One sentence each, beginning with the field that it is about."""
     return [
@@ -18,14 +21,16 @@ def notices(experiment: Experiment) -> list[str]:
         *_abnormal_under_kl(experiment),
         *_unpublished_strengths(experiment),
         *_batch_norm_of_another_attack(experiment),
+        *_short_of_epsilon(experiment),
     ]
 
 
 def _late_slots(experiment: Experiment) -> Iterator[str]:
     for slot, first in experiment.first_epochs.items():
-        if 0 < first >= experiment.epochs - 1:
+        left = experiment.epochs - first
+        if first > 0 and left <= max(1, experiment.epochs // _FEW):
             choice = getattr(experiment.method, slot)
-            acts = "never acts" if first == experiment.epochs else "acts in the last epoch alone"
+            acts = f"acts in the last {f'{left} epochs' if left > 1 else 'epoch'} alone" if left > 0 else "never acts"
             start = choice.parameters["start"]
             yield f"method.{slot}.start: {start:g} of {experiment.epochs} epochs: {choice.name} {acts}"
 
@@ -41,16 +46,18 @@ def _abnormal_under_kl(experiment: Experiment) -> Iterator[str]:
 
 
 def _unpublished_strengths(experiment: Experiment) -> Iterator[str]:
-    """On CIFAR alone: AAER's strengths are of no other data set, whatever ε is."""
-    regularizer, epsilon = experiment.method.regularizer, experiment.attack.epsilon
-    if regularizer is None or regularizer.name != "aaer" or not experiment.data.name.startswith("cifar"):
+    regularizer, epsilon, data = experiment.method.regularizer, experiment.attack.epsilon, experiment.data.name
+    if regularizer is None or regularizer.name != "aaer":
         return
-    levels, published = catalog.nearest_of_aaer(experiment.data.name, experiment.method.inner.name, epsilon)
-    if abs(levels - 255 * epsilon) > 1e-6 and published.items() <= regularizer.parameters.items():
+    levels, published = catalog.nearest_of_aaer(data, experiment.method.inner.name, epsilon)
+    elsewhere = "" if data.startswith("cifar") else f"; for {data} there are none"
+    if not published.items() <= regularizer.parameters.items():
+        return
+    if elsewhere or abs(levels - 255 * epsilon) > 1e-6:
         yield (
             f"method.regularizer: loss_strength {published['loss_strength']:g} and variation_strength "
             f"{published['variation_strength']:g} of aaer are published for ε = {levels}/255, the nearest to "
-            f"{epsilon.plain()}"
+            f"{epsilon.plain()}{elsewhere}"
         )
 
 
@@ -62,6 +69,16 @@ def _batch_norm_of_another_attack(experiment: Experiment) -> Iterator[str]:
         yield (
             f"attack.batch_norm: {mode}, as {name} has it; methods with the inner attack {inner.name} have "
             f"{' or '.join(sorted(published))}: where attacks are compared, set it for all of them"
+        )
+
+
+def _short_of_epsilon(experiment: Experiment) -> Iterator[str]:
+    attack = experiment.attack
+    reach = attack.steps * attack.step_size / attack.epsilon
+    if attack.steps > 1 and reach < 1 - 1e-6:
+        yield (
+            f"attack.step_size: {attack.step_size.text} in {attack.steps} steps moves pixels by at most {reach:.3g} ε: "
+            "the training attack is weaker than its ε says"
         )
 
 

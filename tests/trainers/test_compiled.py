@@ -112,6 +112,20 @@ def test_where_nothing_can_be_compiled_training_goes_on_and_says_so(experiment, 
     assert record.metrics["train/loss"] == plain.metrics["train/loss"]
 
 
+def test_so_it_is_where_only_the_backward_can_not_be_compiled(experiment, splits, alone, tmp_path, backend):
+    """A GPU's compiler may fail at a kernel of the backward alone."""
+
+    def broken(graph, inputs):
+        raise RuntimeError("no such kernel")
+
+    backend(aot_autograd(fw_compiler=lambda graph, _: make_boxed_func(graph.forward), bw_compiler=broken))
+    settings = {"method.name": "fgsm_rs", "epochs": 1}
+    with pytest.warns(UserWarning, match="uncompiled"):
+        (record,) = fit(experiment({**settings, "compile": True}), tmp_path / "0", ranks=alone, splits=splits)
+    (plain,) = fit(experiment(settings), tmp_path / "1", ranks=alone, splits=splits)
+    assert (record.metrics["train/compiled"], record.metrics["train/loss"]) == (0, plain.metrics["train/loss"])
+
+
 def test_the_runs_before_in_a_process_do_not_keep_one_from_being_compiled(experiment, digits, backend):
     """PyTorch compiles a piece of code eight times, for whatever networks; a slot of a study trains many."""
     compiled = []

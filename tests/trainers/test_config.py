@@ -277,7 +277,7 @@ def test_der_on_abnormal_examples_of_a_kl_attack_is_allowed_but_worth_a_notice()
     raw = {"method": {"name": "trades_der", "regularizer": {"samples": "abnormal"}}}
     assert "abnormal examples are defined by the cross-entropy" in parse(raw).notices[0]
     for quiet in ("trades_der", "fgsm_rs_der", "aaer", "sat"):
-        assert parse({"method": quiet}).notices == []
+        assert parse({"method": quiet, "data": "cifar10"}).notices == []
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,32 @@ def test_a_batch_norm_mode_that_no_method_has_with_the_attack_is_worth_a_notice(
 
 @pytest.mark.parametrize("name", catalog.PRESETS)
 def test_a_method_as_it_is_published_is_worth_no_notice(name):
-    assert parse({"method": name}).notices == []
+    assert parse({"method": name, "data": "cifar10"}).notices == []
+
+
+@pytest.mark.parametrize("data", ["digits", "svhn", "tiny_imagenet"])
+def test_strengths_of_aaer_that_are_of_another_data_set_are_worth_a_notice(data):
+    (notice,) = parse({"method": "aaer", "data": data, "attack": {"epsilon": "8/255"}}).notices
+    assert notice.endswith(f"published for ε = 8/255, the nearest to 8/255; for {data} there are none")
+    given = {"name": "aaer", "regularizer": {"loss_strength": 1.0, "variation_strength": 1.0}}
+    assert parse({"method": given, "data": data}).notices == []
+
+
+@pytest.mark.parametrize("method", ["sat", "trades", "weat_adv", "mart", "mail_at"])
+@pytest.mark.parametrize(("steps", "times"), [(1, 0.25), (2, 0.5), (3, 1 / 3), (4, 0.25), (10, 0.25)])
+def test_the_usual_steps_get_to_epsilon_however_few_they_are(method, steps, times):
+    found = parse({"method": method, "attack": {"epsilon": 0.24, "steps": steps}})
+    assert found.attack.step_size == pytest.approx(times * 0.24)
+    assert found.notices == []
+
+
+def test_steps_that_do_not_get_to_epsilon_are_worth_a_notice():
+    (notice,) = parse({"method": "trades", "attack": {"epsilon": "8/255", "steps": 3, "step_size": "2/255"}}).notices
+    assert notice.startswith("attack.step_size: 2/255 in 3 steps moves pixels by at most 0.75 ε: ")
+    (notice,) = parse({"recipe": "rice", "data": "svhn", "attack": {"epsilon": "16/255"}}).notices
+    assert notice.startswith("attack.step_size: 1/255 in 10 steps moves pixels by at most 0.625 ε")
+    assert parse({"recipe": "rice", "data": "svhn"}).notices == []
+    assert parse({"method": "trades", "attack": {"steps": 4, "step_size": "2/255", "epsilon": "8/255"}}).notices == []
 
 
 @pytest.mark.parametrize(
@@ -312,6 +337,12 @@ def test_a_method_as_it_is_published_is_worth_no_notice(name):
         ({"name": "fgsm_der", "regularizer": {"start": 1.0}}, 30, "regularizer", "1 of 30 epochs: der never acts"),
         ("mail_at", 2, "weighting", "0.633333 of 2 epochs: margin never acts"),
         ("trades_awp", 1, "weight_perturbation", "0.05 of 1 epochs: awp never acts"),
+        (
+            {"name": "sat_der", "regularizer": {"start": 0.96}},
+            100,
+            "regularizer",
+            "0.96 of 100 epochs: der acts in the last 4 epochs alone",
+        ),
     ],
 )
 def test_a_slot_that_acts_too_late_to_matter_is_worth_a_notice(method, epochs, slot, says):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import pytest
 import torch
 
@@ -18,6 +20,7 @@ from trainers.models.build import build_model
 from trainers.models.normalize import Normalized
 from trainers.models.stem import Stem
 from trainers.networks import Networks
+from trainers.precision import tf32
 from trainers.randomness import Noise, generator
 from trainers.step import build_method, train_step
 
@@ -187,10 +190,30 @@ def test_float32_is_float32_where_attacks_search_and_always_where_logits_are_rec
 
     forward = Normalized.forward
     monkeypatch.setattr(Normalized, "forward", observed)
-    before = torch.backends.cudnn.allow_tf32
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     list(fit(experiment({"precision": precision, "epochs": 1}), tmp_path, ranks=alone, splits=splits))
     assert seen == {"training": {(allowed,) * 2}, "searching": {(allowed,) * 2}, "judging": {(False, False)}}
-    assert torch.backends.cudnn.allow_tf32 == before
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
+
+
+@pytest.mark.parametrize("setting", ["", "cudnn", "cudnn.conv", "cuda.matmul"])
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+def test_code_of_the_user_may_have_set_precisions_as_pytorch_now_advises(setting, precision):
+    finer = operator.attrgetter("cudnn.conv", "cudnn.rnn", "cuda.matmul")
+    chosen = operator.attrgetter(setting)(torch.backends) if setting else torch.backends
+    before, was = [one.fp32_precision for one in finer(torch.backends)], chosen.fp32_precision
+    chosen.fp32_precision = precision
+    try:
+        held = [one.fp32_precision for one in finer(torch.backends)]
+        for allowed in (False, True):
+            with tf32(allowed=allowed):
+                assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == (allowed, allowed)
+        left = [one.fp32_precision for one in finer(torch.backends)]
+        assert [one == "tf32" for one in left] == [one == "tf32" for one in held]
+    finally:
+        chosen.fp32_precision = was
+        for one, value in zip(finer(torch.backends), before, strict=True):
+            one.fp32_precision = value
 
 
 def test_the_training_epsilon_warms_up_from_zero(experiment, splits, alone, tmp_path, monkeypatch):

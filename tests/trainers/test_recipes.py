@@ -132,6 +132,14 @@ def test_what_belongs_to_the_recipes_own_method_and_schedule_stays_with_them():
     assert single.attack.step_size == pytest.approx(1.25 * 8 / 255)
     for recipe in ("fgsm_rs", "weat"):
         assert parse({"recipe": recipe, "schedule": "piecewise"}).optimizer.momentum_at_peak is None
+    # With DER beside it a method is the recipe's own: nothing but the regularizer tells the two runs apart.
+    for recipe in ("rice", "awp", "weat", "trades", "mart"):
+        plain = parse({"recipe": recipe, "data": "svhn"})
+        name = f"{plain.method.name}_der"
+        beside = parse({"recipe": recipe, "data": "svhn", "method": name})
+        assert beside.method.regularizer is not None
+        assert beside.attack == plain.attack
+        assert beside.method.weight_perturbation == plain.method.weight_perturbation
     assert parse({"recipe": "awp", "data": "svhn", "method": "trades_awp"}).method.weight_perturbation.parameters == {
         "gamma": 0.005,
         "start": 0.05,

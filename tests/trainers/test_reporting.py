@@ -35,6 +35,8 @@ def test_a_precision_that_a_cpu_emulates_is_worth_a_notice(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     cpu = torch.device("cpu")
     assert bool(precision_notices("bfloat16", cpu)) is not known
+    assert precision_notices("tf32", cpu) == ["precision: tf32: CPUs have none: this is float32, under another digest"]
+    assert precision_notices("tf32", torch.device("cuda")) == []
     assert precision_notices("float32", cpu) == precision_notices("bfloat16", torch.device("cuda")) == []
 
 

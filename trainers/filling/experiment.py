@@ -63,7 +63,10 @@ def _fill_recipe(raw: dict[str, Any], problems: list[Problem]) -> None:
     fill_table(settings, recipe.settings)
     if given["schedule"] != usual["schedule"]:
         settings.get("optimizer", {}).pop("momentum_at_peak", None)
-    if given["method"] != usual["method"]:
+    if str(given["method"]).removesuffix("_der") == usual["method"]:
+        # DER beside the recipe's own method changes nothing else of it.
+        settings["method"]["name"] = given["method"]
+    else:
         # What belongs to the recipe's own method: its step size, when its weight perturbation starts.
         settings.get("attack", {}).pop("step_size", None)
         del settings["method"]
@@ -188,4 +191,6 @@ def _fill_attack(
     if inner.single_step and steps != 1:
         problems.append(Problem("attack.steps", f"{steps!r}: {method['inner']['name']} takes exactly 1 step"))
     attack.setdefault("batch_norm", preset.batch_norm)
-    attack.setdefault("step_size", published_step or inner.relative_step_size * float(epsilon))
+    # Fewer steps than the usual four or more must go further each, or they would not get to ε.
+    least = 1 / steps if isinstance(steps, int) and steps > 1 else 0.0
+    attack.setdefault("step_size", published_step or max(inner.relative_step_size, least) * float(epsilon))

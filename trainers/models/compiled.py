@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ class Compiled(nn.Module):
         if not self.is_compiled:
             return self._plain(images)
         try:
-            with self._thrifty(images):
+            with self._now(images):
                 compiled: Tensor = (self._attack if images.requires_grad else self._update)(images)
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             reason = " ".join(str(error).split("\n")[:2])
@@ -48,16 +48,18 @@ class Compiled(nn.Module):
             return self._plain(images)
         return compiled
 
-    def _thrifty(self, images: Tensor) -> AbstractContextManager[None]:
-        """Context in which graphs are made that recompute more in the backward instead of storing it.
+    def _now(self, images: Tensor) -> AbstractContextManager[None]:
+        """Context in which graphs are made, each with its backward: made later, one that fails would end the run.
 
-        In eval mode a forward keeps masks of ReLUs, which PyTorch writes and reads so slowly on CPUs in bfloat16 that
-        they cost more than all the rest. A hundredth less memory leaves out the large ones of narrow networks, at the
-        price of a cheap convolution; attacks are about twice as fast then.
+        On CPUs they recompute more in the backward instead of storing it. In eval mode a forward keeps masks of ReLUs,
+        which PyTorch writes and reads so slowly in bfloat16 that they cost more than all the rest. A hundredth less
+        memory leaves out the large ones of narrow networks, at the price of a cheap convolution; attacks are about
+        twice as fast then.
         """
-        if images.device.type != "cpu" or self.training:
-            return nullcontext()
-        patched: AbstractContextManager[None] = differentiation.patch(activation_memory_budget=0.99)
+        settings: dict[str, object] = {"force_non_lazy_backward_lowering": True}
+        if images.device.type == "cpu" and not self.training:
+            settings["activation_memory_budget"] = 0.99
+        patched: AbstractContextManager[None] = differentiation.patch(settings)
         return patched
 
     def _plain(self, images: Tensor) -> Tensor:
