@@ -86,8 +86,8 @@ class StudyView:
     def __exit__(self, *_error: object) -> None:
         if self._live is not None:
             self._live.stop()
-            self.console.print(self.table())
             self._live = None
+            self.console.print(self.table())
 
     @property
     def is_idle(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -60,6 +61,77 @@ def test_a_run_that_ended_before_an_interruption_has_no_empty_reason() -> None:
     view.ended("trial-0000", "complete")
     view.ended("trial-0001", "failed", "no memory")
     assert output.getvalue().splitlines() == ["trial-0000  complete", "trial-0001  failed    (no memory)"]
+
+
+def test_elsewhere_than_on_a_terminal_every_event_is_a_line_and_none_is_broken() -> None:
+    view, output = a_view(40)
+    sat_der = {"method.name": "sat_der", "method.regularizer.beta": 3, "method.regularizer.gamma": 0.25}
+    der = parse(apply_values({}, sat_der | {"attack.epsilon": "8/255", "epochs": 8}))
+    fgsm = parse(apply_values({}, {"method.name": "fgsm", "attack.epsilon": 0.1, "epochs": 8}))
+    first, second, *later = [record(epoch, 2, 0.4) for epoch in range(4)]
+    with view:
+        assert view.is_idle
+        view.restore("trial-0009", fgsm, [first], "complete")
+        assert view.is_idle
+        view.phase("searching", runs=2)
+        assert not view.is_idle
+        view.started("trial-0000", der)
+        view.started("trial-0001", fgsm, [first, second])
+        for one in (second, *later):
+            view.epoch("trial-0001", one)
+        view.ended("trial-0000", "complete", "completed")
+        view.ended("trial-0001", "stopped", "it collapsed")
+    assert output.getvalue().splitlines() == [
+        "searching",
+        "trial-0000  started   sat_der     ε=8/255  β=3  γ=0.25",
+        "trial-0001  started   fgsm        ε=0.1  β=-  γ=-  from epoch 2",
+        "trial-0001  collapsed at 3",
+        "trial-0000  complete  no epoch",
+        "trial-0001  stopped   clean 66.0 %  PGD-10 2.0 %  ΔE +8.00  collapsed at 3  (it collapsed)",
+    ]
+
+
+def test_on_a_terminal_only_a_failure_is_a_line_and_the_whole_table_stays() -> None:
+    view = live_view()
+    with view:
+        view.phase("searching", runs=20)
+        for number in range(20):
+            view.started(f"trial-{number:04d}", parse({"epochs": 8}))
+            for epoch in (0, 1):
+                view.epoch(f"trial-{number:04d}", record(epoch, 1, 0.5))
+            view.ended(f"trial-{number:04d}", "stopped" if number == 1 else "complete", "too slow")
+        view.ended("trial-0002", "failed", "no memory")
+    output = view.console.file.getvalue()  # type: ignore[attr-defined]
+    assert output.count("trial-0002 failed: no memory") == 1
+    assert "started" not in output
+    assert "too slow" not in output
+    assert not [line for line in output.splitlines() if line.endswith(("searching", "trial-0000  collapsed at 2"))]
+    _, *rows = output[output.rindex("PGD-10") :].splitlines()
+    assert [line.split()[0] for line in rows] == [f"trial-{number:04d}" for number in range(20)]
+
+
+def test_a_row_ends_with_its_onset_else_with_how_it_ended_if_not_well() -> None:
+    view, _ = a_view(110)
+    for number, state in enumerate(("complete", "stopped", "failed", "running")):
+        view.started(f"sound-{number}", parse({}), [record(0, None, 0.5)])
+        view.started(f"fallen-{number}", parse({}), [record(epoch, 1, 0.5) for epoch in (0, 1)])
+        if state != "running":
+            view.ended(f"sound-{number}", state)  # type: ignore[arg-type]
+            view.ended(f"fallen-{number}", state)  # type: ignore[arg-type]
+    last = [str(cell) for cell in view.table().columns[-1].cells]
+    assert last == ["", "collapsed at 2", "stopped", "collapsed at 2", "failed", "collapsed at 2", "", "collapsed at 2"]
+
+
+@pytest.mark.parametrize(
+    ("width", "epochs", "shown"),
+    [(109, 3, "3/8"), (110, 3, "━━━━┈┈┈┈┈┈ 3/8"), (110, 0, "┈┈┈┈┈┈┈┈┈┈ 0/8"), (110, 8, "━━━━━━━━━━ 8/8")],
+)
+def test_a_bar_of_ten_has_the_share_of_epochs_that_are_done_where_there_is_room(
+    width: int, epochs: int, shown: str
+) -> None:
+    view, _ = a_view(width)
+    view.restore("a", parse({"epochs": 8}), [record(epoch, None, 0.2) for epoch in range(epochs)], "complete")
+    assert list(view.table().columns[5].cells) == [shown]
 
 
 @pytest.mark.parametrize(("energy", "said"), [([0.0, 0.0, 0.0, 5.0], "collapsed at 4"), ([0.0] * 4, "collapsed at 4?")])
@@ -151,16 +223,39 @@ def test_the_time_that_is_left_is_that_of_epochs_that_will_come(monkeypatch: pyt
         assert view._status().endswith("about 32 s left")
 
 
+def test_a_phase_without_runs_counts_none_and_one_of_a_single_run_has_its_epochs_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    view = live_view()
+    with view:
+        view.phase("writing the report")
+        assert view._status() == "writing the report  0 s"
+        view.phase("one trial", runs=1, epochs=12)
+        now = 3.0
+        assert view._status() == "one trial  0 of 1 runs ended  3 s"
+        view.started("a", parse({"epochs": 12}))
+        view.epoch("a", record(0, None, 0.2))
+        assert view._status() == "one trial  0 of 1 runs ended  3 s  about 33 s left"
+        view.phase("two evaluations", runs=2)
+        view.started("b", parse({"epochs": 12}))
+        view.epoch("b", record(0, None, 0.2))
+        assert view._status() == "two evaluations  0 of 2 runs ended  0 s"
+
+
 def test_a_run_that_is_as_it_was_is_not_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[int] = []
     monkeypatch.setattr(progress, "onsets", lambda records, of: looks.append(len(records)) or [])
     view, output = a_view(110)
     one, two = record(0, None, 0.2), record(1, None, 0.2)
-    for made, state in (([], "running"), ([one], "running"), ([one], "stopped"), ([one, two], "running")):
+    again = replace(two, time=two.time + 1)  # its newest epoch was trained anew
+    states = ([], "running"), ([one], "running"), ([one], "stopped"), ([one, two], "running"), ([one, again], "running")
+    for made, state in states:
         view.restore("trial-0000", parse({}), made, state)  # type: ignore[arg-type]
         view.console.print(view.table())
-    assert looks == [0, 1, 2]
-    assert ["stopped" in line for line in output.getvalue().splitlines()[1::2]] == [False, False, True, False]
+    assert looks == [0, 1, 2, 2]
+    assert ["stopped" in line for line in output.getvalue().splitlines()[1::2]] == [False, False, True, False, False]
 
 
 def test_a_search_that_goes_on_has_the_runs_that_have_not_ended(

@@ -110,6 +110,12 @@ def test_what_lies_exactly_on_a_threshold():
         assert checked_onsets(made_records([0.5], [0.0], checks=checks), rule) == expected
 
 
+def test_how_far_the_accuracy_must_fall_is_a_parameter():
+    curve, energy = [0.8, 0.3, 0.1], np.zeros(3)
+    dated = [catastrophic_onset(curve, energy, 0.0, CatastrophicRule(accuracy_drop=drop)) for drop in (0.1, 0.25, 0.5)]
+    assert [onset and onset.epoch for onset in dated] == [None, 2, 1]
+
+
 @pytest.mark.parametrize("fixture", [SAT, TRADES], ids=["SAT", "TRADES"])
 def test_multi_step_training_does_not_collapse(fixture):
     delta_energy, error = fixture
@@ -196,6 +202,7 @@ def test_the_thirds_of_a_run_whose_length_is_no_multiple_of_three():
 def test_only_slopes_of_full_windows_count():
     rule = RobustRule(first_epoch=0, error_first_epoch=0, slope_window=5, error_rise=0, consecutive=2)
     assert robust_onset(-np.arange(12.0), np.ones(12), rule) == Onset("robust", 4, True)
+    assert robust_onset(-np.arange(4.0), np.ones(4), rule) is None
     # Of the middle third of ten epochs, 3 to 6, three have a full window.
     values = -(np.arange(10.0) ** 3)
     slopes = {e: np.polyfit(np.arange(5), values[e - 4 : e + 1], 1)[0] for e in range(4, 10)}

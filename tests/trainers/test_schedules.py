@@ -112,3 +112,8 @@ def test_a_schedule_of_another_package_with_a_peak_cycles_momentum_too(monkeypat
 
 def test_without_a_value_at_the_peak_momentum_is_constant():
     assert momenta(parse({"schedule": "piecewise"}).schedule, 0.9, None, 5) == [0.9] * 5
+
+
+def test_momentum_may_fall_to_none_at_the_peak():
+    schedule = parse({"schedule": {"name": "triangular", "peak": 0.5}}).schedule
+    assert momenta(schedule, 0.9, 0.0, 3) == pytest.approx([0.45, 0.0, 0.45])
