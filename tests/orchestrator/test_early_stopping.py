@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from orchestrator.host import disk
+from orchestrator.host.interrupt import Interrupt
 from orchestrator.records.events import Compared, Stopped
 from orchestrator.records.journal import Journal
 from orchestrator.records.runs import trial_key
 from orchestrator.records.savings import savings
 from orchestrator.records.study_folder import create_study_folder
+from orchestrator.slots.messages import Report
+from orchestrator.study.proposals import Outcome
 from search_spaces.stopping import Pruning, Stopping
 from search_spaces.study import Resources, Study, parse_study
 from tests.orchestrator.curves import records
@@ -109,6 +114,23 @@ def test_an_epoch_that_nobody_judged_before_the_kill_is_judged_afterwards(journa
     assert [type(event) for event in journal.events()] == [Stopped]
 
 
+def test_a_trial_is_stopped_once_however_often_it_is_asked_of_and_so_is_its_twin(
+    journal: Journal, study: Study
+) -> None:
+    from orchestrator.study.early_stopping import StopDecisions
+
+    stopping = StopDecisions(Stopping(catastrophic=True), journal)
+    experiment = study.experiment_for({"method.name": "fgsm"})
+    stop = stopping.decide("trial-0000", experiment, records(COLLAPSE))
+    assert stop is not None
+    for _ in range(2):
+        stopping.inherit("trial-0001", "trial-0000")
+        assert stopping.decide("trial-0000", experiment, records(COLLAPSE)) == stop
+        assert stopping.decide("trial-0001", experiment, records(COLLAPSE[:2])) == stop
+    stops = [(event.key, event.epoch) for event in journal.events() if isinstance(event, Stopped)]
+    assert stops == [("trial-0000", 2), ("trial-0001", 2)]
+
+
 @pytest.mark.parametrize("on_disk", [EPOCHS - 1, EPOCHS])
 def test_a_collapse_before_the_last_epoch_stops_a_run_whether_or_not_that_is_on_disk(
     on_disk: int, journal: Journal, study: Study
@@ -184,6 +206,53 @@ def test_a_run_that_got_to_its_end_is_not_stopped(journal: Journal, study: Study
     stopping = StopDecisions(Stopping(catastrophic=True), journal)
     made = records([0.5] * (EPOCHS - 1) + [0.01])
     assert stopping.decide("trial-0000", study.experiment_for({"method.name": "fgsm"}), made) is None
+
+
+def judged(study: Study, folder: Path, report: Report, interrupt: Interrupt | None = None) -> Outcome | None:
+    from orchestrator.study.endings import judge_run
+
+    return judge_run(report, study.experiment_for({}), folder, study, interrupt or Interrupt(print))
+
+
+@pytest.mark.parametrize(("checkpoint", "robust"), [("best", 0.7), ("last", 0.6)])
+def test_a_run_at_its_end_counts_by_the_epoch_that_is_asked_for(
+    study: Study, tmp_path: Path, checkpoint: str, robust: float
+) -> None:
+    chosen = parse_study({**study.to_raw(), "search": {"checkpoint": checkpoint}})
+    append_record(tmp_path, *records([0.3, 0.7, 0.5, 0.5, 0.5, 0.5, 0.5, 0.6]))
+    outcome = judged(chosen, tmp_path, {"done": True})
+    assert outcome is not None
+    assert (outcome.state, outcome.objectives) == ("complete", (0.9, robust))
+
+
+def test_a_run_fails_by_its_own_error_or_by_an_objective_that_is_no_number(study: Study, tmp_path: Path) -> None:
+    for accuracies, report, reason in (
+        ([0.5] * EPOCHS, {"failure": "no memory"}, "no memory"),
+        ([], {}, "it ended before its last epoch"),
+        ([math.nan] * EPOCHS, {"done": True}, "objectives are not finite: (0.9, nan)"),
+    ):
+        folder = tmp_path / reason[:5]
+        folder.mkdir()
+        append_record(folder, *records(accuracies))
+        outcome = judged(study, folder, report)  # type: ignore[arg-type]
+        assert outcome is not None
+        assert (outcome.state, outcome.reason, outcome.objectives) == ("failed", reason, ())
+
+
+def test_a_run_goes_on_later_after_an_interruption_a_crash_or_a_full_disk_which_ends_the_study(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append_record(tmp_path, *records([0.5] * (EPOCHS - 1)))
+    interrupt = Interrupt(lambda _: None)
+    assert judged(study, tmp_path, {"crashed": True}, interrupt) is None
+    interrupt.check()
+    assert judged(study, tmp_path, {"disk_full": "/scratch"}, interrupt) is None
+    with pytest.raises(OSError, match="No space left on device: '/scratch'"):
+        interrupt.check()
+    assert judged(study, tmp_path, {}, interrupt) is None
+    monkeypatch.setattr(disk, "_LEAST_FREE", 1 << 62)
+    with pytest.raises(OSError, match="No space left on device"):
+        judged(study, tmp_path, {"crashed": True})
 
 
 @pytest.mark.parametrize(("checkpoint", "objectives"), [("best", (0.9, 0.5)), ("last", ())])

@@ -10,7 +10,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from trainers.data.batches import TrainingBatches
-from trainers.data.images import ImageSet, load_splits, stratified
+from trainers.data.images import ImageSet, cut, load_splits, stratified
 from trainers.problems import InvalidInput
 from trainers.ranks import Ranks
 
@@ -68,6 +68,25 @@ def test_fewer_training_samples_are_a_part_of_the_pool_and_leave_the_holdout_alo
     assert len(few.train) == 50
     assert rows(few.train.images) < rows(many.train.images)
     assert torch.equal(few.validation.images, many.validation.images)
+
+
+@pytest.mark.parametrize("more", [0, 1, 1000])
+def test_as_many_training_samples_as_the_pool_has_or_more_are_the_whole_pool(more, experiment):
+    labels = torch.arange(200) % 10
+    whole, held_out = cut(experiment({"data.train_samples": None, "data.holdout": 40}).data, labels)
+    pool, _ = cut(experiment({"data.train_samples": len(whole) + more, "data.holdout": 40}).data, labels)
+    assert np.array_equal(pool, whole)
+    assert sorted([*pool, *held_out]) == list(range(200))
+
+
+def test_which_of_the_pool_are_trained_on_is_drawn_by_the_split_seed_too(experiment):
+    labels, places = torch.zeros(200, dtype=torch.long), []
+    for seed in (0, 1):
+        settings = {"data.holdout": 40, "data.split_seed": seed}
+        whole, _ = cut(experiment(settings | {"data.train_samples": None}).data, labels)
+        few, _ = cut(experiment(settings | {"data.train_samples": 50}).data, labels)
+        places.append(np.searchsorted(whole, few).tolist())
+    assert places[0] != places[1]
 
 
 @pytest.mark.parametrize("size", [8, 16, 32, 64])
