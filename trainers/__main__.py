@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     from trainers.loop import fit
     from trainers.precision import precision_notices
-    from trainers.ranks import Ranks
+    from trainers.ranks import Ranks, local_device
     from trainers.reporting import describe, on_device
     from trainers.run_folder import TakenOver
     from trainers.totals import Diverged
@@ -59,9 +59,10 @@ def main(arguments: list[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     distributed = int(os.environ.get("WORLD_SIZE", 1)) > 1
     if distributed:
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        device = local_device()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     ranks = Ranks.current()
     try:
         if ranks.is_first:

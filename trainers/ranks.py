@@ -33,12 +33,8 @@ class Ranks:
     def current(cls, device: torch.device | str | None = None) -> Ranks:
         """From the default process group if there is one, else alone. `device` defaults to a GPU if there is one."""
         joined = dist.is_available() and dist.is_initialized()
-        if device is None:
-            local = int(os.environ.get("LOCAL_RANK", 0))
-            cuda = torch.cuda.is_available()
-            device = torch.device("cuda", local % torch.cuda.device_count()) if cuda else torch.device("cpu")
         rank, size = (dist.get_rank(), dist.get_world_size()) if joined else (0, 1)
-        return cls(rank, size, torch.device(device))
+        return cls(rank, size, local_device() if device is None else torch.device(device))
 
     @property
     def is_first(self) -> bool:
@@ -142,6 +138,13 @@ class Ranks:
         flat = self.sum(torch.cat([b.detach().flatten() for b in buffers])) / self.world_size
         for buffer, mean in zip(buffers, torch.split(flat, [b.numel() for b in buffers]), strict=True):
             buffer.copy_(mean.view_as(buffer))
+
+
+def local_device() -> torch.device:
+    """The GPU of this process among those that it sees, which may be its own alone; the CPU where there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
 
 
 def _sendable(error: Exception) -> Exception:

@@ -21,7 +21,7 @@ from trainers.loop import fit
 from trainers.models.build import build_model
 from trainers.problems import InvalidInput
 from trainers.randomness import Noise, generator
-from trainers.ranks import Ranks
+from trainers.ranks import Ranks, local_device
 from trainers.records import RECORDS_FILE, read_records
 from trainers.step import StepResult, build_method, train_step
 from trainers.totals import EpochTotals
@@ -251,7 +251,7 @@ def test_the_threads_of_a_process_group_end_with_it(tmp_path):
     script = f"""
 import torch, torch.distributed as dist
 from pathlib import Path
-from trainers.ranks import Ranks
+from trainers.ranks import Ranks, local_device
 
 dist.init_process_group("gloo", init_method="file://{tmp_path}/rendezvous", rank=0, world_size=1)
 model = Ranks(0, 2, torch.device("cpu")).data_parallel(torch.nn.Linear(2, 2))
@@ -270,3 +270,16 @@ def test_alone_every_collective_does_nothing(alone):
     assert alone.sum(values) is alone.concatenate(values) is alone.broadcast(values) is values
     assert alone.share(3) == slice(0, 3)
     assert Ranks.current("cpu") == alone
+
+
+@pytest.mark.parametrize(
+    ("gpus", "local_rank", "device"), [(0, "1", "cpu"), (4, "3", "cuda:3"), (1, "3", "cuda:0"), (2, None, "cuda:0")]
+)
+def test_a_process_computes_on_the_gpu_of_its_place_or_on_the_one_that_it_sees(gpus, local_rank, device, monkeypatch):
+    """A launcher may show each process a GPU of its own alone, whatever its place is."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local_rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    assert local_device() == Ranks.current().device == torch.device(device)
