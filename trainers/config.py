@@ -118,7 +118,7 @@ class Attack(Section):
     """What the training attack may spend, in pixel units of [0,1]."""
 
     epsilon: Pixels = Field(gt=0, le=1)
-    step_size: Pixels = Field(gt=0, le=2, description="default: the inner attack's own part of epsilon; a few steps divide it")
+    step_size: Pixels = Field(gt=0, le=2, description="default: the inner attack's part of epsilon, 1/steps at least")
     steps: int = Field(ge=1)
     batch_norm: Literal["train", "eval"] = Field(description="batch-norm mode while the attack is crafted")
     warmup_epochs: float = Field(0.0, ge=0, description="epsilon and the step grow linearly from 0 in these epochs")
