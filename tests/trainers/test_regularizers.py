@@ -238,7 +238,7 @@ def test_aaer_takes_the_published_strengths_of_the_setting(raw, loss, variation)
         ("cifar100", "32/255", {}, True),
         ("cifar10", "13/255", {"loss_strength": 4}, False),
         ("cifar10", "12/255", {}, False),
-        ("digits", 0.1, {}, False),
+        ("digits", 0.1, {}, True),
     ],
 )
 def test_strengths_that_are_published_for_another_epsilon_are_worth_a_notice(data, epsilon, given, noticed):
