@@ -30,7 +30,8 @@ def _late_slots(experiment: Experiment) -> Iterator[str]:
         left = experiment.epochs - first
         if first > 0 and left <= max(1, experiment.epochs // _FEW):
             choice = getattr(experiment.method, slot)
-            acts = f"acts in the last {f'{left} epochs' if left > 1 else 'epoch'} alone" if left > 0 else "never acts"
+            last = {0: "never acts", 1: "acts in the last epoch alone"}
+            acts = last.get(left, f"acts in the last {left} epochs alone")
             start = choice.parameters["start"]
             yield f"method.{slot}.start: {start:g} of {experiment.epochs} epochs: {choice.name} {acts}"
 

@@ -55,13 +55,14 @@ def preflight(
 def _of_this_processor(study: Study, address: str | None) -> list[str]:
     """What is worth knowing before the study computes here on CPUs."""
     precisions = {experiment.precision for experiment in study.experiments}
-    if study.resources.gpus_per_worker or address_in_use(address) is not None or "bfloat16" not in precisions:
+    if study.resources.gpus_per_worker or address_in_use(address) is not None or precisions == {"float32"}:
         return []
     import torch
 
     from trainers.precision import precision_notices
 
-    return precision_notices("bfloat16", torch.device("cpu"))
+    cpu = torch.device("cpu")
+    return [notice for precision in sorted(precisions) for notice in precision_notices(precision, cpu)]
 
 
 def _check_data(data: Data, say: Callable[[str], None]) -> None:

@@ -18,9 +18,10 @@ from trainers.problems import InvalidInput
 
 
 @pytest.mark.parametrize(
-    ("chosen", "knows", "notes"), [("bfloat16", False, 1), ("bfloat16", True, 0), ("float32", False, 0)]
+    ("chosen", "knows", "notes"),
+    [("bfloat16", False, 1), ("bfloat16", True, 0), ("float32", False, 0), ("tf32", True, 1)],
 )
-def test_emulated_bfloat16_is_noted_once_before_the_first_trial(
+def test_a_precision_that_is_not_what_this_cpu_computes_in_is_noted_once_before_the_first_trial(
     chosen: str, knows: bool, notes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(precision, "knows_bfloat16", lambda: knows)
@@ -29,7 +30,7 @@ def test_emulated_bfloat16_is_noted_once_before_the_first_trial(
     said: list[str] = []
     preflight(study, tmp_path / "runs" / "s", None, say=said.append)
     assert len(said) == notes
-    assert all(line.startswith("note: precision: bfloat16: this CPU") for line in said)
+    assert all(line.startswith(f"note: precision: {chosen}: ") for line in said)
 
 
 @pytest.mark.parametrize(
